@@ -4,8 +4,6 @@ Making them again updates them. `TAILORED_LLAMA_WEBHOOK` is the URL that is call
 without it there is no such automation.
 """
 
-from __future__ import annotations
-
 import os
 from datetime import timedelta
 

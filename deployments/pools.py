@@ -1,7 +1,5 @@
 """The work pools of the Prefect server, and how much each runs at once. All else of a pool stays as it is."""
 
-from __future__ import annotations
-
 import os
 
 from prefect.client.orchestration import SyncPrefectClient, get_client

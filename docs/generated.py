@@ -1,7 +1,5 @@
 """A Sphinx extension: pages that are made from the code and from the studies' tables when the site is built."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

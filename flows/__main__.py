@@ -1,7 +1,5 @@
 """Run a flow from a configuration file: python -m flows NAME CONFIG.toml [--set KEY=VALUE …]."""
 
-from __future__ import annotations
-
 import argparse
 import atexit
 import os

@@ -1,7 +1,5 @@
 """The compositions as Prefect flows, and the flow that runs single stages of them on a worker."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from prefect import Flow, flow, get_run_logger

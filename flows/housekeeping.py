@@ -1,7 +1,5 @@
 """Keep the artifact store small: remove what no kept report used, and leftovers and claims of dead runs."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from prefect import flow

@@ -1,7 +1,5 @@
 """Deploy a configuration of your own, to run every night in this folder: python -m flows.own CONFIG.toml."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

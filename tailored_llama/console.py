@@ -1,7 +1,5 @@
 """Terminal output: progress bars, without the messages that libraries address to developers."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

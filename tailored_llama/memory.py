@@ -1,7 +1,5 @@
 """Memory: a stage's peak usage, what is free, and whether an error means that memory ran out."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import resource

@@ -1,7 +1,5 @@
 """Checks of a run that take seconds, before any heavy work and without the network."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Collection

@@ -1,7 +1,5 @@
 """Work in other processes of this machine, which end with this one and whose messages arrive here."""
 
-from __future__ import annotations
-
 import logging
 import os
 import queue

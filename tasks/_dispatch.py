@@ -1,13 +1,11 @@
 """Leaving a stage to a worker: its run is created, waited for, and cancelled together with the run that needs it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from threading import Event, Lock
-from typing import Any, cast
+from typing import Any, Self, cast
 from uuid import UUID
 
 from prefect import State, get_client
@@ -47,7 +45,7 @@ class Ordered(BaseModel):
     inputs: dict[str, ArtifactRef | dict[str, ArtifactRef] | None]
 
     @classmethod
-    def of(cls, call: Call[Any]) -> Ordered:
+    def of(cls, call: Call[Any]) -> Self:
         settings = TypeAdapter(call.stage.settings).dump_python(call.settings, mode="json")
         return cls(name=call.name, stage=call.stage.name, settings=settings, inputs=dict(call.inputs))
 

@@ -1,7 +1,5 @@
 """The Markdown artifacts that a run shows in the Prefect UI, with their pictures embedded."""
 
-from __future__ import annotations
-
 import base64
 import re
 from pathlib import Path

@@ -4,8 +4,6 @@ Prefect turns the signal into an exception in the main thread. If it is raised w
 garbage collection, Python prints it and goes on, and so would the run.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
@@ -18,7 +16,7 @@ def heed_sigterm() -> None:
     """Send this process the signal again when Python dropped it."""
     report = sys.unraisablehook
 
-    def send_again(dropped: sys.UnraisableHookArgs) -> None:
+    def send_again(dropped: "sys.UnraisableHookArgs") -> None:
         if dropped.exc_type is not TerminationSignal:
             report(dropped)
             return

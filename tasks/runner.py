@@ -3,8 +3,6 @@
 The artifact store is the only cache: a task whose artifact exists ends in the state `Cached`, without doing work.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping
 from functools import cache, cached_property, partial
@@ -74,7 +72,7 @@ class Promise:
     `run` is Prefect's future of it, or its final state; `needs` are the promises that it reads.
     """
 
-    def __init__(self, run: PrefectConcurrentFuture[Any] | State[Any], needs: list[Promise], name: str) -> None:
+    def __init__(self, run: PrefectConcurrentFuture[Any] | State[Any], needs: "list[Promise]", name: str) -> None:
         self.run, self.needs, self.name = run, needs, name
 
     @property

@@ -1,7 +1,5 @@
 """Compositions that run in this process, and what they leave in their store."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any

@@ -1,8 +1,6 @@
 """Fixtures: the tiny model and a whole run configuration on it."""
 
 # ruff: noqa: E402
-from __future__ import annotations
-
 import gc
 
 gc.disable()  # until all tests are collected: there is no garbage yet, and looking for it takes a third of the time

@@ -4,8 +4,6 @@ A step is a call that reads or changes what outlives the process: a file or fold
 object. What a file holds is written in one step with its opening, or not at all.
 """
 
-from __future__ import annotations
-
 import builtins
 import errno
 import fcntl
@@ -20,7 +18,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from fsspec import AbstractFileSystem
@@ -178,7 +176,7 @@ class Clock:
         along: another machine's, on which the same time passes.
     """
 
-    def __init__(self, along: Clock | None = None) -> None:
+    def __init__(self, along: Self | None = None) -> None:
         self.time, self.along = 0.0, along
         self.patience = float("inf")  # a wait beyond this time ends with a TimeoutError
         self._thread: threading.Thread | None = None  # renews a claim

@@ -1,7 +1,5 @@
 """What tests are made of: a tiny random Llama with grouped-query attention, a byte tokenizer, a small benchmark."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """A temporary Prefect server without what tests of flows do not look at: a record of task runs and events."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """llama.cpp itself, through its C interface: token ids, logits and greedy continuations of a GGUF file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What other processes do in tests; they import this module, and little else."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import time

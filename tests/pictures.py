@@ -1,7 +1,5 @@
 """Reports without pictures."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from unittest import mock

@@ -1,7 +1,5 @@
 """A local S3 server that fails when told to."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import threading

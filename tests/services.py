@@ -1,7 +1,5 @@
 """A real Prefect server, its API, and processes that die with the test."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

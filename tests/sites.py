@@ -1,7 +1,5 @@
 """A Prefect server with everything of deployments/ on it, a worker for each pool, and who is told of failures."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """Imports go down only: from deployments through flows and tasks to the library, and in it from room to room."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import tomllib

@@ -4,9 +4,7 @@ An operation on tensors of different devices raises, as on two GPUs. So do resul
 `lazy` is a device type that needs no driver, and whose gradients torch computes in the calling thread.
 """
 
-from __future__ import annotations
-
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -24,7 +22,7 @@ class TwoDevices(TorchDispatchMode):
 
     depth = 0
 
-    def __enter__(self) -> TwoDevices:
+    def __enter__(self) -> Self:
         TwoDevices.depth += 1
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor() fills on the CPU, then copies
         super().__enter__()
@@ -50,7 +48,7 @@ class _Placed(Tensor):
     inner: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor, device: torch.device) -> _Placed:
+    def __new__(cls, inner: Tensor, device: torch.device) -> Self:
         made: _Placed = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             inner.shape,

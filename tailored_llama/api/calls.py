@@ -1,7 +1,5 @@
 """The calls. Each composes the stages that a flow does: results are the same, and are found again in a store."""
 
-from __future__ import annotations
-
 import functools
 import json
 import re

@@ -1,7 +1,5 @@
 """What the calls return: a model that was made, and what a search has found."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

@@ -4,8 +4,6 @@ torch and transformers take seconds to load. What needs them is imported in the 
 checked, so that --help and a bad value answer at once.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """The command line `tailored-llama`: the library's stages on plain folders, without the pipeline."""
 
-from __future__ import annotations
-
 import sys
 
 import typer

@@ -1,7 +1,5 @@
 """Commands that fetch, make and export models."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Commands that score, time and compare models, find the smallest one for a job, and repeat its proof."""
 
-from __future__ import annotations
-
 import json
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """Commands that run whole compositions in this process, and print what can be set."""
 
-from __future__ import annotations
-
 import json
 import logging
 import textwrap

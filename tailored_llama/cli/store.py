@@ -1,7 +1,5 @@
 """The commands `tailored-llama store …`: list, verify and clean up the artifact store."""
 
-from __future__ import annotations
-
 import re
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A benchmark in one file of the user's own: its name, and its columns where they have common names."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """Values derived from a configuration, without reading any data."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Sections on where work is done and where its results are kept, and what a stage is given of them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field

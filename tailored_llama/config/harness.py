@@ -3,8 +3,6 @@
 A benchmark named `lm_eval:sciq` is the harness's task `sciq`. `tailored_llama/data/harness.py` loads its documents.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Mapping

@@ -1,11 +1,9 @@
 """Sections on what goes in: the model, texts, benchmarks and prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -91,7 +89,7 @@ class CalibrationPart:
     text: TextConfig
     weight: float
     samples: int
-    benchmark: BenchmarkConfig | None = None
+    benchmark: "BenchmarkConfig | None" = None
 
     @property
     def name(self) -> str:
@@ -111,7 +109,7 @@ class CalibrationConfig(SourcesConfig):
     samples: int = Field(16, ge=1, le=65536, description="Sequences drawn from the text.")
     tokens: int = Field(512, ge=8, le=32768, description="Tokens in each sequence; a few long ones work better.")
 
-    def parts(self, benchmarks: Sequence[BenchmarkConfig]) -> tuple[CalibrationPart, ...]:
+    def parts(self, benchmarks: "Sequence[BenchmarkConfig]") -> tuple[CalibrationPart, ...]:
         """The texts, which share the sequences by weight (largest remainder).
 
         Questions are one text for each of the benchmarks, of equal weight; without benchmarks, BoolQ's passages.
@@ -153,7 +151,7 @@ class CalibrationConfig(SourcesConfig):
         """Whether a source is among the texts."""
         return any(part.source == source for part in self.sources)
 
-    def with_tokens(self, total: int, source: Sources | None = None) -> CalibrationConfig:
+    def with_tokens(self, total: int, source: Sources | None = None) -> Self:
         """As many whole sequences as hold this many tokens, of the same texts, or of others without subset."""
         others = {"source": source, "subset": None, "revision": None} if source else {}
         return self.model_copy(update={"samples": -(-total // self.tokens), **others})

@@ -1,7 +1,5 @@
 """Loading of configurations: a TOML file and overrides, validated, with all problems in one line."""
 
-from __future__ import annotations
-
 import difflib
 import re
 import tomllib

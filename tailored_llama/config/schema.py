@@ -1,7 +1,5 @@
 """The run configuration: one TOML file, one frozen pydantic model, the same names everywhere."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 

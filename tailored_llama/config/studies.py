@@ -1,7 +1,5 @@
 """Configurations beside a run's: sweeps over a grid of settings, prompt studies, transfer, and the smallest model."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Sections on training: adapters, tuning and healing."""
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 from pydantic import Field

@@ -5,8 +5,6 @@ lm-evaluation-harness (and so the evaluation split here) writes ".. ". On the va
 3,073 of 10,042 documents, by full stops and spaces only.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

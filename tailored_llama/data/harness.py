@@ -5,8 +5,6 @@ choice), `description` (what it puts once before everything) and `solved` (the d
 examples). Known deviation: a train example that is also in the evaluation split is left out, as everywhere here.
 """
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import importlib.metadata

@@ -1,7 +1,5 @@
 """Prompts as tokens: packed documents, the positions at which choices are scored, and the choices' log-likelihoods."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice

@@ -4,15 +4,13 @@ With the set `harness`, WinoGrande is scored by partial evaluation: each choice 
 the sentence's rest is the continuation. Other shipped sets score the choice or its letter, which is another measure.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -138,9 +136,7 @@ class PromptSettings:
     stop: str = ""  # what ends an answer that the model is to learn to write
 
     @classmethod
-    def of(
-        cls, config: RunConfig, benchmark: BenchmarkConfig, split: RenderedSplit, selection: int = 0
-    ) -> PromptSettings:
+    def of(cls, config: RunConfig, benchmark: BenchmarkConfig, split: RenderedSplit, selection: int = 0) -> Self:
         tuning, num_fewshot = config.tuning, config.scoring.num_fewshot
         settings = cls(benchmark.name, Wording(config.prompts.template, benchmark), split, num_fewshot=num_fewshot)
         if split == "evaluation":

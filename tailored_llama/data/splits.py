@@ -1,7 +1,5 @@
 """The rows of a benchmark's split: in the embedded wheel, a local file, a part of one, or the Hub."""
 
-from __future__ import annotations
-
 import difflib
 import gzip
 import hashlib

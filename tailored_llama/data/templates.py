@@ -1,7 +1,5 @@
 """Template sets: how the examples of every benchmark are worded, as TOML files that people can read and add to."""
 
-from __future__ import annotations
-
 import difflib
 import string
 from collections.abc import Iterator, Sequence

@@ -1,11 +1,9 @@
 """Plain text for calibration and perplexity."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pyarrow.parquet as pq
 
@@ -92,7 +90,7 @@ class CalibrationSettings:
     seed: int
 
     @classmethod
-    def of(cls, config: RunConfig) -> CalibrationSettings:
+    def of(cls, config: RunConfig) -> Self:
         parts = calibration_parts(config)
         texts = (DrawnText(find_text(part.text, "calibration", part.benchmark), part.samples) for part in parts)
         return cls(tuple(texts), config.calibration.tokens, config.seed)

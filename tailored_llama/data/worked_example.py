@@ -4,8 +4,6 @@ CommonsenseQA (Talmor et al. 2019, arXiv 1811.00937; MIT licence) from the pinne
 questions of its validation split, because the answers of its test split are not published.
 """
 
-from __future__ import annotations
-
 import csv
 import re
 from pathlib import Path

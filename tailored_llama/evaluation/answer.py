@@ -1,7 +1,5 @@
 """What a search for the smallest model found: candidates, the sequence of tests, and the answer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Written answers: greedy generation, and SQuAD's exact match and F1 (arXiv 1606.05250, section 6.1)."""
 
-from __future__ import annotations
-
 import re
 import string
 from collections import Counter

@@ -1,7 +1,5 @@
 """The search for the smallest model: which candidates are measured next, and which are tested in which order."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

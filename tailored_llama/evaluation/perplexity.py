@@ -1,7 +1,5 @@
 """Perplexity of a text over sliding windows, per token, word and byte, as in lm-evaluation-harness."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

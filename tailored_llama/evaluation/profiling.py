@@ -1,7 +1,5 @@
 """Measure what a checkpoint costs to run, alone or compared with another: tokens per second and memory."""
 
-from __future__ import annotations
-
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool

@@ -1,7 +1,5 @@
 """Proof that a model loses less than a margin against a reference, on rows that chose neither."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Recovery: what pruning cost and tuning brought back, as rows with 95 % intervals."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

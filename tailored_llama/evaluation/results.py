@@ -1,7 +1,5 @@
 """What runs and studies are made of: named artifacts, as futures in a composition and as folders in a stage."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

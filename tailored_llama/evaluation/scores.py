@@ -1,7 +1,5 @@
 """Read scores: the metrics, the answers, and the score of one model on one benchmark."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

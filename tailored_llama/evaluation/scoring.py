@@ -1,7 +1,5 @@
 """Scoring: the log-likelihood of every choice, and accuracies as lm-evaluation-harness defines them."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

@@ -1,9 +1,8 @@
 """What scores, perplexities and costs depend on, beside the artifacts that they are measured on."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from tailored_llama import models
 from tailored_llama.config import (
@@ -37,7 +36,7 @@ class ScoreSettings:
     written: WrittenAnswer | None = None  # None: choices are ranked
 
     @classmethod
-    def of(cls, benchmark: BenchmarkConfig, split: PromptSplit = "evaluation") -> ScoreSettings:
+    def of(cls, benchmark: BenchmarkConfig, split: PromptSplit = "evaluation") -> Self:
         written = None
         if is_written(benchmark):
             written = WrittenAnswer(benchmark.max_new_tokens or 32, stop_strings(benchmark), benchmark.ignore)
@@ -54,7 +53,7 @@ class PerplexitySettings:
     stride: int
 
     @classmethod
-    def of(cls, text: PerplexityConfig) -> PerplexitySettings:
+    def of(cls, text: PerplexityConfig) -> Self:
         return cls(find_text(text, "perplexity"), text.tokens, text.window, text.stride or text.window)
 
 
@@ -67,6 +66,6 @@ class ProfileSettings:
     labels: tuple[str, str] | None = ("pruned", "dense")  # names of both checkpoints; None: their folders
 
     @classmethod
-    def of(cls, profile: ProfileConfig, device: str) -> ProfileSettings:
+    def of(cls, profile: ProfileConfig, device: str) -> Self:
         """A named device need not exist on a machine that only dispatches."""
         return cls(profile, models.pick_device(device) if device == "auto" else device)

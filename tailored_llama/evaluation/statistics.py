@@ -1,7 +1,5 @@
 """Statistics of the reports: differences and ratios of two models, with paired bootstrap intervals."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

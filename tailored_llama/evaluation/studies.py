@@ -1,7 +1,5 @@
 """The rows of the studies: sweeps over a grid of settings, prompt studies and transfer."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

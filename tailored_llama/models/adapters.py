@@ -1,7 +1,5 @@
 """Adapters: their base, also in 4 bits (QLoRA: arXiv 2305.14314); adding, saving, merging and computing them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ A loop over the documents is faster on a CPU. On a GPU every document costs a fe
 in models below about 3B parameters take longer than the linear layers; there attention alone pads its documents.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial

@@ -1,7 +1,5 @@
 """Model cards: what a checkpoint is, where it comes from, its licence and how to load it; never a local path."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Checkpoint files: validation and layer widths. No model is built here."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """The dense model: find the source that a configuration names, and convert it to a checkpoint."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import tempfile

@@ -1,7 +1,5 @@
 """Choosing a device, checking its memory, and locking it for one stage at a time across all processes of a machine."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import re

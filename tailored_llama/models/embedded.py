@@ -1,7 +1,5 @@
 """Models that come in pinned PyPI wheels: where they are, under which terms, and how to read them."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A reader of GGUF files that takes nothing on trust, and reads a large vocabulary in a moment."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

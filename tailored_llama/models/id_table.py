@@ -1,7 +1,5 @@
 """The table of a checkpoint whose vocabulary was trimmed: from the dense model's tokens to its own."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Loading checkpoints, adapters and tokenizers, onto one device or several."""
 
-from __future__ import annotations
-
 import gc
 import json
 from collections.abc import Iterable, Iterator, Sequence

@@ -5,8 +5,6 @@ A header, such as a soft prompt or the solved examples of a benchmark, is encode
 transformers' own: an attention function that is registered with it (`attention.py`) reads the blocks of the row.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

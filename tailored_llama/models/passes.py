@@ -1,11 +1,9 @@
 """Many documents through a model, streamed or not: pass after pass, or layer after layer."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,11 +31,11 @@ class Encoded:
     targets: Sequence[Sequence[int]] = ()
     truncated: bool = False  # whether a choice lost the start of its context
 
-    def after(self, header: int) -> Encoded:
+    def after(self, header: int) -> Self:
         """A copy without the first `header` tokens, which are encoded separately."""
         document = Document(self.document.prefix[header:], self.document.branches)
         positions = [[p - header for p in choice] for choice in self.positions]
-        return Encoded(document, positions, self.targets, self.truncated)
+        return replace(self, document=document, positions=positions)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,10 @@
 """Where a dense model comes from (an embedded wheel, a GGUF file, a folder, or the Hub), and under which terms."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from huggingface_hub import metadata_load
 
@@ -108,7 +106,7 @@ class DenseSettings:
     dtype: Dtype
 
     @classmethod
-    def of(cls, model: ModelConfig) -> DenseSettings:
+    def of(cls, model: ModelConfig) -> Self:
         """The type `auto` is bfloat16 where this machine has it, else float32."""
         if model.dtype != "auto":
             return cls(find_model(model), model.dtype)
@@ -121,7 +119,7 @@ class DenseSettings:
         return cls(find_model(model), "bfloat16" if native else "float32")
 
 
-def read_gguf(path: Path, shown: str) -> GGUFReader:
+def read_gguf(path: Path, shown: str) -> "GGUFReader":
     """A reader of a GGUF file; InputError, with `shown` as its name, if it is not whole or cannot be converted."""
     from tailored_llama.models.gguf_reader import open_gguf
 
@@ -141,7 +139,7 @@ def read_gguf(path: Path, shown: str) -> GGUFReader:
     return reader
 
 
-def _model_type(reader: GGUFReader) -> str:
+def _model_type(reader: "GGUFReader") -> str:
     """transformers' name of a GGUF file's architecture."""
     architecture = str(reader.fields["general.architecture"].contents())
     return "gemma3_text" if architecture == "gemma3" else architecture

@@ -3,8 +3,6 @@
 Of a streamed model, embeddings, last norm and head are loaded. `layers_of` gives the layers, in memory or not.
 """
 
-from __future__ import annotations
-
 import logging
 import tempfile
 from collections.abc import Hashable, Iterable, Iterator
@@ -129,7 +127,7 @@ class Layers:
                 layer.to("meta")
 
     @contextmanager
-    def shelf(self) -> Iterator[Shelf]:
+    def shelf(self) -> "Iterator[Shelf]":
         """A place for hidden states between layers: on the device, or for a streamed model in memory and on disk."""
         if self.files is None:
             yield Shelf()

@@ -1,7 +1,5 @@
 """Texts as token ids, as lm-evaluation-harness encodes them, and the pre-tokenizers of GGUF files."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -3,8 +3,6 @@
 Byte-level BPE and BPE with byte fallback (SentencePiece) can be trimmed: both write single bytes where no token fits.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence

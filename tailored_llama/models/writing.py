@@ -1,7 +1,5 @@
 """Writing checkpoints: their configuration, and their weights in shards, so that memory never holds a whole model."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Stages side by side on this machine (`execution.processes`): each in a process of its own, a few at a time."""
 
-from __future__ import annotations
-
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping

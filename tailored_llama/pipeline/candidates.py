@@ -1,7 +1,5 @@
 """The base models of a search, and the candidates made from them: what each costs, and loses on the choosing rows."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What can be run from a configuration file: the compositions, how each is checked, and what it shows at its end."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping

@@ -1,13 +1,12 @@
 """Futures: what stages return before they have run, and what has become of many of them."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import fields, replace
 from threading import Thread
-from typing import Any, NoReturn, Protocol, TypeVar
+from types import NoneType
+from typing import Any, NoReturn, Protocol, TypeVar, get_args
 
 from tailored_llama.errors import one_line
 from tailored_llama.pipeline.stage import is_container, leaves, map_leaves
@@ -124,7 +123,7 @@ def surviving(value: Any) -> Any:
     if not is_container(value):
         return value
     parts = {field.name: surviving(getattr(value, field.name)) for field in fields(value)}
-    lost = any(parts[field.name] is None and not str(field.type).endswith("None") for field in fields(value))
+    lost = any(parts[field.name] is None and NoneType not in get_args(field.type) for field in fields(value))
     return None if lost else replace(value, **parts)
 
 

@@ -1,7 +1,5 @@
 """One stage of a composition alone, by its name, with what it reads."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache

@@ -1,7 +1,5 @@
 """What becomes of a proven model: it is published, if it is better than the last one, and its proof is repeated."""
 
-from __future__ import annotations
-
 import json
 import logging
 import time

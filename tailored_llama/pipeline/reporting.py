@@ -1,7 +1,5 @@
 """The last stages: finished models with their cards, and the reports of runs, studies and searches."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What a run says of its rows before it starts: how many there are of each part, and what so many can show."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from tailored_llama import evaluation

@@ -5,8 +5,6 @@ runners here work in this process: `StoreRunner` on an artifact store, `FolderRu
 that makes every stage a Prefect task.
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 import time

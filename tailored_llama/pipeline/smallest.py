@@ -3,8 +3,6 @@
 Three sets of rows never meet: those to tune on, those to choose candidates with, and those to prove the answer on.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -3,8 +3,6 @@
 All that the function receives enters the key, but for what cannot change its bytes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace

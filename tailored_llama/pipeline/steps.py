@@ -1,7 +1,5 @@
 """The steps from a configuration to its models, as plain calls of stages."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """The studies: sweeps over a grid of settings, transfer between benchmarks, and the choice of prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial

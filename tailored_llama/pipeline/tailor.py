@@ -1,7 +1,5 @@
 """The whole pipeline: prune a model at one or several ratios, tailor each to every benchmark, score, report."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace

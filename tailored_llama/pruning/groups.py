@@ -1,7 +1,5 @@
 """Coupled groups of a decoder, found with torch-pruning's dependency graph."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Iterator

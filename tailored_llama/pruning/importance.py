@@ -1,7 +1,5 @@
 """Importance: one score per coupled group; a higher score means keep."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The plan: which groups each layer keeps, given their importance and a ratio of all parameters."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from operator import itemgetter
 

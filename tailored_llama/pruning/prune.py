@@ -1,7 +1,5 @@
 """The pruning stage: plan, reconstruct, cut, and write the model card."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

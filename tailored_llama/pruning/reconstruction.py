@@ -1,7 +1,5 @@
 """Reconstruction: fit the remaining weights, layer by layer, to the outputs of the dense model."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any

@@ -1,8 +1,7 @@
 """What token counts, importance and a pruned checkpoint depend on, beside the artifacts that they are made from."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Self
 
 from tailored_llama.config import (
     PROMPTS,
@@ -32,7 +31,7 @@ class CountSettings:
     texts: tuple[CountedText, ...]
 
     @classmethod
-    def of(cls, config: RunConfig) -> CountSettings:
+    def of(cls, config: RunConfig) -> Self:
         """All texts of the calibration but the prompts, which have counts of their own."""
         parts = [part for part in calibration_parts(config) if part.text.source != PROMPTS]
         sources = [find_text(part.text, "calibration", part.benchmark) for part in parts]
@@ -48,7 +47,7 @@ class ImportanceSettings:
     seed: int | None = None
 
     @classmethod
-    def of(cls, config: RunConfig) -> ImportanceSettings:
+    def of(cls, config: RunConfig) -> Self:
         criterion = config.pruning.criterion
         return cls(criterion, config.seed if criterion in ("random", "taylor_gate") else None)
 
@@ -61,7 +60,7 @@ class SplitSettings:
     plan: PlanConfig
 
     @classmethod
-    def of(cls, config: RunConfig, ratio: float) -> SplitSettings:
+    def of(cls, config: RunConfig, ratio: float) -> Self:
         return cls(ratio, narrow(config.pruning, PlanConfig))
 
 
@@ -74,7 +73,7 @@ class PruneSettings:
     reconstruction: ReconstructionConfig
 
     @classmethod
-    def of(cls, config: RunConfig, ratio: float) -> PruneSettings:
+    def of(cls, config: RunConfig, ratio: float) -> Self:
         plan, reconstruction = narrow(config.pruning, PlanConfig), config.reconstruction
         if not trims_vocabulary(config):
             plan = with_defaults(plan, "vocabulary")

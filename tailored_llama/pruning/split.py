@@ -3,8 +3,6 @@
 Importance has no unit for what a token costs beside a channel, so it is measured.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

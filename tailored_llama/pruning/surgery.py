@@ -1,7 +1,5 @@
 """Surgery: plan what leaves a model, and write the checkpoint without it, tensor by tensor."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A token can only stay with the tokens that its merges make it of.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What leaves with a model: the card of a tailored checkpoint, and the certificate and card of a proven one."""
 
-from __future__ import annotations
-
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import asdict

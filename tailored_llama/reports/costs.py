@@ -1,7 +1,5 @@
 """Tables of costs: what models take to run, and what artifacts took to make."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -4,8 +4,6 @@ Three signatures: accuracy far below the baseline, no gain after LoRA, unstable 
 of the first; those of the third are ours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any

@@ -5,8 +5,6 @@ serves light and dark pages; its text stays text, in the page's font. Markdown p
 always gives the same bytes.
 """
 
-from __future__ import annotations
-
 import html
 import io
 import re

@@ -1,7 +1,5 @@
 """The page of all runs: what lies in a folder of reports, newest first."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """What a run's report is written from: the rows of each ratio, and the folders and manifests behind them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The shape that all reports share, and how it is written for a terminal, in Markdown and in HTML."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Figures as text, and as cells of tables."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tailored_llama.evaluation import ModelRow, ProfileRow, RecoveryRow, TemplateRow, TransferRow

@@ -1,7 +1,5 @@
 """The report of a prompt study: what choosing a template set gains over one set for all benchmarks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The report of a run: what pruning took and tuning brought back. Only the scores are required."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The report of a search for the smallest model: the verdict, the frontier, the candidates and the proof."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple

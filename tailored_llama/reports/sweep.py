@@ -1,7 +1,5 @@
 """The report of a sweep: a table, and curves over any of its settings."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

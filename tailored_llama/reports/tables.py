@@ -1,7 +1,5 @@
 """One table for every surface: declared once, shown on a terminal, in Markdown and, by `page.html.j2`, in HTML."""
 
-from __future__ import annotations
-
 import html
 import re
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The sentences of a run's report: its title, the summary, and notes on single benchmarks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tailored_llama.config import DENSE, RunConfig

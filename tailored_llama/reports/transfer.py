@@ -1,7 +1,5 @@
 """The report of a transfer: the heat map, the table, and the findings in words."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

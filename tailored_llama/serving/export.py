@@ -1,7 +1,5 @@
 """A finished model as a folder for llama.cpp, and what the type of its file costs, scored with the file's weights."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

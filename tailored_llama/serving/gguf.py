@@ -5,8 +5,6 @@ same name, or `llama`. Layers of different widths become `deci`, whose graph rea
 each layer.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import tempfile

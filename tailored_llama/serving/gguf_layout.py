@@ -1,7 +1,5 @@
 """How llama.cpp's architectures express the project's: one line for each, and what becomes of every tensor."""
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a GGUF file states about a model: name and licence, sizes, rotary embedding, windows, bounds; its tokenizer."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

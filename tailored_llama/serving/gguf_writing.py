@@ -1,7 +1,5 @@
 """How GGUF files are written: tensor by tensor, and complete or not at all."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence

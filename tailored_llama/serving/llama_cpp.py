@@ -1,7 +1,5 @@
 """llama.cpp itself: it makes K-quants, and is timed."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

@@ -3,8 +3,6 @@
 Importing this module registers the model. It needs the extra `lm-eval`, so nothing else here imports it.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence

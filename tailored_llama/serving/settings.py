@@ -1,8 +1,7 @@
 """What GGUF files and their scores depend on, beside the checkpoint."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Self
 
 from tailored_llama.config import BenchmarkConfig, GgufType
 from tailored_llama.data import PromptSplit
@@ -25,9 +24,7 @@ class QuantisedSettings:
     score: ScoreSettings
 
     @classmethod
-    def of(
-        cls, benchmark: BenchmarkConfig, gguf_type: GgufType, split: PromptSplit = "evaluation"
-    ) -> QuantisedSettings:
+    def of(cls, benchmark: BenchmarkConfig, gguf_type: GgufType, split: PromptSplit = "evaluation") -> Self:
         return cls(gguf_type, ScoreSettings.of(benchmark, split))
 
 

@@ -4,8 +4,6 @@ Rows of the embedding and the head are quantised one by one, in every type. So a
 whatever architecture: nothing is loaded as a model, and nothing is quantised anew.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

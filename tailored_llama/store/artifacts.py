@@ -5,8 +5,6 @@ depend on. A folder with a broken or missing manifest, or a missing or altered f
 it and the stage runs again.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

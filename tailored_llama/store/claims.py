@@ -9,8 +9,6 @@ A claim saves work, no more. That an artifact is published once is up to its man
 is.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """Sources of models and data: pinned wheels and the Hub."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import re

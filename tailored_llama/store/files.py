@@ -1,7 +1,5 @@
 """Files shared between processes: digests, locks and safe relative names."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import hashlib

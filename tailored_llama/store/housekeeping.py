@@ -5,8 +5,6 @@ last time an artifact was found or published, because a nightly run may read wha
 do not record reads; their ages count from publishing or the last use on this machine, whichever is later.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -5,8 +5,6 @@ when it was hashed, and its SHA-256. It stands in for the hash while the first t
 cut short matches nothing.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import json

@@ -3,8 +3,6 @@
 A repository, hf://user/name, holds one model at a time, as a folder does. Its history keeps the earlier ones.
 """
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Sequence

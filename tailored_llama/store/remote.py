@@ -4,8 +4,6 @@ Functions that send requests raise an `InputError` where access is refused or th
 `UnreachableError` where the server fails: then the same request may succeed later.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import time

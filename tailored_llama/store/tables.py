@@ -1,12 +1,10 @@
 """Parquet tables with declared schemas, checked on writing and on reading."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,8 +18,8 @@ _VALUES_PER_BYTE = 100  # upper bound for tables whose rows differ; only constan
 
 def schema_of(row: type[Any]) -> pa.Schema:
     """The table schema of a dataclass whose fields are str, int, float or bool, or optional ones."""
-    types = {"float": pa.float64(), "int": pa.int64(), "str": pa.string(), "bool": pa.bool_()}
-    return pa.schema([(field.name, types[str(field.type).split(" ")[0]]) for field in fields(row)])
+    types: dict[Any, pa.DataType] = {float: pa.float64(), int: pa.int64(), str: pa.string(), bool: pa.bool_()}
+    return pa.schema([(field.name, types[next(iter(get_args(field.type)), field.type)]) for field in fields(row)])
 
 
 def write_rows(path: Path, rows: Sequence[Row], kind: type[Row]) -> None:

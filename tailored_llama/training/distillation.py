@@ -1,7 +1,5 @@
 """Distillation: the dense model's next-token distributions along a text, for a pruned model to learn from."""
 
-from __future__ import annotations
-
 import itertools
 from bisect import bisect_right
 from collections.abc import Sequence

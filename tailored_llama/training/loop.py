@@ -4,8 +4,6 @@ The optimisers, schedules and trackers are those of transformers and accelerate.
 one padded tensor. Here a step is packed rows, cut to a number of tokens that is halved when memory runs out.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import sys

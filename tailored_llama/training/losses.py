@@ -3,8 +3,6 @@
 The gradients of a step are computed in passes that fit into memory and keep a CPU's threads busy.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ accelerate 1.15 wraps torch's `fully_shard` too, but not on a CPU, so nothing co
 weights of the head after a forward pass, but training on packed rows runs the head on its own, and again backwards.
 """
 
-from __future__ import annotations
-
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence

@@ -4,8 +4,6 @@ Tuning lowers the loss of the right answer's words. That can fall while the accu
 compared on the same examples, by what the metric counts.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence

@@ -1,9 +1,8 @@
 """What teacher outputs, healed checkpoints and adapters depend on, beside the artifacts that they are made from."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from tailored_llama.config import (
     AdapterConfig,
@@ -26,7 +25,7 @@ class TeachSettings:
     top: int
 
     @classmethod
-    def of(cls, config: RunConfig) -> TeachSettings:
+    def of(cls, config: RunConfig) -> Self:
         return cls(config.healing.temperature, config.healing.top)
 
 
@@ -40,7 +39,7 @@ class HealSettings:
     held_out: int = 0
 
     @classmethod
-    def of(cls, config: RunConfig) -> HealSettings:
+    def of(cls, config: RunConfig) -> Self:
         unread = ("rank", "alpha", "dropout", "targets") if config.healing.variant == "full" else ()
         training = with_defaults(narrow(config.healing, TrainingConfig), *unread)
         return cls(training, config.model.quantization, config.seed, config.healing.held_out)
@@ -58,7 +57,7 @@ class TuneSettings:
     seed: int  # of the adapter, the order and dropout
 
     @classmethod
-    def of(cls, config: RunConfig, names: Sequence[str]) -> TuneSettings:
+    def of(cls, config: RunConfig, names: Sequence[str]) -> Self:
         """For benchmarks by name."""
         tuning = config.tuning
         unread = ("rank", "alpha", "dropout", "targets") if tuning.variant == "prompt" else ("virtual_tokens",)

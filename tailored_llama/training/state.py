@@ -1,7 +1,5 @@
 """A training under way, and its state on disk: a killed training resumes and ends with the same weights."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """Tuning on a few examples (arXiv 2410.19185, section 4), and healing, general recovery by distillation before it."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Mapping

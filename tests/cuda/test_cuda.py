@@ -1,7 +1,5 @@
 """A CUDA device computes what the CPU does, in the memory it has, one stage on each GPU."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack

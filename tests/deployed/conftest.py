@@ -1,7 +1,5 @@
 """One site for all tests of deployments."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any

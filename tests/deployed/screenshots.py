@@ -5,8 +5,6 @@ The run is the quickstart's on one benchmark: minutes on two CPU cores. What was
 store below --folder.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

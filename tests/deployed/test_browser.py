@@ -4,8 +4,6 @@ Playwright waits by itself until what is looked for is there, and needs only the
 of its own and no driver beside it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """docker-compose.yaml without containers: its very commands and settings, on PostgreSQL and Redis of this machine."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil

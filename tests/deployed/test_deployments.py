@@ -1,7 +1,5 @@
 """The deployments as an engineer meets them: schedules, refused values, stages on their own pool, a retry alone."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable

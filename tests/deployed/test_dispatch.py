@@ -1,7 +1,5 @@
 """Stages on two workers: one is killed, its stage goes to the other; a run is cancelled."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """deployments/kubernetes without a cluster: the pool on a real server, and its jobs against Kubernetes' schemas."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

@@ -1,7 +1,5 @@
 """What a server records of a run: a task run for each stage, how it ended, and which stages it reads."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

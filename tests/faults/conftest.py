@@ -1,7 +1,5 @@
 """The small run, a server for it, and the table of what it survived."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import time

@@ -1,7 +1,5 @@
 """Run the flow with claims that expire within seconds: python -m tests.faults.impatient run.toml."""
 
-from __future__ import annotations
-
 import functools
 import runpy
 import sys

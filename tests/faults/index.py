@@ -1,7 +1,5 @@
 """A package index of this machine that serves the cached wheels, and can stop in the middle of a file."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import threading

@@ -7,8 +7,6 @@ Phases of publishing the artifact KEY: `seals` (its files are written, its manif
 is, the rename is not), `published` (just after the rename), `pushes` (all but the manifest is at the store's URL).
 """
 
-from __future__ import annotations
-
 import os
 import runpy
 import signal

@@ -1,7 +1,5 @@
 """The table at the end: fault, times tried, survived, seconds of work that had to be done again."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

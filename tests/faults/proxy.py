@@ -1,7 +1,5 @@
 """A proxy before a Prefect server that can be told to answer 500, or nothing."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import threading

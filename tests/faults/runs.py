@@ -1,7 +1,5 @@
 """The small run as a process, the stores it works in, and what must hold after any fault."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

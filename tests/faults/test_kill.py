@@ -1,7 +1,5 @@
 """kill -9 of the flow at seeded moments of every stage: a rerun finishes, and computes nothing that was published."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a machine does: its disk is full or read-only, its clock jumps. One clear error, and a rerun finishes."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Two machines that run the same flow at once on one store: each stage is computed by one, also if the other dies."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The worker is killed, the server is killed, answers 500 or hangs: the run ends, and a rerun finishes it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """SIGTERM stops a run in mid-stage, in every long stage; a stage is computed once for two runs."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -1,7 +1,5 @@
 """The suite itself: the moments it draws, and the table it writes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pyarrow.parquet as pq

@@ -1,7 +1,5 @@
 """Killed in the middle of a download, or of a push to the URL of a store."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

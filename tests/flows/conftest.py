@@ -1,7 +1,5 @@
 """One temporary Prefect server for all tests of flows, which records no task runs; reports have blank pictures."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 

@@ -3,8 +3,6 @@
 The workers are threads here: each does what the flow `stage` does, with a deployment's arguments, as JSON.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

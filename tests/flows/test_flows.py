@@ -1,7 +1,5 @@
 """Every composition as a flow: it runs to its end, and finds, and is found by, the same composition without Prefect."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

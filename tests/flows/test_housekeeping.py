@@ -1,7 +1,5 @@
 """The weekly deployment's flow removes what `store gc` would."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

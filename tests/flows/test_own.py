@@ -1,7 +1,5 @@
 """A configuration as a deployment's parameters, which the server checks when it is made and when it runs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The artifacts that a run shows in the UI, against a real (temporary) Prefect server."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The progress of a long stage, in the log of its run on a real (temporary) Prefect server."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What is tried again by itself, and what is not; one stage at a time on a device."""
 
-from __future__ import annotations
-
 import multiprocessing
 import re
 import time

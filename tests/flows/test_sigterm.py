@@ -1,7 +1,5 @@
 """SIGTERM is heeded wherever it meets a run."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

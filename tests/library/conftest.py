@@ -1,7 +1,5 @@
 """Fixtures: a local S3 server, and tiny checkpoints of several architectures."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cache
 from itertools import islice

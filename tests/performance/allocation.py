@@ -8,8 +8,6 @@ The text is the run's perplexity text. The prompts are the first of those exampl
 are kept in FOLDER, and found again. The split that benchmarks are scored on is not read.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

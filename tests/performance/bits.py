@@ -13,8 +13,6 @@ are medians of `--repetitions`, in turns over all rows: tokens per second of a p
 generated after it one by one.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import math
 import statistics

@@ -8,8 +8,6 @@ tokens of its evaluation split are counted. The first column weighs general text
 the mean of log(share) of an evaluation token: the weight that foretells tokens best has the highest.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections import Counter

@@ -14,8 +14,6 @@ the mean tailored accuracy, and with the tailored gain. Everything is kept in FO
 torch's threads should not spin: set OMP_WAIT_POLICY=passive.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path

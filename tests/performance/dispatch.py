@@ -11,8 +11,6 @@ stages. With --kill, one worker and its stage get kill -9 while both are at work
 With --whole, a configuration is run from its first stage to its report, in each way of HOW, or those of --how.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

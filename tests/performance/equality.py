@@ -8,8 +8,6 @@ that a run that was stopped goes on where it was. Prints a table and every docum
 tolerance; writes FOLDER/equality-SHOTS.parquet.
 """
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Annotated, Any

@@ -22,8 +22,6 @@ below the margin. `at the loss of` repeats the procedure with a margin that is e
 the hardest case for the test.
 """
 
-from __future__ import annotations
-
 import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@ in the Hub's columns: HellaSwag's, PIQA's and WinoGrande's evaluation from `olmo
 BoolQ's (SuperGLUE's text), ARC's and OpenBookQA's rebuilt from the wheel's documents.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from pathlib import Path

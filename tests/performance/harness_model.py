@@ -12,8 +12,6 @@ Protocols: those of scoring.py; then `all at once`, where the requests of all be
 are one call, as they are when the harness runs several tasks.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from pathlib import Path

@@ -3,8 +3,6 @@
 Run: python tests/performance/harness_tasks.py
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from importlib.util import find_spec

@@ -7,8 +7,6 @@ Each ratio of every base model is made as a search makes it, and scored in every
 the store of the configuration, and found again. Several calls may append to one file.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated

@@ -17,8 +17,6 @@ the lowest held-out loss. Everything is kept in FOLDER, and found again.
 torch's threads should not spin: set OMP_WAIT_POLICY=passive.
 """
 
-from __future__ import annotations
-
 import csv
 import random
 import shutil

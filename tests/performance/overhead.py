@@ -8,8 +8,6 @@ Prefect, hashing and publishing. The rerun is a process of its own, in which eve
 took, and with it the start of Python and all imports.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -11,8 +11,6 @@ and writes FOLDER/pruning.parquet. Peak memory is the process's resident high-wa
 included; `idle` is that of a process that has only loaded the libraries.
 """
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import shutil

@@ -8,8 +8,6 @@ words a model writes right: the share whose tokens all are the likeliest, given 
 stretch is left out, as nothing comes before it, and so is the last, which may be cut.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, Any

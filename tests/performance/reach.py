@@ -12,8 +12,6 @@ are in `resident`, the high-water mark. A later call finds what a stage wrote, i
 RLIMIT_DATA so many MiB above an idle process.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import resource
 import shutil

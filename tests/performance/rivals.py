@@ -17,8 +17,6 @@
 The figures are those of `allocation.py`. Results are kept in FOLDER, and found again.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

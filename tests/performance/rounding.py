@@ -7,8 +7,6 @@ row is compared with the checkpoint as it is, in transformers in float32: the pe
 it is off, with the paired standard error over the tokens, and the largest difference of a logit.
 """
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any

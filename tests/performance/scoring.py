@@ -14,8 +14,6 @@ Protocols: zero-shot; 5-shot with one header for the whole benchmark (lm-eval's 
 examples for each document (its default sampler). Prints a table and writes FOLDER/scoring.parquet.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import time

@@ -14,8 +14,6 @@ Tokens/s count the distinct tokens of the work, for peers too: the same work, ho
 counts the head only at positions whose logits are needed, as it is computed. Models are kept in FOLDER.
 """
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -7,8 +7,6 @@ default policy, alone. `busy`: beside a process that computes in Python on one c
 the same work with the same settings. Settings take turns, so that a noisy machine slows all of them.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import statistics

@@ -5,8 +5,6 @@
 They are neither shots nor held out, and come after the first SKIP of a random order by the seed.
 """
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 from typing import Annotated

@@ -8,8 +8,6 @@ middle four fifths of the texts), how many continuations are the same text, and 
 read. The file should not be the one that the vocabulary was trimmed by.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from pathlib import Path

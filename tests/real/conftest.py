@@ -1,7 +1,5 @@
 """SmolLM2-135M-Instruct, dense and with a fifth or half of its parameters pruned; built once per process."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

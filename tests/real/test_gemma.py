@@ -1,7 +1,5 @@
 """Gemma 3 270M, dense and with fewer tokens and channels: from its wheels into llama.cpp and back."""
 
-from __future__ import annotations
-
 from itertools import islice
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Written answers of SmolLM2 to real questions (Natural Questions, closed book) against lm-evaluation-harness's."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

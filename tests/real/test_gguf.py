@@ -1,7 +1,5 @@
 """SmolLM2 in llama.cpp: the same tokens, and the embedded file again, byte for byte."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Memory of importance scoring, on a model large enough for its weights to matter."""
 
-from __future__ import annotations
-
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path

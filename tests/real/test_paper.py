@@ -1,7 +1,5 @@
 """The paper's own setting, stage by stage, on a stand-in with LLaMA-7B's 32 layers and real examples."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

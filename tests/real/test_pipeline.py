@@ -1,7 +1,5 @@
 """The real model through the stages: it still speaks, has the size it should, and learns from real examples."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A model far larger than the memory that its process may take."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

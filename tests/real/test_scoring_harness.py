@@ -9,8 +9,6 @@ Every log-likelihood within 2e-3, every prediction the same, on evenly spaced do
   which it loads by itself; this library merges the adapter when it loads the pruned one.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import subprocess

@@ -1,7 +1,5 @@
 """SmolLM2 and Gemma 3 with fewer tokens, trimmed as files: the same logits to the bit, and transformers' own ids."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from itertools import islice

@@ -3,8 +3,6 @@
 By hand, with `make test-vllm`: vLLM lives in a virtual environment of its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager

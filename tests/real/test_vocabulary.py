@@ -1,7 +1,5 @@
 """SmolLM2 with a third of its tokens: the same words, the same predictions of them, and the same ids in llama.cpp."""
 
-from __future__ import annotations
-
 from itertools import chain, islice
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The calls that one types in a notebook: the results of the flows, on rows in any form, and errors by argument."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

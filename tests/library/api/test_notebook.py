@@ -1,7 +1,5 @@
 """The notebook of the tutorials, run on the tiny model: only its first cell, the parameters, is another."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import nbformat

@@ -1,7 +1,5 @@
 """Bad input: one clear line, before any work, and nothing half-written."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The command line: the library's stages on folders, each with an example that works, errors as one line."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

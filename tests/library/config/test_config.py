@@ -1,7 +1,5 @@
 """The run configuration: every shipped file is one, and every mistake in one is named."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A goal: what it fills in by itself, and every wrong value, told in one line with its field and what is allowed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

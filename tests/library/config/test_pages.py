@@ -1,7 +1,5 @@
 """The pages keep up with the code: configurations load; the settings, commands and options that they name exist."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import tomllib

@@ -1,7 +1,5 @@
 """Texts, and the calibration sequences drawn from them."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """One file of the user's own: which rows are tuned on, chosen with and reported on, and how its columns are found."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from pathlib import Path

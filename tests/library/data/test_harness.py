@@ -1,7 +1,5 @@
 """Tasks of lm-evaluation-harness as benchmarks: scored as by the harness itself, on local data."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

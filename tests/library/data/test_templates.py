@@ -1,7 +1,5 @@
 """Template sets: the shipped files, what is said of a bad one, what a cache key holds of one, where they are found."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

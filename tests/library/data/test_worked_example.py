@@ -1,7 +1,5 @@
 """The worked example: a CSV file that `data/own-task.toml` reads as it is."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import math

@@ -1,7 +1,5 @@
 """Written answers: what is generated, where it stops, and how it is judged."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Perplexity: lm-evaluation-harness's windows, every token scored once."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

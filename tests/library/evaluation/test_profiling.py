@@ -1,7 +1,5 @@
 """Profiling: the decode loop against generate, rows, table, messages."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys

@@ -1,7 +1,5 @@
 """Prompt studies: what is compared, what is chosen, and what the report says of the choice."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The proof against other implementations, published figures and its own promise: the error rate of its verdicts."""
 
-from __future__ import annotations
-
 from itertools import pairwise, product
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Scoring: packed rows equal plain forward passes; accuracies are what lm-evaluation-harness defines."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The search on ladders of known losses: it finds the last rung within the margin, and does not measure all."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

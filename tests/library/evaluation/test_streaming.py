@@ -1,7 +1,5 @@
 """Scoring and perplexity of streamed models: the same files; what cannot be streamed says so."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from pathlib import Path

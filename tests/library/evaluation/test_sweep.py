@@ -1,7 +1,5 @@
 """Sweeps: which cells a grid makes, what is said of a bad one, and what the table and the page say of good ones."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace

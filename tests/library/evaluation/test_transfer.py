@@ -1,7 +1,5 @@
 """Transfer: what the rows say of hand-made scores, what is said when some are missing, and what the page shows."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from pathlib import Path

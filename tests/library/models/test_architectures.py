@@ -1,7 +1,5 @@
 """Every LLaMA-family architecture: what is removed is what was zeroed, and the rest loads, generates and is tuned."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

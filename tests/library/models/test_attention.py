@@ -1,7 +1,5 @@
 """Attention in padded batches, which GPUs use, and of short documents in bfloat16, equals the plain loop."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace

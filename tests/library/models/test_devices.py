@@ -1,7 +1,5 @@
 """Which device a stage gets, on a machine with two GPUs that are only said to be there."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """Models that are read from GGUF files: every architecture that transformers can, and those cut over several wheels."""
 
-from __future__ import annotations
-
 import json
 import re
 import struct

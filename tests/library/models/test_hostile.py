@@ -4,8 +4,6 @@ Manifests, links and stores are in test_artifacts.py, checkpoints, adapters and 
 trainings in test_tuning.py.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

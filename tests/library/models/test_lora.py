@@ -1,7 +1,5 @@
 """Projections that are computed together equal PEFT's own."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

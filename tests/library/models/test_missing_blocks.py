@@ -1,7 +1,5 @@
 """Checkpoints without whole blocks, such as pruning once wrote them: they compute as if the blocks were zero."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, get_args
 

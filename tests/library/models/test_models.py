@@ -1,7 +1,5 @@
 """Models: every source becomes one whole checkpoint, and nothing broken is loaded or made up."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

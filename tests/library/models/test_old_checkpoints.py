@@ -1,7 +1,5 @@
 """A per-layer checkpoint that commit 1dcd201 wrote loads as it did then, with the library and without it."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

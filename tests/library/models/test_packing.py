@@ -1,7 +1,5 @@
 """Packed rows: memory is bounded, and running out of it only makes passes smaller."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A model spread over two devices computes what it does on one, in every stage but training."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Passes side by side in threads: how many there are, and that they change no result."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A trimmed tokenizer writes every text, and texts of kept tokens as before; what cannot be trimmed is refused."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

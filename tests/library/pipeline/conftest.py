@@ -1,7 +1,5 @@
 """Fixtures: reports have blank pictures; a run on two benchmarks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

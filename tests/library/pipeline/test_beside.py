@@ -1,7 +1,5 @@
 """Stages side by side in processes of this machine: they make what one by one makes, and fail alone."""
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import os

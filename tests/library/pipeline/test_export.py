@@ -1,7 +1,5 @@
 """Finished models: what a run leaves under a plain path, and that it stands alone."""
 
-from __future__ import annotations
-
 import errno
 import json
 import re

@@ -1,7 +1,5 @@
 """Whole runs whose benchmark is a task of lm-evaluation-harness, on local data."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

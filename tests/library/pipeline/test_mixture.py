@@ -1,7 +1,5 @@
 """The pipeline on calibration text of several sources, and on a text of its own for healing."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any

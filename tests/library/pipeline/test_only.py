@@ -1,7 +1,5 @@
 """One stage alone, by its name: it runs with what it reads, and a name that is none is refused before heavy work."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A prompt study on a tiny model: what is chosen, and what a changed wording costs."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

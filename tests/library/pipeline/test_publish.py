@@ -1,7 +1,5 @@
 """Publishing the answer of a search: what replaces the last one, in a folder and on the Hub."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

@@ -1,7 +1,5 @@
 """A search for the smallest model, on a tiny one: what it answers, ships, records, and finds again."""
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil

@@ -1,7 +1,5 @@
 """What a stage may read is in its key: inputs, settings, and nothing else; and runners give the same files."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace

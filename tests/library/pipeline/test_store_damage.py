@@ -1,7 +1,5 @@
 """Every kind of artifact, damaged in every way: found out on open, built again by the pipeline, never used."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import shutil

@@ -1,7 +1,5 @@
 """A sweep on a tiny model: its rows, what it finds again, and cells that fail alone."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The whole pipeline on a tiny model: what it computes, what it finds again, and what `tailored-llama run` shows."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

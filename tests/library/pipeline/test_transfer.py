@@ -1,7 +1,5 @@
 """A transfer on a tiny model: its table, and cells that fail alone."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

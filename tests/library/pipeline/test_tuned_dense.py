@@ -1,7 +1,5 @@
 """The dense model tuned on the same shots, and the rivals beside it: rows that appear on request and cost no other."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The pipeline with tokens as a kind of group: what counts, what is measured, and what is found again."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The built wheel, installed outside the checkout, with the other packages of this interpreter."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Importance of coupled groups: equal to the plain computation, criterion by criterion."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

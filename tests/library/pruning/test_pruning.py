@@ -1,7 +1,5 @@
 """Pruning: groups, importance, plans, and surgery that changes nothing it should not."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

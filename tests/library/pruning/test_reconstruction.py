@@ -1,7 +1,5 @@
 """Reconstruction: the normal equations, what it must not change, and that it helps."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

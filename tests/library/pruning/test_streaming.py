@@ -1,7 +1,5 @@
 """Importance and reconstruction of streamed models: equal to the bit, whatever fits into memory."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, get_args
 

@@ -1,7 +1,5 @@
 """The kind vocabulary: what counts, which rows leave, how the ratio is made up, and that a model keeps its words."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

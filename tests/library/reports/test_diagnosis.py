@@ -1,7 +1,5 @@
 """What went wrong: each failure on the edge of its threshold, and where a reader finds it."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The page of all runs: a row for each model, newest first, from the folder of reports alone."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

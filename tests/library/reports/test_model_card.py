@@ -1,7 +1,5 @@
 """Model cards without a run: what is said of a base, and how a prompt's form is shown."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 from typing import Any

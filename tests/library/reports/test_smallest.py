@@ -1,7 +1,5 @@
 """The report of a search for the smallest model, and its certificate: words, figures, and what is escaped."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace

@@ -1,7 +1,5 @@
 """One table on every surface: what each shows of it, and that nothing in a cell is markup."""
 
-from __future__ import annotations
-
 from rich.console import Console
 
 from tailored_llama.reports.pages import Report, Section, from_template

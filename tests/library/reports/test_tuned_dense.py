@@ -1,7 +1,5 @@
 """The dense model tuned on the same shots in a run's report: its numbers, its words, and where it is drawn."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path

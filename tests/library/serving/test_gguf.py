@@ -1,7 +1,5 @@
 """GGUF files against llama.cpp itself: the same logits, the same tokens, and plain words for what cannot be written."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

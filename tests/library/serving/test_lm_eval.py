@@ -1,7 +1,5 @@
 """The model `tailored` of lm-evaluation-harness beside its own `hf`: the same answers, from fewer tokens."""
 
-from __future__ import annotations
-
 import functools
 import json
 import random

@@ -1,7 +1,5 @@
 """Scores with the weights of a GGUF file: those of the checkpoint where no bit is lost, else close; and its bytes."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

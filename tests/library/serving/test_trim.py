@@ -1,7 +1,5 @@
 """A trimmed file computes what the whole one computes of the tokens that stay; what cannot be trimmed is refused."""
 
-from __future__ import annotations
-
 import re
 import struct
 from collections.abc import Callable

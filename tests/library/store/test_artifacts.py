@@ -1,7 +1,5 @@
 """The artifact store: built once, published whole, never used when broken."""
 
-from __future__ import annotations
-
 import errno
 import json
 import multiprocessing

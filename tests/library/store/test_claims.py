@@ -1,7 +1,5 @@
 """Machines that share a URL: one computes, the others adopt, and a dead one holds nobody up for long."""
 
-from __future__ import annotations
-
 import json
 import logging
 import multiprocessing

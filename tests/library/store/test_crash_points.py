@@ -4,8 +4,6 @@ After each, nothing is lost, nothing is published in part, nothing is computed t
 runs end with the same bytes on both machines.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -15,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -49,7 +48,7 @@ class World:
     clocks: dict[str, Clock] = field(default_factory=dict)
     computed: list[str] = field(default_factory=list)  # by which machines
 
-    def copy(self) -> World:
+    def copy(self) -> Self:
         """The same machines, whose folder has been copied."""
         objects, clocks = ObjectStore(), {machine: Clock() for machine in self.clocks}
         objects.objects |= self.objects.objects

@@ -1,7 +1,5 @@
 """Sources: wheels fetched by the real pip from a folder on disk, and rows of local files."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """The store's housekeeping: what a kept report used never goes, and a store is whole after every step."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import time

@@ -1,7 +1,5 @@
 """The record of how often proving rows were opened: no plan gets a number that another has, and nothing removes it."""
 
-from __future__ import annotations
-
 import multiprocessing
 import time
 from pathlib import Path

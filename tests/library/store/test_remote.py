@@ -1,7 +1,5 @@
 """A store on S3 whose server fails: never half an artifact, and the next run mends it."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Stamps: a file is hashed once on a machine, and again when anything about it has changed."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import time

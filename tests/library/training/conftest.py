@@ -1,7 +1,5 @@
 """Fixtures: prompts of the user's own benchmark to tune on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Distillation and healing: what the teacher says is what the student is drawn to, and nothing else."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """An adapter against none on held-out examples: what is measured, and what follows from it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Teacher outputs for a student with fewer tokens: at the ends of the teacher's own, and nothing lost or doubled."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The loss of bfloat16 logits in parts."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn.functional import cross_entropy
 

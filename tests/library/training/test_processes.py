@@ -1,7 +1,5 @@
 """Training in two processes on the CPU: as in one, resumed after a kill, and ended by the first error."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

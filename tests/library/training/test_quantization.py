@@ -1,7 +1,5 @@
 """Tuning and healing on a base in 4 bits: what is computed, what is merged, and what is refused beforehand."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

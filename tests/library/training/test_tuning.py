@@ -1,7 +1,5 @@
 """Tuning: learns, repeats, stops, and writes adapters that PEFT loads."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
