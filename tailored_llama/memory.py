@@ -1,8 +1,10 @@
 """Memory: a stage's peak usage, what is free, and whether an error means that memory ran out."""
 
 import contextlib
+import gc
 import os
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -15,6 +17,18 @@ def reset_peak_memory() -> None:
 def peak_memory() -> int:
     """Peak resident memory of the process since the last reset, in bytes; 0 if the kernel does not report it."""
     return _field("/proc/self/status", "VmHWM:") or 0
+
+
+@contextlib.contextmanager
+def without_gc() -> Iterator[None]:
+    """Do not look for garbage while a library or a tokenizer is loaded: a search goes through a million objects."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -15,8 +15,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 
-from tailored_llama.models import libraries  # noqa: F401 - no search for garbage
-
 ATTENTION = "tailored_packed"  # among the attention functions of transformers
 
 # Elements of each head's scores, keys and values in a padded batch, padding included: 0.3 GB in float32 for nine heads,

@@ -137,13 +137,16 @@ def read_structure(folder: Path) -> Structure:
     check_architecture(config, str(folder))
     shapes, own = all_tensor_shapes(folder), _per_layer(config, folder)
     _check_sizes(config, shapes, own, folder)
-    head_dim = head_dim_of(config)
     try:
+        head_dim = head_dim_of(config)
         layers = tuple(
             _layer(shapes, f"model.layers.{i}.", head_dim, own.get(i, {})) for i in range(config["num_hidden_layers"])
         )
     except KeyError as error:
-        raise InputError(f"{folder}: tensor {error} is missing from its safetensors") from None
+        told = f"tensor {error.args[0]} is missing; allowed: a checkpoint with all of its weights"
+        raise InputError(f"{folder}: {told}") from None
+    except (IndexError, ZeroDivisionError):
+        raise InputError(f"{folder}: its widths do not fit its weights; allowed: a whole checkpoint") from None
     total = sum(math.prod(shape) for shape in shapes.values())
     tables = [shapes[name] for name in VOCABULARY if name in shapes]
     size = Size(total, total - sum(map(math.prod, tables)), tables[0][0] if tables else 0)

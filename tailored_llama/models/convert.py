@@ -17,10 +17,11 @@ from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
 from tailored_llama.config import Work
 from tailored_llama.errors import InputError, one_line
+from tailored_llama.memory import without_gc
 from tailored_llama.models import checkpoints
 from tailored_llama.models.cards import base_of, dense_card
 from tailored_llama.models.embedded import EMBEDDED_MODELS
-from tailored_llama.models.load import empty_model, load_tokenizer, load_weights, without_gc
+from tailored_llama.models.load import empty_model, load_tokenizer, load_weights
 from tailored_llama.models.sources import CARD, DenseSettings, copy_licence, fetch_model, read_gguf
 from tailored_llama.models.tokens import pre_tokenizer
 from tailored_llama.models.writing import is_unchanged, link, tensor_reader, write_shards
@@ -119,8 +120,12 @@ def _restore_pre_tokenizer(tokenizer: Any, reader: GGUFReader, shown: str) -> No
     if known := pre_tokenizer(name):
         tokenizer.backend_tokenizer.pre_tokenizer = known
     else:
-        unknown = "tokenizer.ggml.pre: got %r, which is not known; text is cut as for gpt-2, not as in training"
-        _log.warning(f"%s: {unknown}", shown, name)
+        _log.warning(
+            "%s: tokenizer.ggml.pre: got %r, which is not known; text is cut as for gpt-2, so numbers and spaces may "
+            "become other tokens than in training",
+            shown,
+            name,
+        )
 
 
 @contextmanager

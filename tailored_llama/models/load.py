@@ -1,9 +1,7 @@
 """Loading checkpoints, adapters and tokenizers, onto one device or several."""
 
-import gc
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.models import libraries  # noqa: F401 - no search for garbage
+from tailored_llama.memory import without_gc
 from tailored_llama.models.checkpoints import read_config, read_structure, tensor_shapes, weights_digest
 from tailored_llama.models.devices import devices_of
 
@@ -176,18 +174,6 @@ def _with_adapter(model: Any, folder: Path, adapter: Path) -> Any:
     if unmatched := sorted(name for name in expected ^ names if "lora_" in name):  # PEFT only warns
         raise InputError(f"adapter {adapter}: does not fit {folder} (tensor {unmatched[0]} is in one of them only)")
     return adapted
-
-
-@contextmanager
-def without_gc() -> Iterator[None]:
-    """Do not look for garbage while a tokenizer is read: each search goes through millions of objects in vain."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 @without_gc()

@@ -69,8 +69,10 @@ def pre_tokenizer_name(tokenizer: Any, shown: Any) -> str:
 
 
 def _cutting(pre: Any) -> Any:
-    """What a pre-tokenizer's state says of where it cuts."""
-    state = {} if pre is None else json.loads(pre.__getstate__())
+    """What a pre-tokenizer's state says of where it cuts; None if there is none."""
+    if pre is None:
+        return None
+    state = json.loads(pre.__getstate__())
     for step in state.get("pretokenizers", [state]):
         step.pop("trim_offsets", None)
     return state

@@ -13,9 +13,10 @@ from typing import Any
 from tokenizers import Tokenizer, pre_tokenizers
 
 from tailored_llama.errors import InputError
+from tailored_llama.memory import without_gc
 from tailored_llama.models.checkpoints import drop_paths, read_config
 from tailored_llama.models.id_table import write_id_table
-from tailored_llama.models.load import load_tokenizer, without_gc
+from tailored_llama.models.load import load_tokenizer
 
 _GENERATION = "generation_config.json"
 _SPACE = "\u2581"  # SentencePiece's

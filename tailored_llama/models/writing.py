@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import MistralConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from tailored_llama.models import libraries  # noqa: F401 - no search for garbage
 from tailored_llama.models.checkpoints import LAYERED_PREFIX, WIDTHS, Layer, head_dim_of, tensor_shapes
 from tailored_llama.models.modeling_tailored_llama import LAYERED
 

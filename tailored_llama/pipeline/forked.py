@@ -13,4 +13,4 @@ if not (torch.version.cuda and find_spec("bitsandbytes")):
     import peft  # noqa: F401
 
     for _stage in STAGES.values():
-        _stage.load()
+        _stage.function()

@@ -84,7 +84,7 @@ class FolderRunner:
         label = f"{name} {time.strftime('%Y%m%d-%H%M%S')}"
         with progress_bar(name) as progress:
             work = Work(out, self.execution, self.downloads, progress, name=label)
-            self.facts[out] = stage.load()(**result(inputs), settings=settings, work=work)
+            self.facts[out] = stage.function()(**result(inputs), settings=settings, work=work)
         return Done(out)
 
     def open(self, artifact: Artifact) -> Path:

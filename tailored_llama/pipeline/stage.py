@@ -3,6 +3,8 @@
 All that the function receives enters the key, but for what cannot change its bytes.
 """
 
+import gc
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -13,6 +15,7 @@ from pydantic import BaseModel
 
 from tailored_llama import models
 from tailored_llama.config import Work
+from tailored_llama.memory import without_gc
 from tailored_llama.store import ArtifactRef, artifact_key
 
 S = TypeVar("S")
@@ -34,6 +37,15 @@ class Stage(Generic[S]):
     on_device: bool = False  # it computes on the run's device, and waits for its turn there
     timed: bool = False  # it measures time; any other on the device takes less memory when it is tried again
     shared: bool = False  # workers share out the calls that are ready at once, instead of starting a process for each
+
+    def function(self) -> Callable[..., Facts]:
+        """The function, with the libraries that it needs; what these consist of is never searched for garbage."""
+        is_first = "transformers" not in sys.modules
+        with without_gc():
+            function = self.load()
+        if is_first:
+            gc.freeze()
+        return function
 
 
 @dataclass(frozen=True)
@@ -73,8 +85,9 @@ class Call(Generic[S]):
 
 def run_stage(stage: Stage[S], inputs: Mapping[str, Any], settings: S, work: Work) -> Facts:
     """Run a stage's function on the folders of its inputs; on the device it waits for its turn."""
+    function = stage.function()
     with models.device_slot(work.execution, work.downloads) if stage.on_device else nullcontext():
-        return stage.load()(**inputs, settings=settings, work=work)
+        return function(**inputs, settings=settings, work=work)
 
 
 def plain(value: Any) -> Any:

@@ -65,8 +65,14 @@ def teach(dense: Path, text: Path, *, settings: TeachSettings, work: Work) -> di
             for batch, outputs in models.run_packed(model, items, budget, finish):
                 tokens[batch], logprobs[batch] = (own.reshape(len(batch), -1) for own in outputs)
                 work.progress(done := done + len(batch), count)
-            columns = {"input_ids": part.tolist(), "temperature": [settings.temperature] * len(part)}
-            write(columns | {"tokens": list(tokens), "logprobs": list(logprobs)}, max(1, _ROW_GROUP // length))
+            starts = pa.array(np.arange(len(part) + 1) * length * settings.top, pa.int32())
+            columns = {
+                "input_ids": part.tolist(),
+                "tokens": pa.ListArray.from_arrays(starts, tokens.reshape(-1)),  # no copy
+                "logprobs": pa.ListArray.from_arrays(starts, logprobs.reshape(-1)),
+                "temperature": [settings.temperature] * len(part),
+            }
+            write(columns, max(1, _ROW_GROUP // length))
     return {"tokens": count * length}
 
 

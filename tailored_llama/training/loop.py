@@ -93,6 +93,8 @@ def train(
                 tokens += sum(map(len, held_out))
                 figures = epoch, course.epochs, now.step, steps, row["loss"], row["held_out_loss"]
                 _log.info("epoch %d of %d, step %d of %d: loss %.4f, held out %.4f", *figures)
+            elif not held_out and now.step % math.ceil(steps / 10) == 0:
+                _log.info("step %d of %d: loss %.4f", now.step, steps, row["loss"])
             show(_append(now.log, **row), now.step)
             if work.resume and (every := work.execution.keep_state_every) and now.step % every == 0:
                 save_state(work.resume, now)

@@ -147,9 +147,11 @@ def _parts(now: Training, batch: Sequence[Sample]) -> list[list[Sample]]:
 
     With dropout it is one, too, as random numbers would depend on the order of threads; and in several processes.
     """
-    dropout = [module.p for module in now.model.modules() if isinstance(module, torch.nn.Dropout)]
-    alone = rank_and_count()[1] > 1 or any(dropout) or getattr(now.model.config, "attention_dropout", None)
-    count = 1 if alone else min(len(batch), models.passes_at_once(now.model, sum(map(len, batch))))
+    count = min(len(batch), models.passes_at_once(now.model, sum(map(len, batch))))
+    if count > 1:  # a walk over all modules takes milliseconds
+        dropout = [module.p for module in now.model.modules() if isinstance(module, torch.nn.Dropout)]
+        if rank_and_count()[1] > 1 or any(dropout) or getattr(now.model.config, "attention_dropout", None):
+            count = 1
     parts: list[list[Sample]] = [[] for _ in range(count)]
     for sample in sorted(batch, key=len, reverse=True):
         min(parts, key=lambda part: sum(map(len, part))).append(sample)
