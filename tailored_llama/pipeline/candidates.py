@@ -288,13 +288,18 @@ def _read(state: SearchState, rung: Rung, parts: CandidateParts[Artifact]) -> Me
     passing = [own for own, known in state.candidates.items() if known.loss <= state.config.goal.lose_at_most / 100]
     best = min(passing, key=lambda own: state.candidates[own].cost, default=None)
     log.info(
-        "candidate %d, on ladder %d of %d: %s: %.1f points lost, %.1f MB; smallest so far: %s",
+        "candidate %d, on ladder %d of %d: %s %s, %.1f MB; smallest so far: %s",
         len(state.candidates),
         rung.ladder + 1,
         len(state.ladders),
         state.label(rung),
-        100 * one.loss,
+        points_lost(one.loss),
         size / 1e6,
         state.label(best) if best else "none",
     )
     return Measured(rung, cost, one.loss)
+
+
+def points_lost(loss: float) -> str:
+    """A loss in words; below zero it is a gain."""
+    return f"{'loses' if loss > 0 else 'gains'} {100 * abs(loss):.1f} points"

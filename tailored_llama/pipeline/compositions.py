@@ -40,7 +40,9 @@ class Composition:
     kind: type[RunConfig]
     check: Callable[[Any], None]  # of a configuration, before any work
     compose: Callable[[Runner, Any], ArtifactRef]  # returns the reference of the report
-    finished: Callable[[Any, Path], Iterable[Path]] = lambda config, report: ()  # folders of models, by the report's
+    finished: Callable[[Any, Path], Iterable[Path]] = (
+        lambda config, report: ()
+    )  # the folders of finished models, from the report's folder
     announce: Callable[[Any], Iterable[str]] = rows_of  # what to say of a configuration before the run starts
 
 

@@ -127,8 +127,9 @@ def write_smallest_report(
 ) -> None:
     """Stage: write the page of a search.
 
-    `candidates` are all that were measured, in the order of the answer. `reference` are its scores on the proving rows,
-    `prompts`, which are empty if these were not opened. `used` are the artifacts of the search, for their costs.
+    `candidates` are all that were measured, in the order of the answer. `prompts` are the proving rows, and `reference`
+    the reference's scores on them; both are empty if these were not opened. `used` are the artifacts of the search, for
+    their costs.
     """
     config, answer = settings.config, settings.answer
     shown = answer.order[0] if answer.proven is None and answer.order else answer.proven

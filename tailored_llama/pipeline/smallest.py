@@ -203,8 +203,8 @@ def _prove(
         tests.append(tested)
         proven, worst = evaluation.is_proven(tested), max(tested.values(), key=lambda test: test.bound)
         told = "is proven" if proven else "is not proven, which ends the sequence"
-        facts = f"{100 * worst.loss:.1f} points lost, and {100 * worst.bound:.1f} not excluded"
-        log.info("%s %s: %s", state.label(rung), told, facts)
+        lost, most = candidates.points_lost(worst.loss), round(100 * worst.bound, 1) + 0.0  # no minus zero
+        log.info("%s %s: it %s, and a loss of %.1f is not excluded", state.label(rung), told, lost, most)
         if not proven:
             break
     return proving, tests

@@ -108,7 +108,7 @@ def plain(value: Any) -> Any:
 
 
 def leaves(value: Any, label: str = "") -> list[tuple[str, Any]]:
-    """Every part of nested mappings, sequences and dataclasses that is none of these, after a label; None is left out.
+    """Every part of nested mappings, sequences and dataclasses that is none of these, with a label; None is left out.
 
     A part of a sequence is labelled by its attribute `label`, if it has one, else by its position.
     """
