@@ -20,7 +20,7 @@ PAGES = {  # reports that the UI shows, by stage: the Markdown file, the artifac
     "smallest": ("smallest", "smallest", "The smallest model, and the proof"),
     "prompt-study": ("study", "prompt-study", "Chosen prompts and references"),
 }
-LIMIT = 100_000  # bytes per artifact, which the server keeps in its database
+LIMIT = 400_000  # bytes per artifact, which the server keeps in its database
 
 
 def show_report(store: ArtifactStore, ref: ArtifactRef) -> None:

@@ -64,7 +64,7 @@ def cost_table(costs: Sequence[tuple[str, Manifest]]) -> Table:
 
 def _cost_row(stage: str, label: str, costs: Sequence[Manifest]) -> Row:
     seconds, memory = sum(cost.seconds for cost in costs), max(cost.peak_memory_bytes for cost in costs)
-    return table_row(stage, label, _duration(seconds), megabytes(memory))
+    return table_row(stage, label, _duration(seconds), megabytes(memory) if memory else "–")
 
 
 def _duration(seconds: float) -> str:

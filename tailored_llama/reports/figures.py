@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
@@ -110,25 +111,35 @@ def xy(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]
     return [x for x, _ in points], [y for _, y in points]
 
 
+def name_ticks(axes: Axes, names: Sequence[str], width: float, ha: str) -> None:
+    """Names at x = 0, 1, …, on lines of 13 characters; tilted if such a line is wider than so many CSS pixels."""
+    pieces = [re.findall(r".{1,13}(?:(?<=[-_.])|$)|[^-_.]+[-_.]?", name) for name in names]
+    if max(len(piece) for own in pieces for piece in own) * 8 > width:
+        axes.set_xticks(range(len(names)), names, rotation=45, ha=ha, rotation_mode="anchor")
+    else:
+        axes.set_xticks(range(len(names)), ["\n".join(own) for own in pieces])
+
+
 @styled
 def intervals(
     names: Sequence[str],
-    panels: Mapping[str, Sequence[tuple[float | None, float | None, float | None]]],
+    panels: Mapping[str, Sequence[Sequence[float | None]]],
     reference: float,
     unit: str,
     label: str,
+    scale: float = 100,
 ) -> Picture:
     """Values with their intervals: a row for each name, a panel for each kind of value.
 
-    A panel has value, low and high of every row, as shares, which are drawn in hundredths; None is not drawn. A line
-    marks the reference. The label describes the values in the picture's text alternative.
+    A panel has value, low and high of every row, which are drawn `scale` times; None is not drawn. A line marks the
+    reference. The label describes the values in the picture's text alternative.
     """
     figure = new_figure(90 + 30 * len(names))
     panel_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (title, values) in zip(panel_axes, panels.items(), strict=True):
         axes.axvline(reference, color=COLOURS["ink"], linewidth=1.2)
         for row, value in enumerate(values):
-            middle, low, high = 100 * np.array(value, dtype=float)
+            middle, low, high = scale * np.array(value, dtype=float)
             axes.hlines(row, low, high, COLOURS["tailored"], linewidth=2.5)
             axes.plot(middle, row, "o", color=COLOURS["tailored"], markersize=7)
         axes.set(title=title, xlabel=unit, ylim=(len(names) - 0.5, -0.5))

@@ -1,6 +1,7 @@
 """The shape that all reports share, and how it is written for a terminal, in Markdown and in HTML."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from tailored_llama.reports.figures import COLOURS, Picture
 from tailored_llama.reports.parts import number, percent, span
 from tailored_llama.reports.tables import Table, as_text, markdown
 
-_PROMPT_CHARACTERS = 3_000  # a longer prompt loses its beginning
+_PROMPT_CHARACTERS = 3_000  # a longer prompt loses its middle
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def from_template(template: str, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["as_line"] = lambda text: re.sub(r"([\\`*_])", r"\\\1", as_text(text))  # names in a heading
     environment.filters |= {function.__name__: function for function in (number, percent, span, markdown, as_text)}
     environment.globals |= {"colours": COLOURS, "resamples": RESAMPLES}
     return environment.get_template(template).render(context).strip() + "\n"
@@ -87,8 +89,10 @@ def first_sample(prompts: Path) -> str:
 
 
 def shorten(text: str, most: int) -> str:
-    """A text without its beginning, if it has more than so many characters; the question comes last."""
-    return text if len(text) <= most else f"[… {len(text) - most:,} characters left out …]\n{text[-most:]}"
+    """A text without its middle, if it has more than so many characters."""
+    half = most // 2
+    left_out = f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
+    return text if len(text) <= most else left_out
 
 
 def settings_of(config: RunConfig, unread: Sequence[str] = ()) -> dict[str, dict[str, str]]:

@@ -64,11 +64,17 @@ def summary(rows: Sequence[TemplateRow], differences: Sequence[Difference]) -> s
 
 
 def notes(rows: Sequence[TemplateRow]) -> list[str]:
-    """The benchmarks on which no set shows skill."""
+    """The sets with another measure, and the benchmarks on which no set shows skill."""
     scored = [row for row in rows if row.split == EVALUATION]
     able = {row.benchmark for row in scored if evaluation.above_floor(row.accuracy, row.stderr, row.floor)}
     weak = dict.fromkeys(row.benchmark for row in scored if row.benchmark not in able)
-    return [f"On {name} no set is significantly above the floor; its differences say little." for name in weak]
+    measures = [
+        f"On {name}, {template} scores the rest of the sentence after each choice (partial evaluation). Scoring the "
+        "choice itself is another measure, so the mean leaves out a difference between the two."
+        for name, template in dict.fromkeys((row.benchmark, row.template) for row in rows if row.partial)
+    ]
+    little = [f"On {name} no set is significantly above the floor; its differences say little." for name in weak]
+    return [*measures, *little]
 
 
 def _table(rows: Sequence[TemplateRow], differences: Sequence[Difference]) -> Table:

@@ -16,13 +16,13 @@ from tailored_llama.pruning import Split, read_tried
 from tailored_llama.reports import text
 from tailored_llama.reports.costs import cost_table, speed_table
 from tailored_llama.reports.diagnosis import diagnose
-from tailored_llama.reports.figures import COLOURS, WIDTH, Picture, new_figure, styled, xy
+from tailored_llama.reports.figures import COLOURS, WIDTH, Picture, name_ticks, new_figure, styled, xy
 from tailored_llama.reports.inputs import ReportInputs, RunResults, timing
 from tailored_llama.reports.pages import Report, Section, first_sample, settings_of, write_pages
-from tailored_llama.reports.parts import accuracy_of, megabytes, number, percent, share_cell, span
+from tailored_llama.reports.parts import accuracy_of, megabytes, number, percent, points, share_cell, span
 from tailored_llama.reports.tables import Cell, Column, Table, table_row
 from tailored_llama.store import read_table, write_rows
-from tailored_llama.training import LOG_SCHEMA
+from tailored_llama.training import LOG_SCHEMA, is_better
 
 
 def write_report(inputs: ReportInputs, *, out: Path) -> None:
@@ -71,7 +71,7 @@ def _sections(runs: Sequence[RunResults], inputs: ReportInputs) -> list[Section]
         Section("Size", table=_sizes(runs)),
         Section("Tokens or layers", splits),
         Section("Speed", table=_speeds(runs)),
-        Section("How tuning went", losses),
+        Section("How tuning went", losses, _verdicts(runs)),
         Section("What the model is asked", samples=samples),
         Section("What it cost", table=cost_table(inputs.costs)),
     ]
@@ -113,7 +113,11 @@ def accuracies(tables: Sequence[RecoveryTable], how: str) -> Table:
             cells += [accuracy_of(table.row(model, name)) for model in MODELS]
             cells += [*shares, *(_beside(table.row(model, name)) for model in beside)]
             rows.append(table_row(*cells, bold=name == MEAN))
-    return Table(columns, tuple(rows), ("Accuracy ± standard error; recovery with its 95 % interval.",))
+    legend = (
+        f"Gained = tailored − pruned, by {how}; recovery = tailored ÷ dense; chance-corrected = (tailored − floor) ÷ "
+        "(dense − floor), where dense is significantly above its floor."
+    )
+    return Table(columns, tuple(rows), ("Accuracy ± standard error; recovery with its 95 % interval.", legend))
 
 
 def _beside(row: RecoveryRow | None) -> Cell:
@@ -144,6 +148,27 @@ def _speeds(runs: Sequence[RunResults]) -> Table:
     pruned = [replace(row, checkpoint=text.run_name(run.table.ratio)) for run in runs if (row := timing(run.profile))]
     dense = [row for run in runs if (row := timing(run.profile, "against"))]
     return speed_table([*dense[:1], *pruned], DENSE) if pruned else Table()
+
+
+def _verdicts(runs: Sequence[RunResults]) -> Table:
+    """Every adapter against none on held-out examples, which `tuning.keep = "better"` decides by."""
+    titles = ("held-out\nexamples", "accuracy,\nuntuned", "tuned", "difference\nin points", "loss,\nuntuned", "tuned")
+    columns, rows = (*map(Column, (*titles, "difference")), Column("verdict", left=True)), []
+    verdicts = {True: "better than none", False: "brought nothing", None: "none"}
+    for run in runs:
+        for name in run.adapters:
+            if one := run.comparison(name):
+                cells = [number(one.examples, 0), number(one.untuned_accuracy), number(one.tuned_accuracy)]
+                cells.append(points(one.accuracy_gain) + text.plus_minus(one.accuracy_error, 100, 1))
+                cells += [number(one.untuned_loss), number(one.tuned_loss)]
+                cells += [number(0 - one.loss_gain) + text.plus_minus(one.loss_error, 1, 3), verdicts[is_better(one)]]
+                rows.append(table_row(Cell(name, (text.run_name(run.table.ratio),) * (len(runs) > 1)), *cells))
+    legend = (
+        "The loss in this table is the cross-entropy over the choices; for written answers, that of their tokens. "
+        "Differences ± paired standard error. Accuracy decides where it differs by more than that; else the adapter is "
+        "better if the loss is lower by more than its error."
+    )
+    return Table((Column("adapter against none", left=True), *columns), tuple(rows), (legend,))
 
 
 def report_notes(runs: Sequence[RunResults]) -> list[str]:
@@ -178,10 +203,11 @@ def _bars(table: RecoveryTable, caption: str) -> Picture:
     floors, dashes = [table.any_row(name).floor for name in names], (0, (4, 2))
     axes.hlines(floors, places - 0.45, places + 0.45, COLOURS["ink"], dashes, linewidth=1.5, label="floor")
     axes.set(ylabel="accuracy", xlim=(-0.6, len(names) - 0.4), ylim=(0, None))
-    axes.set_xticks(places, [name.replace("_", "_\n") for name in names])
+    name_ticks(axes, names, (96 * figure.get_figwidth() - 80) / len(names), "right")
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="y")
-    figure.legend(loc="outside upper left", ncols=5, borderpad=0)
+    legend = (own[1:] + own[:1] for own in axes.get_legend_handles_labels())  # the floor comes last
+    figure.legend(*legend, loc="outside upper left", ncols=5, borderpad=0)
     return Picture(figure, f"Accuracy by benchmark: {', '.join(models)} and the floor", caption)
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,17 @@ def write_smallest(
     """
     evaluation.write_answer(answer, out)
     stages = Counter(cost.stage for cost in costs)
-    by_stage = [(f"{stages[cost.stage]} artifacts", cost) for cost in costs]
+    by_stage = [(f"{(n := stages[cost.stage])} artifact{'s' * (n > 1)}", cost) for cost in costs]
+    unopened = [] if answer.tests else ["No candidate came so far that the proving rows were opened."]
     report = Report(
         f"The smallest model for {', '.join(benchmark.name for benchmark in config.benchmarks)}",
         verdict(answer),
-        [f"{label} failed: {error}" for label, error in answer.failed.items()],
+        [*unopened, *(f"{label} failed: {error}" for label, error in answer.failed.items())],
         [
             Section("What was tried", {"frontier": _picture(answer)}, _candidates(answer)),
             Section("The proof", table=_tests(answer)),
             Section("What only the dense model gets right", samples=[(name, shorten(row, 800)) for name, row in rows]),
+            Section("Rows", table=_sets(answer)),
             Section("What the search cost", table=cost_table(by_stage)),
         ],
         settings_of(config),
@@ -160,6 +163,16 @@ def _level(answer: Answer) -> str:
     )
 
 
+def _sets(answer: Answer) -> Table:
+    """How many rows each benchmark has for each purpose, with the first characters of their digest."""
+    purposes, rows = list(dict.fromkeys(use for sets in answer.sets.values() for use in sets)), []
+    for name, sets in answer.sets.items():
+        known = [sets.get(use) for use in purposes]
+        rows.append(table_row(name, *(Cell(number(one.rows, 0), (one.digest[:12],)) if one else "–" for one in known)))
+    legend = "With the first characters of the SHA-256 of their texts and right answers. No row is in two sets."
+    return Table((Column("benchmark", left=True), *map(Column, purposes)), tuple(rows), (legend,))
+
+
 @styled
 def _picture(answer: Answer) -> Picture:
     """Losses in points over costs, the worst at the bottom, with the margin; what loses eight margins is cut off.
@@ -175,12 +188,11 @@ def _picture(answer: Answer) -> Picture:
         for kind in dict.fromkeys(one.type for one in members if one.ratio):
             lines[f"{name}, {kind or '16 bits'}"] = [one for one in members if one.type == kind]
     figure = new_figure(440 + 11 * len(lines))
-    axes, losses = figure.subplots(), [0.0, 1.5 * margin]
-    for nth, (label, members) in enumerate(lines.items()):
+    axes, losses, dense_lines, ladders = figure.subplots(), [0.0, 1.5 * margin], count(), count()
+    for label, members in lines.items():
         is_dense = not any(one.ratio for one in members)
-        style = curve_style(nth)
-        if is_dense:
-            style = {"color": COLOURS["dense"], "linestyle": DASHES[1 + nth % 2]}
+        grey = {"color": COLOURS["dense"], "linestyle": DASHES[1 + next(dense_lines) % 2]} if is_dense else None
+        style = grey or curve_style(next(ladders))
         path = [_at(answer, one, one.smoothed) for one in members]
         points = [_at(answer, one, one.loss) for one in members if one.ratio or is_dense]  # those of dense models once
         axes.plot(*xy(sorted(path)), **style, linewidth=2, label=label)

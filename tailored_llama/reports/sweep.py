@@ -1,5 +1,6 @@
 """The report of a sweep: a table, and curves over any of its settings."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,11 @@ from tailored_llama.reports.tables import Cell, Column, Row, Table, table_row
 from tailored_llama.store import write_rows
 
 _CURVES = {"perplexity": "perplexity ÷ dense", "accuracy": "mean accuracy", "recovery": "mean recovery"}
+_LEGEND = (
+    "Recovery: accuracy ÷ the dense model's on the same examples and prompts, mean over all benchmarks, including "
+    "those where dense is at its floor. Chance-corrected: only the accuracy above the floor, over the benchmarks where "
+    "dense is significantly above it."
+)
 
 
 def write_sweep(config: SweepConfig, measured: Sequence[tuple[SweepRow, Sequence[RecoveryRow]]], *, out: Path) -> None:
@@ -39,7 +45,8 @@ def write_sweep(config: SweepConfig, measured: Sequence[tuple[SweepRow, Sequence
         ],
         settings,
     )
-    write_pages(report, "sweep", out)
+    searched = any(one.template for _, by_benchmark in measured for one in by_benchmark)
+    write_pages(report, "sweep", out, rows=rows, searched=searched)
 
 
 def _table(rows: Sequence[SweepRow]) -> Table:
@@ -56,7 +63,8 @@ def _table(rows: Sequence[SweepRow]) -> Table:
         Column("chance-\ncorrected"),
     )
     shown = len(columns) if recovered else len(columns) - 2
-    return Table(columns[:shown], tuple(replace(row, cells=row.cells[:shown]) for row in map(_row, rows)))
+    cut = tuple(replace(row, cells=row.cells[:shown]) for row in map(_row, rows))
+    return Table(columns[:shown], cut, (_LEGEND,) if recovered else ())
 
 
 def _row(row: SweepRow) -> Row:
@@ -66,6 +74,12 @@ def _row(row: SweepRow) -> Row:
     if row.seeds > 1:
         seeds = f"seeds {span(row.recovery_least, row.recovery_most)}"
         extremes = f"{number(row.perplexity_least, 2)}–{number(row.perplexity_most, 2)}"
+    shares = [
+        share_cell(row.recovery, row.recovery_low, row.recovery_high, seeds, digits=1),
+        share_cell(row.chance_corrected, row.cc_low, row.cc_high, over, digits=1),
+    ]
+    if not row.ratio and row.curve is None:  # the dense model, of which recoveries are shares
+        shares = [Cell(percent(1.0, 0))] * 2
     return table_row(
         row.label,
         _removed(row),
@@ -73,8 +87,7 @@ def _row(row: SweepRow) -> Row:
         Cell(number(row.perplexity, 2), (extremes,), number(row.perplexity, 2)),
         number(row.times_dense, 2),
         accuracy_cell(row.accuracy, row.accuracy_stderr),
-        share_cell(row.recovery, row.recovery_low, row.recovery_high, seeds, digits=1),
-        share_cell(row.chance_corrected, row.cc_low, row.cc_high, over, digits=1),
+        *shares,
         bold=not row.ratio,
     )
 
@@ -106,9 +119,9 @@ def _recovered(rows: Sequence[SweepRow]) -> bool:
 
 
 def _figures(config: SweepConfig, rows: Sequence[SweepRow]) -> list[Section]:
-    """A curve of every measured quantity; if all settings share one value of the axis, their recoveries in a list."""
+    """A curve of every measured quantity; a list, if all settings share one value of the axis."""
     drawn = [row for row in rows if row.curve is not None]
-    if _recovered(drawn) and len({row.ratio if row.place is None else row.place for row in drawn if row.ratio}) == 1:
+    if len({row.ratio if row.place is None else row.place for row in drawn if row.ratio}) == 1:
         return [_beside(drawn)]
     sections = []
     dense = [row for row in rows if not row.ratio and row.curve is None]
@@ -168,10 +181,16 @@ def _curves(
 
 
 def _beside(rows: Sequence[SweepRow]) -> Section:
+    """Recoveries with their intervals or, if nothing was scored, perplexities from the lowest seed to the highest."""
+    names = [row.label for row in rows]
+    if not _recovered(rows):
+        seeds = [(row, (row.perplexity, row.perplexity_least, row.perplexity_most)) for row in rows]
+        values = [[(one or math.nan) / (row.dense_perplexity or math.nan) for one in own] for row, own in seeds]
+        panel = {"perplexity ÷ dense, from the lowest to the highest seed": values}
+        return Section("Perplexity", {"perplexity": intervals(names, panel, 1, "times", "Perplexity ÷ dense", scale=1)})
     panels = {"mean recovery": [(row.recovery, row.recovery_low, row.recovery_high) for row in rows]}
     if any(row.chance_corrected is not None for row in rows):
         panels["chance-corrected"] = [(row.chance_corrected, row.cc_low, row.cc_high) for row in rows]
-    names = [row.label for row in rows]
     picture = intervals(names, panels, 100, "% of dense", "Recovery with 95 % intervals")
     return Section("Recovery", {"recovery": picture})
 
@@ -179,9 +198,10 @@ def _beside(rows: Sequence[SweepRow]) -> Section:
 def _summary(rows: Sequence[SweepRow]) -> str:
     cells = [row for row in rows if row.ratio]
     done = [row for row in cells if not row.error]
-    failed, seeds = len(cells) - len(done), max((row.seeds for row in done), default=1)
+    failed, seeds = len(cells) - len(done), {row.seeds for row in done}
     summary = f"{len(cells)} settings" + (f", of which {failed} failed" if failed else "")
-    summary += f", with up to {seeds} seeds" if seeds > 1 else ""
+    if max(seeds, default=1) > 1:
+        summary += f", {'each with' if len(seeds) == 1 else 'with up to'} {max(seeds)} seeds"
     if recovered := [(-row.recovery, percent(row.recovery), row) for row in done if row.recovery is not None]:
         summary += f". Highest mean recovery: {_best(recovered)}"
     if done:

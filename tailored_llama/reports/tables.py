@@ -13,6 +13,8 @@ from rich.text import Text
 
 from tailored_llama.errors import InputError
 
+_LINKS = re.compile(r"(?<=\])[(:]|:(?=//)|(?<=www)\.", re.IGNORECASE)  # what makes text a link in Markdown
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -113,8 +115,8 @@ def markdown(table: Table) -> str:
 
 
 def as_text(text: str) -> str:
-    """A text in Markdown, in which no name from outside is HTML, a link or an image."""
-    return html.escape(text, quote=False).replace("](", "]&#40;")
+    """A text in Markdown, in which no name from outside is HTML, an image or a link, nor defines or becomes one."""
+    return _LINKS.sub(lambda found: f"&#{ord(found[0])};", html.escape(text, quote=False))
 
 
 def _in_line(cell: Cell, whole: bool = False) -> str:

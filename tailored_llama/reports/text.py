@@ -1,9 +1,10 @@
 """The sentences of a run's report: its title, the summary, and notes on single benchmarks."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from tailored_llama.config import DENSE, RunConfig
-from tailored_llama.evaluation import HEALED, PRUNED, TAILORED, RecoveryTable
+from tailored_llama.evaluation import HEALED, PRUNED, TAILORED, RecoveryRow, RecoveryTable
 from tailored_llama.reports.inputs import ReportInputs
 from tailored_llama.reports.parts import NO_DIFFERENCE, accuracy_of, listed, number, percent, points, span, speedup
 from tailored_llama.training import Comparison, is_better
@@ -45,8 +46,11 @@ def _size_sentence(table: RecoveryTable) -> str:
     if before and after:
         parts.append(f"{measure} went from {before} to {after}{f', and by healing to {mended}' if mended else ''}")
     speeds = {"reading": speedup(pruned, "prefill"), "writing": speedup(pruned, "decode")}
-    if clear := [f"{speed} {phase}" for phase, speed in speeds.items() if speed not in ("", NO_DIFFERENCE)]:
-        parts.append(f"its speed ÷ the dense model's is {listed(clear)}")
+    clear = listed([f"{speed} {phase}" for phase, speed in speeds.items() if speed not in ("", NO_DIFFERENCE)])
+    alike = listed([phase for phase, speed in speeds.items() if speed == NO_DIFFERENCE])
+    told = [f"its speed ÷ the dense model's is {clear}"] if clear else []
+    told += [f"no difference in speed was measured for {alike}"] if alike else []
+    parts += [", while ".join(told)] if told else []
     text = listed(parts, ", and ")
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
@@ -69,15 +73,15 @@ def perplexities(table: RecoveryTable) -> tuple[str, tuple[str, str, str]]:
 
 def _recovery_sentence(table: RecoveryTable, config: RunConfig | None, model: str) -> str:
     """What a model reaches, or else the pruned one, of the dense model's accuracy; empty if neither was scored."""
-    row, pruned, compared = table.overall(model), table.overall(PRUNED), _compared(table, model)
+    row, compared, pruned = table.overall(model), _compared(table, model), _compared(table, PRUNED)
     if row is None or row.recovery is None:
         return "" if model == PRUNED else _recovery_sentence(table, config, PRUNED)
     where = next(iter(compared)) if len(compared) == 1 else f"mean over {len(compared)} benchmarks"
-    measured = [f"{where}, {sum(compared.values()):,} examples"]
+    measured = [f"{where}, {sum(one.examples for one in compared.values()):,} examples"]
     measured.append(f"95 % interval {span(row.recovery_low, row.recovery_high)}")
     tuned = model == TAILORED
-    if tuned and pruned and _compared(table, PRUNED).keys() == compared.keys():
-        measured.append(f"{percent(pruned.recovery)} when only pruned")
+    if tuned and compared.keys() <= pruned.keys():
+        measured.append(f"{percent(fmean(pruned[name].recovery or 0.0 for name in compared))} when only pruned")
     text = f"{_after(config) if tuned else 'Without tuning,'} the {PRUNED if tuned else model} model reaches "
     text += f"{percent(row.recovery)} of the dense model's accuracy ({'; '.join(measured)})"
     if tuned and row.chance_corrected is not None:
@@ -87,10 +91,10 @@ def _recovery_sentence(table: RecoveryTable, config: RunConfig | None, model: st
     return f"{text}."
 
 
-def _compared(table: RecoveryTable, model: str) -> dict[str, int]:
-    """The benchmarks on which a model has a recovery, with their numbers of examples."""
+def _compared(table: RecoveryTable, model: str) -> dict[str, RecoveryRow]:
+    """A model's rows by benchmark, where it has a recovery."""
     rows = [row for name in table.benchmarks if (row := table.row(model, name)) and row.recovery is not None]
-    return {row.benchmark: row.examples for row in rows}
+    return {row.benchmark: row for row in rows}
 
 
 def _after(config: RunConfig | None) -> str:
@@ -113,15 +117,16 @@ def held_out_evidence(compared: Comparison) -> str:
     gain, loss, parts = compared.accuracy_gain, "the loss of the answer", []
     if gain is not None:
         went = f"accuracy went from {number(compared.untuned_accuracy)} to {number(compared.tuned_accuracy)}"
-        parts.append(f"{went} ({points(gain)}{_error(compared.accuracy_error, 100, 1)} points)")
+        parts.append(f"{went} ({points(gain)}{plus_minus(compared.accuracy_error, 100, 1)} points)")
         loss = "the loss over the choices"
     went = f"{loss} from {number(compared.untuned_loss)} to {number(compared.tuned_loss)}"
     change = f"{-compared.loss_gain + 0.0:+.3f}".replace("-", "−")
-    parts.append(f"{went} ({change}{_error(compared.loss_error, 1, 3)})")
+    parts.append(f"{went} ({change}{plus_minus(compared.loss_error, 1, 3)})")
     return f"on {compared.examples:,} held-out train examples {' and '.join(parts)}"
 
 
-def _error(error: float | None, scale: int, digits: int) -> str:
+def plus_minus(error: float | None, scale: int, digits: int) -> str:
+    """The standard error behind a figure; empty for None."""
     return "" if error is None else f" ± {number(scale * error, digits)}"
 
 

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 
 from tailored_llama.config import DENSE, UNREAD_BY_TRANSFER, UNTUNED_MODEL, RunConfig
 from tailored_llama.evaluation import DIFFERENCE, MEAN, OTHERS, OWN, TransferRow, TransferScore, field_of, transfer_rows
-from tailored_llama.reports.figures import COLOURS, Picture, new_figure, styled
+from tailored_llama.reports.figures import COLOURS, Picture, name_ticks, new_figure, styled
 from tailored_llama.reports.pages import Report, Section, settings_of, write_pages
 from tailored_llama.reports.parts import accuracy_of, listed, number, points
 from tailored_llama.reports.tables import Cell, Column, Table, table_row
@@ -123,7 +123,8 @@ def _gain(one: TransferRow) -> str:
 @styled
 def _picture(rows: Sequence[TransferRow]) -> Picture:
     models, names, field = field_of(rows)
-    most = max([1, *(math.ceil(abs(100 * one.gain)) for one in rows if one.gain is not None)])
+    gains = [one.gain for one in rows if one.gain is not None and one.benchmark in names]
+    most = max([1, *(math.ceil(abs(100 * gain)) for gain in gains)])
     figure = new_figure(110 + 54 * (len(models) + 1), width=max(560, 160 + 112 * len(names)))
     axes = figure.subplots()
     for i, model in enumerate(models):
@@ -139,7 +140,7 @@ def _picture(rows: Sequence[TransferRow]) -> Picture:
             axes.add_patch(Rectangle(*box, fill=False, **edge))
             weight = "bold" if one.significant else "normal"
             axes.text(j, i, _shown(one), ha="center", va="center", weight=weight, linespacing=1.35)
-    axes.set_xticks(range(len(names)), [name.replace("_", "_\n") for name in names])
+    name_ticks(axes, names, 112, "left")
     axes.set_yticks(range(len(models)), models)
     axes.set(xlim=(-0.52, len(names) - 0.48), ylim=(len(models) - 0.48, -0.52))
     axes.xaxis.tick_top()

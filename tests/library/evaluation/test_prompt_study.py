@@ -148,7 +148,9 @@ def test_the_report_says_what_was_gained_and_what_says_little(
     assert "&lt;b&gt;task&lt;/b&gt; asks" in page  # the samples, as text
     assert "tiny &lt;b&gt;" in page
     assert "On winogrande no set is significantly above the floor" in page
+    assert "On winogrande, harness scores the rest of the sentence after each choice (partial evaluation)." in page
     assert "On piqa" not in page
+    assert "both sets&#39; answers" in page
     assert "held_out = 50" in page  # what the slice is drawn apart from
     assert not re.search("ratios|rank = |window", page)  # settings that nothing here reads
     assert page.count(">same set<") == 1

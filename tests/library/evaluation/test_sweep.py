@@ -274,15 +274,23 @@ def test_the_page_holds_every_cell_and_draws_those_that_have_figures(config: Swe
     shown = re.findall(r"\]\((.+?\.png)\)", markdown)
     assert shown == ["perplexity.png", "accuracy.png"]
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == set(shown)
-    shared = page[page.index("<h2>Configuration") :]
+    shared = page[page.index("<h2>What all cells share") :]
     assert "protect_last = 2" in shared
+    assert "<dt>Accuracy</dt>" in page
+    assert "<dt>Seeds</dt>" not in page
     assert "criterion" not in shared
     assert "ratios" not in shared
 
 
 def test_a_sweep_without_scores_or_without_success_is_still_a_page(config: SweepConfig, tmp_path: Path) -> None:
     dense = dense_row("dense", 1000, 20.0)
-    assert written(config, tmp_path / "unscored", dense, cell_row("norm", 0.2, 800, 50.0)).count("<svg") == 1
+    seeds: dict[str, Any] = {"seeds": 3, "perplexity_least": 40.0, "perplexity_most": 65.0}
+    page = written(config, tmp_path / "unscored", dense, cell_row("norm", 0.2, 800, 50.0, **seeds))
+    assert page.count("<svg") == 1
+    assert "perplexity ÷ dense, from the lowest to the highest seed" in page  # a list: no curve goes through one point
+    assert "1 settings, each with 3 seeds." in page
+    assert "<dt>Seeds</dt>" in page
+    assert not re.search("<dt>(Accuracy|Intervals|Template sets)</dt>", page)
     assert "](perplexity.png)" in (tmp_path / "unscored" / "sweep.md").read_text()
     assert written(config, tmp_path / "failed", DENSE, ROWS[3]).count("<svg") == 0
 
@@ -313,7 +321,7 @@ def test_several_models_are_each_beside_their_own_dense_one(tmp_path: Path) -> N
     assert "Lowest perplexity ÷ dense: 1.50 at 20\xa0% (large)." in page
     text = " ".join(re.sub(r"<[^>]*>|\s+", " ", page).split())
     assert (
-        "dense, large – 5,000 8.00 1.00 0.400 ± 0.010 – – small 20.00 % 25.00 % 800 50.00 2.50 0.400"
+        "dense, large – 5,000 8.00 1.00 0.400 ± 0.010 100 % 100 % small 20.00 % 25.00 % 800 50.00 2.50 0.400"
         in text.replace("\xa0", " ").replace("&nbsp;", " ")
     )
     markdown = (tmp_path / "out" / "sweep.md").read_text().replace("\xa0", " ")
@@ -337,7 +345,10 @@ def test_the_tuned_dense_model_has_a_recovery_and_a_point_but_is_no_setting(tmp_
     assert "2 settings. Highest mean recovery: 80.0\xa0%" in page
     assert 'aria-label="mean recovery over the share of parameters removed: dense, tuned, norm"' in page
     text = " ".join(re.sub(r"<[^>]*>|\s+", " ", page).split()).replace("\xa0", " ").replace("&nbsp;", " ")
-    assert "dense – 1,000 20.00 1.00 0.500 ± 0.010 – – dense, tuned – 1,000 20.00 1.00 0.600 ± 0.010 120.0 %" in text
+    assert (
+        "dense – 1,000 20.00 1.00 0.500 ± 0.010 100 % 100 % dense, tuned – 1,000 20.00 1.00 0.600 ± 0.010 120.0 %"
+        in text
+    )
     markdown = (tmp_path / "curves" / "sweep.md").read_text().replace("\xa0", " ")
     assert "| dense, tuned | – | 1,000 | 20.00 | 1.00 | 0.600 ± 0.010 | 120.0 % (110.0 to 130.0 %) | – |" in markdown
     page = written(config, tmp_path / "beside", DENSE, tuned, norm[0])  # one ratio: no curve goes through it

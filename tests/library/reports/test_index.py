@@ -69,6 +69,13 @@ def test_every_model_of_every_run_has_its_figures_newest_first(reports: Path) ->
     ]
 
 
+def test_a_folder_without_reports_says_so(tmp_path: Path) -> None:
+    write_index(tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert "There is no report yet." in page
+    assert "The newest report" not in page
+
+
 def test_the_page_leads_to_the_reports_and_runs_nothing(reports: Path) -> None:
     write_index(reports)
     page = (reports / "index.html").read_text()

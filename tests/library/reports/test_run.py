@@ -33,6 +33,7 @@ from tailored_llama.reports import ReportInputs, RunResults, recovery_table, run
 from tailored_llama.store import Manifest, write_rows, write_table
 from tailored_llama.store.tables import schema_of
 from tailored_llama.training import LOG_SCHEMA
+from tailored_llama.training.records import HELD_OUT_SCHEMA
 
 ATTACK = "<script>alert(1)</script><img src=https://example.com/x.png onerror=alert(2)>"
 NBSP = "\N{NO-BREAK SPACE}"
@@ -94,6 +95,9 @@ def everything(root: Path) -> ReportInputs:
         "held_out_loss": [2, 1.5],
     }
     write_table(root / "log" / "log.parquet", log, LOG_SCHEMA)
+    held_out = {"example": [0, 1], "untuned_loss": [2.0, 1.5], "tuned_loss": [1.0, 1.0]}
+    held_out |= {"untuned_right": [False, False], "tuned_right": [True, False]}
+    write_table(root / "log" / "held_out.parquet", held_out, HELD_OUT_SCHEMA)
     write_prompts(root / "prompts", f"Is {ATTACK}?", "second")
     run = base.runs[0]
     return ReportInputs(
@@ -257,6 +261,8 @@ def test_the_page_says_it_in_words_and_numbers(tmp_path: Path) -> None:
     assert "0.400 ± 0.049" in text
     assert "over 1 of 2" in text
     assert page.count("<svg") == 1  # bars; no losses were given
+    assert re.findall(r">\s*(dense|pruned|tailored|floor)</text>", page) == ["dense", "pruned", "tailored", "floor"]
+    assert not re.search("Losses of tuning|Tokens or layers|held-out examples", text)
 
 
 def test_nothing_from_outside_is_markup_and_nothing_is_loaded(tmp_path: Path) -> None:
@@ -298,6 +304,10 @@ def test_markdown_has_the_table(tmp_path: Path) -> None:
     assert ATTACK not in text
     assert "| arc_easy (acc_norm) | 100 | 0.250 | 0.500 ± 0.050 | 0.300 ± 0.046 | 0.400 ± 0.049 |" in text
     assert "Dense itself is at the floor on boolq" in text
+    assert "Gained = tailored − pruned, by tuning; recovery = tailored ÷ dense; chance-corrected = " in text
+    figures = "| 2 | 0.000 | 0.500 | +50.0 ± 50.0 | 1.750 | 1.000 | −0.750 ± 0.250 | better than none |"
+    assert figures in text  # the adapter against none, on held-out examples
+    assert "| 1.5 s | – |" in text  # a memory that was not measured
 
 
 def test_markdown_shows_every_picture_and_each_is_small(tmp_path: Path) -> None:
@@ -365,9 +375,11 @@ def test_a_speed_that_its_own_pairs_contradict_is_no_figure(tmp_path: Path, tiny
     assert "0.54" not in page
     table = Console(width=80, record=True)
     table.print(stored_table(tmp_path / "out"))
-    assert "speed ÷ the dense model&#39;s is ×1.25 reading." in page
+    assert (
+        "speed ÷ the dense model&#39;s is ×1.25 reading, while no difference in speed was measured for writing." in page
+    )
     assert ">no difference measured<" in page
-    assert "is ×1.25 reading." in " ".join(table.export_text().split())
+    assert "while no difference in speed was measured for writing." in " ".join(table.export_text().split())
 
 
 def in_q8_0(root: Path, easy: int, boolq: int, size: int) -> dict[str, dict[str, Path]]:
@@ -418,7 +430,9 @@ def test_dense_alone_and_a_ratio_that_nobody_named(tmp_path: Path, tiny: Path) -
 def test_a_benchmark_that_only_some_models_have(tmp_path: Path) -> None:
     scores = folders(tmp_path)
     partial = of_scores(scores | {"tailored": {"arc_easy": scores["tailored"]["arc_easy"]}}, 0.2)
-    assert "(arc_easy, 100 examples; 95 % interval" in written(partial, tmp_path / "out")
+    page = written(partial, tmp_path / "out").replace(NBSP, " ")
+    assert "(arc_easy, 100 examples; 95 % interval" in page
+    assert "60.0 % when only pruned" in page  # on that benchmark
     table = table_of(partial)
     assert table.row("tailored", "boolq") is None
     mean = row_of(table, "tailored", MEAN)

@@ -1,6 +1,7 @@
 """The report of a search for the smallest model, and its certificate: words, figures, and what is escaped."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from tailored_llama.evaluation import noninferiority_test as prove  # pytest wou
 from tailored_llama.evaluation.statistics import Answers
 from tailored_llama.reports import certificate_of, stored_table, verdict, write_smallest
 from tailored_llama.reports.cards import certificate_section
-from tailored_llama.reports.smallest import _candidates
+from tailored_llama.reports.smallest import _candidates, _picture
 from tailored_llama.store import Manifest
 
 DENSE, QUANTISED, HALF, HALF_SMALL = range(4)
@@ -121,6 +122,9 @@ def test_the_page_the_tables_and_the_files(proven: Answer, tmp_path: Path) -> No
     assert "number 2." in page
     assert "lose_at_most = 3.0" in page
     assert '<td class="text">2 artifacts</td>\n<td>2 min 01 s</td>' in page
+    assert ">1 artifact<" in page
+    assert f'>300<span class="under">{"ab" * 6}</span></td>' in page  # the choosing rows
+    assert "<dt>Proof</dt>" in page
     assert ">92\N{NO-BREAK SPACE}MB<" in page[page.index("<svg") : page.index("</svg>")]
     assert "](frontier.png)" in markdown
     assert (tmp_path / "frontier.png").is_file()
@@ -130,6 +134,20 @@ def test_the_page_the_tables_and_the_files(proven: Answer, tmp_path: Path) -> No
     assert "gemma-3-270m 50 % q4_0 92 MB 2.0 the answer" in shown
     assert "loses less than 3 points on csqa" in shown
     assert f"70 % failed: {EVIL} died" in shown
+
+
+def test_a_search_without_a_test_says_that_the_proving_rows_are_unspent(tmp_path: Path) -> None:
+    write_smallest(SmallestConfig(benchmarks=("piqa",)), found([], []), [], [], out=tmp_path)
+    page = (tmp_path / "smallest.html").read_text()
+    assert "No candidate came so far that the proving rows were opened." in page
+    assert "tested one after the other" not in page
+
+
+def test_the_dense_lines_of_several_bases_differ(proven: Answer) -> None:
+    other = [replace(one, base="HuggingFaceTB/SmolLM2-135M") for one in proven.candidates]
+    types = [one for one in (*proven.candidates, *other) if one.type == "q8_0"]  # two lines for each base
+    picture = _picture(replace(proven, candidates=types, order=[], tests=[])).__html__()
+    assert len(set(re.findall(r'stroke-dasharray: ([\d., ]+); [^"]*var\(--dense\)', picture))) == 2
 
 
 def test_no_answer_is_named(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from rich.console import Console
 
-from tailored_llama.reports.pages import Report, Section, from_template
+from tailored_llama.reports.figures import name_ticks, new_figure
+from tailored_llama.reports.pages import Report, Section, from_template, shorten
 from tailored_llama.reports.tables import Cell, Column, Table, as_text, markdown, table_row, terminal
 
 TABLE = Table(
@@ -38,7 +39,31 @@ def test_markdown_shows_all_with_markup_escaped() -> None:
 
 
 def test_no_text_from_outside_leads_out_of_a_page() -> None:
-    assert as_text("![<b>](https://example.com/x.png)") == "![&lt;b&gt;]&#40;https://example.com/x.png)"
+    assert as_text("![<b>](//example.com/x.png)") == "![&lt;b&gt;]&#40;//example.com/x.png)"
+    assert as_text("see https://example.com") == "see https&#58;//example.com"
+    assert as_text("[a]\n\n[a]: www.example.com") == "[a]\n\n[a]&#58; www&#46;example.com"
+
+
+def test_a_name_in_a_heading_is_no_markup() -> None:
+    page = from_template("page.md.j2", report=Report("my_model_*v2*\\", (), (), ()))
+    assert page == "# my\\_model\\_\\*v2\\*\\\\\n"
+
+
+def test_a_long_prompt_loses_its_middle() -> None:
+    assert shorten("a question", 10) == "a question"
+    assert shorten("instructions, many words, question", 16) == "instruct\n[… 18 characters left out …]\nquestion"
+
+
+def test_names_below_bars_break_where_they_may_and_else_are_tilted() -> None:
+    def shown(*names: str) -> list[tuple[str, float]]:
+        axes = new_figure(300).subplots()
+        name_ticks(axes, names, 120, "right")
+        return [(label.get_text(), label.get_rotation()) for label in axes.get_xticklabels()]
+
+    assert shown("arc_easy", "customer-support-tickets-2026", "my.data_v2.csv") == [
+        ("arc_easy", 0), ("customer-\nsupport-\ntickets-2026", 0), ("my.data_v2.\ncsv", 0),
+    ]  # fmt: skip
+    assert shown("arc_easy", "customersupporttickets") == [("arc_easy", 45), ("customersupporttickets", 45)]
 
 
 def test_html_spans_what_a_short_row_leaves() -> None:
