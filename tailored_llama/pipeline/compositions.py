@@ -40,9 +40,8 @@ class Composition:
     kind: type[RunConfig]
     check: Callable[[Any], None]  # of a configuration, before any work
     compose: Callable[[Runner, Any], ArtifactRef]  # returns the reference of the report
-    finished: Callable[[Any, Path], Iterable[Path]] = (
-        lambda config, report: ()
-    )  # the folders of finished models, from the report's folder
+    # The folders of finished models, from the report's folder.
+    finished: Callable[[Any, Path], Iterable[Path]] = lambda config, report: ()
     announce: Callable[[Any], Iterable[str]] = rows_of  # what to say of a configuration before the run starts
 
 
