@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoConfig
 
 from tailored_llama import models
 from tailored_llama.config import ProfileConfig, Work
 from tailored_llama.console import quiet_libraries
-from tailored_llama.errors import InputError
+from tailored_llama.errors import InputError, one_line
 from tailored_llama.evaluation.results import ProfileRow
 from tailored_llama.evaluation.settings import ProfileSettings
 from tailored_llama.memory import out_of_memory, peak_memory, reset_peak_memory
@@ -84,12 +85,14 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
     parameters = {role: models.read_structure(folder).parameters for role, folder in folders.items()}
     tokens = profile.prompt_tokens + profile.new_tokens
     for folder in folders.values():
-        if tokens > (limit := models.read_config(folder).get("max_position_embeddings", tokens)):
+        if tokens > (limit := _context(folder)):
             told = f"allowed: at most {limit}, the context of {folder}"
             raise InputError(f"prompt_tokens + new_tokens: got {tokens}; {told}")
     rows: list[ProfileRow] = []
     with ExitStack() as stack:
         workers = {role: stack.enter_context(_process()) for role in folders}
+        for role, worker in workers.items():  # both load at the same time; its first pass tells of one that cannot
+            worker.submit(_load, folders[role], device)
         batches = sorted(set(profile.batches))
         done, total = 0, len(batches) * (profile.repeats + 1) * len(folders)
         for batch in batches:  # ascending: a larger batch leaves memory that would count for a smaller one
@@ -121,6 +124,14 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
                 rows.append(replace(row, **_speedups(passes)) if compared else row)
     rows.sort(key=lambda row: (row.role != "checkpoint", row.batch))
     write_rows(work.out / "profile.parquet", rows, ProfileRow)
+
+
+def _context(folder: Path) -> int:
+    """The context of a checkpoint, stated or its model class's."""
+    try:
+        return int(AutoConfig.from_pretrained(folder).max_position_embeddings)
+    except Exception as error:  # transformers raises many types for invalid fields
+        raise InputError(f"{folder / 'config.json'}: cannot be read ({one_line(error)[:200]})") from None
 
 
 def _speedups(passes: dict[str, list[Pass]]) -> dict[str, Any]:
@@ -176,6 +187,10 @@ def _loaded(folder: Path, device: str) -> tuple[Any, int]:
     _restart_peak(device)
     base = _peak(device)
     return models.load_model(folder, device=device), base
+
+
+def _load(folder: Path, device: str) -> None:
+    _loaded(folder, device)
 
 
 def _restart_peak(device: str) -> None:

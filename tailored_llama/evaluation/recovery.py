@@ -82,7 +82,11 @@ class ModelRow:
     whole: float | None = None  # share of the dense model's tokens of the perplexity text that it has
 
 
-_PREFIXES = {"gain": "gain", "recovery": "recovery", "chance_corrected": "cc"}  # figure → of its other columns
+_PREFIXES = {
+    "gain": "gain",
+    "recovery": "recovery",
+    "chance_corrected": "cc",
+}  # figure → prefix of its bounds and counts
 
 
 def recovery_rows(scores: Scores, ratio: float | None = None, seed: int = 0) -> list[RecoveryRow]:

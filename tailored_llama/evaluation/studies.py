@@ -19,7 +19,8 @@ from tailored_llama.models import read_structure
 from tailored_llama.store import read_rows
 
 EVALUATION = "evaluation"  # split
-OWN, OTHERS, DIFFERENCE = "(own)", "(others)", "(own − others)"  # as models or benchmarks; these have no parentheses
+# Stand where names of models or benchmarks do; no real name has parentheses.
+OWN, OTHERS, DIFFERENCE = "(own)", "(others)", "(own − others)"
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,8 @@ class TransferRow:
 def transfer_rows(cells: Sequence[TransferScore[Path]], seed: int) -> list[TransferRow]:
     """Every cell in order, each model's mean gain on other benchmarks, and the means on own and other benchmarks.
 
-    The interval of a mean over benchmarks resamples each separately, that of a mean over models all of them together.
+    The interval of a mean over benchmarks draws the examples of each separately. A mean over models draws the same
+    examples for all of them.
 
     Raises:
         InputError: scores of a benchmark have different examples or metrics, or a file is missing or broken.
