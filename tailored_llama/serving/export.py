@@ -22,7 +22,10 @@ _NOT_COPIED = ("manifest.json", "model.safetensors.index.json")
 
 
 def export_gguf(checkpoint: Path, adapter: Path | None = None, *, settings: GgufSettings, work: Work) -> dict[str, Any]:
-    """Stage: write a checkpoint as `NAME-TYPE.gguf`, an adapter merged in first, with `Modelfile` and `README.md`."""
+    """Stage: write a checkpoint as `NAME-TYPE.gguf`, an adapter merged in first, with `Modelfile` and `README.md`.
+
+    It returns the file's `bytes`, and how many MLP channels are zeros that fill up blocks (`padded_channels`).
+    """
     name, file, out = settings.name, f"{settings.name}-{settings.type}.gguf", work.out
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         if adapter:
@@ -63,7 +66,7 @@ def score_quantised(
 
     It writes what `score_benchmark` does, and raises its errors; `metrics.json` also has the file's type and bytes. The
     forward passes are those of transformers, in the checkpoint's type. llama.cpp also rounds states to the type of the
-    weights, which is not measured here.
+    weights, which is not measured here. While it scores, the dequantised checkpoint takes room in `work.out`.
     """
     file = gguf_file(gguf)
     with tempfile.TemporaryDirectory(dir=work.out) as scratch:

@@ -9,6 +9,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,8 +65,9 @@ def write_gguf(
         load_llama_cpp(f"type {gguf_type}")  # fails before anything is written
     own_type: GgufType = "f16" if k_quant else gguf_type
     config: Any = AutoConfig.from_pretrained(checkpoint)
-    with unfinished(out) as part, tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        file = Path(scratch) / "f16.gguf" if k_quant else part
+    scratch: AbstractContextManager[str] = tempfile.TemporaryDirectory(dir=out.parent) if k_quant else nullcontext("")
+    with unfinished(out) as part, scratch as folder:
+        file = Path(folder) / "f16.gguf" if k_quant else part
         writer = GGUFWriter(file, layout.name)
         write_metadata(writer, layout, config, checkpoint, name or checkpoint.resolve().name, own_type)
         tensors = list(_tensors(checkpoint, layout, config, own_type))

@@ -20,7 +20,7 @@ GgufTensor = tuple[str, tuple[int, ...], GGMLQuantizationType, Callable[[], Arra
 
 
 def gguf_file(folder: Path) -> Path:
-    """The GGUF file that a folder is for."""
+    """The GGUF file in a folder that `export_gguf` wrote."""
     return next(folder.glob("*.gguf"))
 
 

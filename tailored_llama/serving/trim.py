@@ -6,7 +6,7 @@ whatever architecture: nothing is loaded as a model, and nothing is quantised an
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,19 @@ _SHOWN = 8  # tokens that left
 
 @dataclass(frozen=True)
 class Trimmed:
-    """What trimming did: bytes and tokens before and after, the share of text left whole, and tokens that left."""
+    """What trimming did: bytes and tokens before and after, the share of text left whole, and some tokens that left."""
 
     bytes: tuple[int, int]
     tokens: tuple[int, int]
     whole: float
-    gone: tuple[str, ...]
+    gone: tuple[str, ...]  # the most used first
 
 
 def trim_checkpoint(model: Path, texts: Sequence[str], size: int | None, out: Path) -> Trimmed:
-    """As `trim_gguf`, of a checkpoint, which is written to an existing empty folder with its tokenizer."""
+    """Write a checkpoint without the tokens that texts do not need, and its tokenizer, to an existing empty folder.
+
+    `size` tokens stay, as in `tokens_for_texts`.
+    """
     structure, tokenizer, tokens = models.read_structure(model), models.load_tokenizer(model), models.read_tokens(model)
     plan = tokens_for_texts(tokens, tokenizer, texts, size)
     prune_checkpoint(model, structure.layers, {}, out, tokens=plan)
@@ -68,9 +71,12 @@ def trim_gguf(model: Path, texts: Sequence[str], size: int | None, out: Path, pr
     for field, got, allowed in _problems(reader, values):
         raise InputError(f"{model}: {field}: got {got!s:.80}; allowed: {allowed}")
     rows, tokenizer = len(values[_TOKENS]), models.load_gguf_tokenizer(model, reader, str(model))
-    special = {index for index, kind in enumerate(values[_TYPES]) if kind in _STAY}
+    special = {index for index, kind in enumerate(values.get(_TYPES, [])) if kind in _STAY}
     special |= {*_ids(values).values(), *range(min(_DEFAULTS, rows))}
     tokens = models.tokens_of(tokenizer, rows, special, model)
+    if _TYPES not in values:
+        alone = {token for token in tokens.texts if not tokens.parts[token]}  # special ones are among them
+        tokens = replace(tokens, always=frozenset(tokens.made_of(tokens.always | alone)))
     plan = tokens_for_texts(tokens, tokenizer, texts, size)
     with unfinished(out) as part:
         _write(reader, values, plan.kept, part, progress)
@@ -112,8 +118,6 @@ def _problems(reader: GGUFReader, values: dict[str, Any]) -> Iterator[tuple[str,
     if not isinstance(tokens, list) or not tokens or not isinstance(tokens[0], str):
         yield _TOKENS, "none", "a list of texts"
     rows, each = len(tokens), f"one for each of {_TOKENS}"
-    if _TYPES not in values:
-        yield _TYPES, "none", f"{rows} values, {each}"
     for name in _PER_TOKEN:
         if name in values and (not isinstance(values[name], list) or len(values[name]) != rows):
             got = f"{len(values[name])} values" if isinstance(values[name], list) else values[name]

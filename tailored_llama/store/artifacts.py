@@ -53,6 +53,7 @@ class ArtifactStore:
             self.local = Path(working_copy).expanduser() / hashlib.sha256(root.encode()).hexdigest()[:16]
         else:
             self.local = Path(root).expanduser().absolute()
+        self._unwritten: dict[str, set[str]] = {}  # stamps by key, where `.verified` cannot be written
         self._warned: set[str] = set()  # of these versions of libraries
 
     def folder(self, stage: str, key: str) -> Path:
@@ -66,7 +67,7 @@ class ArtifactStore:
 
     def resume_folder(self, stage: str, version: int, config: Mapping[str, Any], inputs: Inputs) -> Path:
         """Folder for the state of a running stage; it is removed when the artifact is published."""
-        return self.local / ".resume" / artifact_key(stage, version, config, inputs)
+        return self.local / ".resume" / artifact_key(stage, version, _plain(config), inputs)
 
     def build(
         self, stage: str, version: int, config: Mapping[str, Any], inputs: Inputs, function: Function
@@ -80,6 +81,7 @@ class ArtifactStore:
         Raises:
             InputError: the store's root is not writable, or its disk is full.
         """
+        config = _plain(config)
         key = artifact_key(stage, version, config, inputs)
         try:
             if (ref := self.find(stage, key)) and (not self.remote or (ref := self._pull(stage, key))):
@@ -100,7 +102,7 @@ class ArtifactStore:
             raise
 
     def _build(
-        self, stage: str, version: int, key: str, config: Mapping[str, Any], inputs: Inputs, function: Function
+        self, stage: str, version: int, key: str, config: dict[str, Any], inputs: Inputs, function: Function
     ) -> ArtifactRef:
         for leftover in (self.local / ".building").glob(f"{key}.*"):  # of a killed process: this one holds the lock
             shutil.rmtree(leftover, ignore_errors=True)
@@ -115,7 +117,7 @@ class ArtifactStore:
                 stage=stage,
                 version=version,
                 key=key,
-                config=dict(config),
+                config=config,
                 inputs=dict(inputs),
                 files=files,
                 libraries=manifests.installed_versions(),
@@ -126,7 +128,7 @@ class ArtifactStore:
             (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1, ensure_ascii=False) + "\n")
             if not _rename_new(folder, target):  # pulled meanwhile; pulls take no lock
                 return read_manifest(target).ref
-            manifests.write_stamps(self._stamps(key), stamps)
+            self._remember(key, stamps)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return manifest.ref
@@ -148,17 +150,21 @@ class ArtifactStore:
 
     def problem(self, stage: str, key: str, trust: bool = True) -> str | None:
         """Why an artifact's local folder is not what it should be, or None; `trust` lets known stamps spare hashing."""
-        return manifests.check(self.folder(stage, key), stage, key, self._stamps(key), trust)
+        known = self._unwritten[key] if key in self._unwritten else manifests.read_stamps(self._stamps(key))
+        problem, stamps = manifests.check(self.folder(stage, key), stage, key, known if trust else set())
+        if stamps != known:
+            self._remember(key, stamps)
+        return problem
 
     def discard(self, stage: str, key: str) -> None:
         """Remove an artifact's local folder if it exists. It is renamed first, so that nobody finds half of it."""
         trash = self._new_folder(key)
         trash.parent.mkdir(exist_ok=True)
-        manifests.write_stamps(self._stamps(key), set())
+        self._remember(key, set())
         try:
             os.rename(self.folder(stage, key), trash)
-        except FileNotFoundError:
-            return  # another process removed it first
+        except (FileNotFoundError, NotADirectoryError):
+            return  # another process removed it first, or it is only at the URL
         if trash.is_symlink():
             trash.unlink()
         else:
@@ -203,12 +209,12 @@ class ArtifactStore:
                 continue
             if published := self._pull(ref.stage, ref.key, mend=True):  # before the claim was taken again
                 break
-            if remote.publish(self.remote, self.folder(ref.stage, ref.key), ref, claim.is_lost):
+            if remote.push(self.remote, self.folder(ref.stage, ref.key), ref, claim.is_lost):
                 return ref
         return published
 
     def _pull(self, stage: str, key: str, mend: bool = False) -> ArtifactRef | None:
-        """The artifact at the URL, which all machines use, now in the working copy; None if none is whole there.
+        """Copy the artifact at the URL, which all machines use, to the working copy; None if it is missing or broken.
 
         A local one that differs from it goes. With the claim, `mend` removes a broken one from the URL.
         """
@@ -219,7 +225,8 @@ class ArtifactStore:
             if (local := read_manifest(target)).digest == manifests.parse_manifest(content, name).digest:
                 return local.ref
         try:
-            if remote.fetch(self.remote, stage, key, content, folder, self._stamps(key)):
+            problem, stamps = remote.fetch(self.remote, stage, key, content, folder)
+            if problem:
                 # Unless this machine has stalled, and another one has published meanwhile:
                 if mend and remote.read(self.remote, name) == content:
                     remote.remove_files(self.remote, [name])
@@ -229,8 +236,10 @@ class ArtifactStore:
                 if read_manifest(target).digest == ref.digest:  # pulled by another process
                     return ref
                 self.discard(stage, key)  # made here, but another machine's was published first
-                _rename_new(folder, target)
-            return read_manifest(target).ref
+                if not _rename_new(folder, target):
+                    return read_manifest(target).ref
+            self._remember(key, stamps)
+            return ref
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -241,8 +250,21 @@ class ArtifactStore:
     def _stamps(self, key: str) -> Path:
         return self.local / ".verified" / key
 
+    def _remember(self, key: str, stamps: set[str]) -> None:
+        """Keep the stamps of an artifact's files instead of those known."""
+        self._unwritten.pop(key, None)
+        try:
+            manifests.write_stamps(self._stamps(key), stamps)
+        except OSError:
+            self._unwritten[key] = stamps
+
     def _forget_state(self, key: str) -> None:
         shutil.rmtree(self.local / ".resume" / key, ignore_errors=True)
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a configuration as a manifest has it, so that the key follows from that."""
+    return dict(json.loads(json.dumps(dict(config))))
 
 
 def _rename_new(folder: Path, target: Path) -> bool:

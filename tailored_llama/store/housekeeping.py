@@ -5,12 +5,13 @@ last time an artifact was found or published, because a nightly run may read wha
 do not record reads; their ages count from publishing or the last use on this machine, whichever is later.
 """
 
+import heapq
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -72,8 +73,8 @@ def verify(store: ArtifactStore) -> Iterator[tuple[str, str | None]]:
             continue
         manifest = remote.read(store.remote, f"{entry.stage}/{entry.key}/{MANIFEST}") or b""
         with tempfile.TemporaryDirectory() as scratch:
-            folder, stamps = Path(scratch, "artifact"), Path(scratch, "stamps")
-            problem = entry.problem or remote.fetch(store.remote, *entry.name, manifest, folder, stamps)
+            folder = Path(scratch, "artifact")
+            problem = entry.problem or remote.fetch(store.remote, *entry.name, manifest, folder)[0]
         yield f"{store.root.rstrip('/')}/{entry.stage}/{entry.key}", problem
 
 
@@ -152,17 +153,18 @@ def removable(
             f"{first.stage}/{first.key}: {first.problem}, so what it used is not known; allowed: a store whose "
             "reports are whole (repeat that run, or remove the folder)"
         )
-    reach = {name: _reach(by_name, [name]) for name in by_name}
-    used: dict[Name, float] = {}  # last, itself or what was made of it
-    for entry in sorted(entries, key=lambda entry: entry.used):
-        used |= dict.fromkeys(reach[entry.name], entry.used)
-    # The oldest first, but what an artifact was made of after it: that reaches fewer.
-    order = sorted(by_name.keys() - kept, key=lambda name: (used[name], -len(reach[name]), name))
+    needs = Counter(name for entry in entries for name in entry.inputs)  # by how many artifacts
+    free = [(by_name[name].used, name) for name in by_name.keys() - kept if not needs[name]]
+    heapq.heapify(free)
     total, gone = sum(entry.size for entry in entries), []
-    for name in order:
-        if keep_under is None or total > keep_under:
-            gone.append(by_name[name])
-            total -= by_name[name].size
+    while free and (keep_under is None or total > keep_under):
+        _, name = heapq.heappop(free)
+        gone.append(by_name[name])
+        total -= by_name[name].size
+        for source in by_name[name].inputs:
+            needs[source] -= 1
+            if not needs[source] and source in by_name and source not in kept:
+                heapq.heappush(free, (by_name[source].used, source))
     return gone
 
 

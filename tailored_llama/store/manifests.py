@@ -1,4 +1,4 @@
-"""Manifests, the records of artifacts; the key over all their bytes depend on; and whether a folder is what one states.
+"""Manifests and keys of artifacts, and the check that a folder is what its manifest states.
 
 Stamps spare hashing a file twice on one machine. A stamp is a line of text: a file's inode, modification time and size
 when it was hashed, and its SHA-256. It stands in for the hash while the first three stay as they are. A line that is
@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import time
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ MANIFEST = "manifest.json"
 # Stages of finished models, which may be exported and replaced.
 FINISHED, GGUF, ANSWER = "tailored", "gguf", "answer"
 _LIBRARIES = ("torch", "transformers", "peft", "torch-pruning", "datasets", "pyarrow", "tailored-llama")
+_LARGEST = 2**22  # bytes of a manifest: a thousand times the usual
 _SETTLED = 2.0  # seconds; a file may change once more within one tick of its file system's clock, and keep its time
 
 
@@ -74,7 +76,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def other_versions(recorded: Mapping[str, str]) -> set[str]:
-    """Libraries that were recorded in another version than is installed, and both; a build tag, as in +cpu, is none."""
+    """Libraries recorded in another version than is installed, each with both; build tags, as +cpu, do not count."""
     both = [(name, version, installed_versions().get(name, "")) for name, version in recorded.items()]
     differ = [one for one in both if one[1].partition("+")[0] != one[2].partition("+")[0]]
     return {f"{name} {version} (here {own})" for name, version, own in differ}
@@ -94,15 +96,21 @@ def read_manifest(folder: Path) -> Manifest:
         OSError: it cannot be read, which says nothing about the artifact.
     """
     path = folder / MANIFEST
-    return parse_manifest(path.read_bytes() if path.is_file() else b"", str(path))
+    if not path.is_file():
+        raise InputError(f"{path} is missing")
+    return parse_manifest(path.read_bytes(), str(path))
 
 
 def parse_manifest(content: bytes, location: str) -> Manifest:
     """As `read_manifest`, from its bytes; `location` is its path in error messages."""
+    if len(content) > _LARGEST:  # a list of all that is wrong with it could fill the memory
+        raise InputError(f"{location}: not a manifest ({len(content):,} bytes)")
     try:
         manifest = _MANIFEST.validate_json(content)
     except ValidationError as error:
-        raise InputError(f"{location}: not a manifest ({error.errors()[0]['msg']})") from None
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        field = f"{'.'.join(map(str, first['loc']))!r:.80}: " if first["loc"] else ""
+        raise InputError(f"{location}: not a manifest ({field}{first['msg']})") from None
     files = manifest.files
     nested = any(str(parent) in files for name in files for parent in PurePosixPath(name).parents)
     if nested or MANIFEST in files or not all({"sha256", "size"} <= entry.keys() for entry in files.values()):
@@ -129,23 +137,15 @@ def check_sizes(manifest: Manifest, sizes: Mapping[str, int]) -> None:
             raise InputError(f"{name} has {sizes[name]} bytes, expected {entry['size']}")
 
 
-def check(folder: Path, stage: str, key: str, stamps: Path, trust: bool = True) -> str | None:
-    """Why a folder is not the artifact it should be, or None.
-
-    With `trust`, files whose stamps are known are not hashed. `stamps` is the file with them; it is brought up to date.
-    """
-    known = _read_stamps(stamps) if trust else set()
+def check(folder: Path, stage: str, key: str, known: set[str]) -> tuple[str | None, set[str]]:
+    """Why a folder is not the artifact it should be, or None; and the stamps of its files. Known ones spare hashing."""
     try:
         manifest = read_manifest(folder)
         check_identity(manifest, stage, key)
         _check_no_strangers(folder, manifest)
-        new = _check_files(folder, manifest, known)
+        return None, _check_files(folder, manifest, known)
     except InputError as error:
-        write_stamps(stamps, set())
-        return str(error)
-    if new != known:
-        write_stamps(stamps, new)
-    return None
+        return str(error), set()
 
 
 def hash_files(folder: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
@@ -162,16 +162,18 @@ def hash_files(folder: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
 
 
 def write_stamps(path: Path, stamps: set[str]) -> None:
-    """Keep the stamps of an artifact's files instead of those known; where that cannot be written, none are kept."""
-    with suppress(OSError):
-        if stamps:
-            path.parent.mkdir(exist_ok=True)
-            path.write_text("".join(f"{stamp}\n" for stamp in sorted(stamps)))
-        else:
-            path.unlink(missing_ok=True)
+    """Write the file of an artifact's stamps, whole or not at all; without stamps there is none."""
+    if not stamps:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(exist_ok=True)
+    new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+    new.write_text("".join(f"{stamp}\n" for stamp in sorted(stamps)))
+    os.replace(new, path)
 
 
-def _read_stamps(path: Path) -> set[str]:
+def read_stamps(path: Path) -> set[str]:
+    """The stamps in a file; none if it cannot be read."""
     with suppress(OSError):
         return set(path.read_text(errors="replace").splitlines())
     return set()

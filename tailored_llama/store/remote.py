@@ -50,22 +50,22 @@ class Remote:
 
 
 def open_remote(root: str) -> Remote:
-    """The folder of an fsspec URL, whose package has to be installed; no request is sent yet."""
+    """The folder behind an fsspec URL; no request is sent yet. A URL whose package is not installed is refused."""
     try:
         return Remote(root, *fsspec.core.url_to_fs(root))
     except (ImportError, ValueError) as error:
         raise InputError(f"store.root: got {root!r}, {error}; allowed: a folder or an fsspec URL") from None
 
 
-def fetch(remote: Remote, stage: str, key: str, content: bytes, folder: Path, stamps: Path) -> str | None:
-    """Copy an artifact with this manifest, and its time, from the URL to a new folder; return its problem, or None."""
+def fetch(remote: Remote, stage: str, key: str, content: bytes, folder: Path) -> tuple[str | None, set[str]]:
+    """Copy an artifact with this manifest, and its time, from the URL to a new folder, and `check` it."""
     folder.mkdir(parents=True)
     (folder / MANIFEST).write_bytes(content)
     try:
         manifest = manifests.read_manifest(folder)
         manifests.check_identity(manifest, stage, key)
     except InputError as error:
-        return str(error)
+        return str(error), set()
     source = remote.path(f"{stage}/{key}")
     try:
         with _request(remote, f"pulling {stage}/{key}"):
@@ -74,12 +74,12 @@ def fetch(remote: Remote, stage: str, key: str, content: bytes, folder: Path, st
                 remote.filesystem.get_file(f"{source}/{name}", str(folder / name))
             published = _written(remote, remote.filesystem.info(f"{source}/{MANIFEST}"))
     except FileNotFoundError as error:
-        return f"{one_line(error)} is missing"
+        return f"{one_line(error)} is missing", set()
     os.utime(folder / MANIFEST, (published, published))
-    return manifests.check(folder, stage, key, stamps)
+    return manifests.check(folder, stage, key, set())
 
 
-def publish(remote: Remote, folder: Path, ref: ArtifactRef, is_lost: Callable[[], bool]) -> bool:
+def push(remote: Remote, folder: Path, ref: ArtifactRef, is_lost: Callable[[], bool]) -> bool:
     """Push an artifact that is not at the URL, with the claim to it; False if another machine published one first."""
     target = f"{ref.stage}/{ref.key}"
     for name in manifests.read_manifest(folder).files:
@@ -151,7 +151,7 @@ def read_all(remote: Remote, names: Sequence[str]) -> dict[str, bytes]:
     with _request(remote, f"reading {names[0] if len(names) == 1 else 'small files'}"):
         contents = remote.filesystem.cat(list(paths), on_error="return") if paths else {}
         for content in contents.values():
-            if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+            if isinstance(content, Exception) and not isinstance(content, FileNotFoundError | IsADirectoryError):
                 raise content
         return {paths[path]: content for path, content in contents.items() if isinstance(content, bytes)}
 

@@ -107,6 +107,20 @@ def test_the_key_changes_with_all_it_names_and_with_nothing_else() -> None:
     assert artifact_key("stage", 1, {"x": 1, "y": 2}, {"source": elsewhere}) == key
 
 
+def test_a_configuration_is_keyed_and_kept_as_json_has_it_before_its_stage_runs(root: Path) -> None:
+    def change(out: Path) -> None:
+        config["list"].append(2)
+
+    store = ArtifactStore(str(root))
+    config: dict[str, Any] = {"by number": {2: "a", 10: "b"}, "list": [1]}  # as texts, these keys sort otherwise
+    state = store.resume_folder("stage", 1, config, {})
+    ref, _ = store.build("stage", 1, config, {}, change)
+    again = {"by number": {"2": "a", "10": "b"}, "list": [1]}
+    assert store.build("stage", 1, again, {}, change) == (ref, True)
+    assert store.manifest(ref).config == again
+    assert state.name == ref.key
+
+
 def damage_manifest(**changes: Any) -> Callable[[Path, Path], None]:
     def damage(folder: Path, other: Path) -> None:
         data = json.loads((folder / MANIFEST).read_text())
@@ -179,6 +193,7 @@ DAMAGES: dict[str, Callable[[Path, Path], Any]] = {
     "manifest with a file without a hash": damage_manifest(files={"sub/text.txt": {"size": 1}}),
     "manifest with a file below a file": damage_manifest(files={"a": ENTRY, "a/b": ENTRY}),
     "manifest with seconds in words": damage_manifest(seconds="long"),
+    "manifest of 5 MB": damage_manifest(measured={"text": "x" * 5_000_000}),
     "manifest nested too deep": lambda folder, other: (folder / MANIFEST).write_text("[" * 100_000),
 }
 
@@ -214,7 +229,7 @@ def test_what_is_wrong_is_said(root: Path) -> None:
     got = sha256_file(folders[1] / "sub" / "text.txt")
     assert problems[folders[0]] == "sub/text.txt has 5 bytes, expected 36"
     assert problems[folders[1]] == f"sub/text.txt has SHA-256 {got}, expected {expected}"
-    assert problems[folders[2]] == f"{folders[2] / MANIFEST}: not a manifest (Field required)"
+    assert problems[folders[2]] == f"{folders[2] / MANIFEST}: not a manifest ('stage': Field required)"
     damage_manifest(files={"a/../../x": ENTRY})(folders[0], folders[1])
     with pytest.raises(InputError, match=exactly(f"{folders[0] / MANIFEST}: names a file outside its folder")):
         read_manifest(folders[0])
@@ -466,6 +481,13 @@ def test_two_processes_behind_a_url_compute_once_on_one_machine(url: str, tmp_pa
     assert (tmp_path / "count").read_text() == "computed\n"
     assert first == second
     assert {first_found, second_found} == {False, True}
+
+
+def test_a_folder_in_the_place_of_a_manifest_at_a_url_is_none(tmp_path: Path) -> None:
+    url, ref = f"file://{tmp_path}/far", ArtifactRef("stage", "0" * 64, "0" * 64)
+    (tmp_path / "far" / "stage" / ref.key / MANIFEST).mkdir(parents=True)
+    with pytest.raises(InputError, match=rf"^artifact stage/0{{12}}: missing from {url}; run its stage again$"):
+        ArtifactStore(url, str(tmp_path / "near")).open(ref)
 
 
 def test_a_url_of_an_unknown_kind() -> None:

@@ -16,6 +16,7 @@ from tailored_llama.store import (
     ArtifactRef,
     ArtifactStore,
     Entry,
+    Manifest,
     file_lock,
     leftovers,
     removable,
@@ -141,6 +142,24 @@ def test_to_a_size_the_oldest_go_first_but_never_before_what_was_made_of_them(st
     assert names(removable(entries, DAY, keep_under=0, now=in_days(2))) == ["pruned", "pruned", "pruned", "dense"]
 
 
+def crafted(stage: str, used: float, *inputs: str) -> Entry:
+    """An artifact of 100 bytes."""
+    refs = {name: ArtifactRef(name, "key", "digest") for name in inputs}
+    manifest = Manifest(stage, 1, "key", {}, refs, {}, {}, 0.0, 0, {})
+    return Entry(stage, "key", manifest, None, (MANIFEST,), 100, used)
+
+
+def test_what_is_no_longer_needed_goes_by_its_own_age() -> None:
+    entries = [crafted("adapter", 60, "dense", "profile"), crafted("dense", 50), crafted("profile", 1)]
+    assert names(removable(entries, DAY, keep_under=150)) == ["adapter", "profile"]
+
+
+def test_a_cycle_stays_and_a_long_chain_ends() -> None:
+    assert names(removable([crafted("a", 1, "b"), crafted("b", 2, "a"), crafted("c", 3)], DAY)) == ["c"]
+    chain = [crafted(f"s{number}", 0, f"s{number + 1}") for number in range(4000)]
+    assert removable(chain, DAY) == chain
+
+
 def test_what_was_used_lately_keeps_all_it_was_made_of(root: str, store: ArtifactStore, make: Make) -> None:
     dense = make("dense")
     make("pruned", dense)
@@ -188,6 +207,16 @@ def test_finding_an_artifact_makes_it_young(tmp_path: Path) -> None:
     assert names(removable(survey(store), DAY)) == ["dense"]
     store.open(ref)
     assert removable(survey(store), DAY) == []
+
+
+def test_a_file_in_the_working_copy_does_not_stop_a_removal_at_the_url(tmp_path: Path) -> None:
+    url = f"memory://{tmp_path.name}/store"
+    ArtifactStore(url, str(tmp_path / "there")).build("dense", 1, {}, {}, text_of(10))
+    here = ArtifactStore(url, str(tmp_path / "here"))
+    here.local.mkdir(parents=True)
+    (here.local / "dense").touch()
+    assert remove_artifacts(here, entries := survey(here)) == entries
+    assert survey(here) == []
 
 
 def put(store: ArtifactStore, ref: ArtifactRef, name: str, content: bytes | None) -> None:

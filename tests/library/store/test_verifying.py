@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tailored_llama.errors import InputError
 from tailored_llama.store import (
     MANIFEST,
     ArtifactRef,
@@ -174,6 +175,29 @@ def test_a_stamp_does_not_outlive_a_change_of_what_the_manifest_states(root: Pat
     assert ArtifactStore(str(root)).find("stage", ref.key) is None
 
 
+def test_stamps_are_written_beside_a_link_and_not_to_what_it_names(root: Path, ref: ArtifactRef) -> None:
+    stamp, other = root / ".verified" / ref.key, root / "a file of the reader's"
+    other.write_text("kept")
+    stamp.parent.mkdir(exist_ok=True)
+    stamp.symlink_to(other)
+    open_anew(root, ref)
+    assert other.read_text() == "kept"
+    assert len(stamp.read_bytes().splitlines()) == 2
+    assert [path.name for path in stamp.parent.iterdir()] == [ref.key]
+
+
+def test_where_stamps_cannot_be_written_a_process_hashes_each_file_once(
+    root: Path, ref: ArtifactRef, hashed: list[str]
+) -> None:
+    (root / ".verified").touch()
+    store = ArtifactStore(str(root))
+    alter(store.open(ref) / "a.bin")
+    store.open(ref)
+    assert hashed == ["a.bin", "b.bin"]
+    list(verify(store))
+    assert store.find("stage", ref.key) is None
+
+
 def test_stamps_go_with_their_artifact(root: Path, ref: ArtifactRef) -> None:
     open_anew(root, ref)
     stamp = root / ".verified" / ref.key
@@ -204,3 +228,26 @@ def test_a_working_copy_keeps_stamps_too(tmp_path: Path, hashed: list[str]) -> N
     hashed.clear()
     copy("there").open(ref)
     assert hashed == []
+
+
+def test_a_pull_that_fails_leaves_stamps_and_one_that_succeeds_brings_its_own(
+    tmp_path: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifests, "_SETTLED", -1.0)  # as if hashing took long
+    url = f"memory://{tmp_path.name}/store"
+    here, there = ArtifactStore(url, str(tmp_path / "here")), ArtifactStore(url, str(tmp_path / "there"))
+    own, _ = ArtifactStore(str(here.local)).build("stage", 1, {}, {}, write)
+    ref, _ = there.build("stage", 1, {}, {}, lambda out: (out / "c.bin").write_bytes(b"whole") and None)
+    assert there.remote
+    file = there.remote.path(f"stage/{ref.key}/c.bin")
+    there.remote.filesystem.pipe_file(file, b"other")
+    hashed.clear()
+    with pytest.raises(InputError, match="digest"):
+        here.open(ref)
+    open_anew(here.local, own)
+    assert hashed == ["c.bin"]
+    there.remote.filesystem.pipe_file(file, b"whole")
+    for _ in range(2):
+        here.open(ref)
+    open_anew(here.local, ref)
+    assert hashed == ["c.bin", "c.bin"]
