@@ -49,7 +49,8 @@ def run_and_leave() -> None:
     try:
         status = main()
     except SystemExit as end:  # of the parser, or after a SIGTERM
-        status = int(end.code or 0)
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
     finally:

@@ -12,6 +12,7 @@ from tasks.housekeeping import collect_garbage
 def housekeeping(
     store: Annotated[str, Field(min_length=1)],
     older_than_days: Annotated[float, Field(ge=1)] = 30,
+    keep_under_gb: Annotated[float | None, Field(gt=0)] = None,
     keep_reports: Annotated[int | None, Field(ge=0)] = None,
 ) -> None:
     """Remove artifacts as `tailored-llama store gc --delete` does.
@@ -19,6 +20,7 @@ def housekeeping(
     Args:
         store: folder, or fsspec URL, of the artifact store
         older_than_days: days since an artifact's last use before it may go; runs under way need one
+        keep_under_gb: the oldest go until the store is this small (GB); absent: all that may go
         keep_reports: how many of the newest reports stay, with all they used; absent: every one
     """
-    collect_garbage(store, older_than_days, keep_reports)
+    collect_garbage(store, older_than_days, keep_under_gb, keep_reports)

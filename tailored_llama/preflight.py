@@ -25,6 +25,7 @@ def preflight(run: config.RunConfig, does: Collection[str] = WHOLE) -> None:
     for benchmark in run.benchmarks:
         data.check_benchmark(benchmark)
         data.layout_of(template, benchmark)
+    for benchmark in run.benchmarks:  # after all names: it reads files
         _check_rows(benchmark, run)
     check_texts(run)
     _check_device(run, does)  # with torch, which takes seconds to load

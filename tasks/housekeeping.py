@@ -7,11 +7,16 @@ from tailored_llama import store
 
 
 @task(name="collect garbage", retries=3, retry_delay_seconds=[10, 60, 300])
-def collect_garbage(root: str, older_than_days: float, keep_reports: int | None) -> State[None]:
+def collect_garbage(
+    root: str, older_than_days: float, keep_under_gb: float | None, keep_reports: int | None
+) -> State[None]:
     """Remove what no kept report used, and leftovers and claims of dead runs."""
     artifacts, log = store.ArtifactStore(root), get_run_logger()
-    store.remove_claims(artifacts, store.abandoned_claims(artifacts))
-    unused = store.removable(store.survey(artifacts), older_than_days * 86400, keep_reports=keep_reports)
+    keep_under = None if keep_under_gb is None else int(keep_under_gb * 1e9)
+    store.remove_claims(artifacts, claims := store.abandoned_claims(artifacts))
+    if claims:
+        log.info("removed %d claims that nobody had renewed for hours", len(claims))
+    unused = store.removable(store.survey(artifacts), older_than_days * 86400, keep_under, keep_reports)
     gone = store.remove_artifacts(artifacts, unused)
     for entry in unused:
         what = "removed" if entry in gone else "kept, as it is in use:"

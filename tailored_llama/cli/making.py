@@ -232,9 +232,10 @@ def trim(
     else:
         check_new_file(out)
     from tailored_llama.data import all_texts
+
+    texts = [own for file in text for own in all_texts(file)]  # before torch is loaded: that takes seconds
     from tailored_llama.serving import trim_checkpoint, trim_gguf
 
-    texts = [own for file in text for own in all_texts(file)]
     if model.is_dir():
         with new_folder(out) as folder:
             trimmed = trim_checkpoint(model, texts, tokens, folder)

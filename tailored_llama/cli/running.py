@@ -1,4 +1,4 @@
-"""Commands that run whole compositions in this process, and print what can be set."""
+"""The commands `run` and `fields`, and running a composition in this process."""
 
 import json
 import logging

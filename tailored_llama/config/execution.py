@@ -31,7 +31,8 @@ class ExecutionConfig(Section):
     another: for models that one GPU cannot hold, and no faster. Not with streaming = always or model.quantization."""
     batch_tokens: int | None = Field(None, ge=64)
     """Tokens in a scoring pass, halved when memory runs out; absent: 1,024 on a CPU, where small models run several
-    passes at once, and 16,384 on a GPU. Importance and reconstruction read as many at a time; absent: 4,096."""
+    passes at once, and 16,384 on a GPU. Importance and reconstruction read at most
+    this many calibration tokens at a time; absent: 4,096."""
     streaming: Literal["auto", "always", "never"] = "auto"
     """Which models importance, reconstruction, perplexity, teacher outputs and scoring of choices read one layer at a
     time, with the same results, instead of loading them whole. auto: those whose weights do not fit into the free
@@ -45,7 +46,8 @@ class ExecutionConfig(Section):
     log_to: Literal["none", "tensorboard", "wandb"] = "none"
     """Where tuning and healing also log loss and learning rate of every step. tensorboard: event files in log_folder;
     wandb: Weights & Biases, as its own settings say (WANDB_MODE = offline: files alone)."""
-    log_folder: str = Field("runs", min_length=1, description="Folder of these logs, with one for each training.")
+    log_folder: str = Field("runs", min_length=1)
+    """Folder of these logs, with one for each training: `tensorboard --logdir`."""
     exclusive: Literal["gpu", "always", "never"] = "gpu"
     """Which stages have exclusive use of their device, among all runs on this machine with the same store.downloads.
     gpu: stages on a GPU; always: also stages on the CPU; never: none."""
@@ -72,7 +74,7 @@ class StoreConfig(Section):
     reports/quickstart, and index.html, a page of all of them; absent: none."""
     export: str | None = Field(None, min_length=1)
     """Folder that receives, for every benchmark and ratio, a copy of the finished model as one checkpoint with its
-    card, such as arc_easy-0.2. Absent: no export."""
+    card, such as arc_easy-0.2. It takes its space again. Absent: no export."""
     export_formats: tuple[str, ...] = Field(("safetensors",), min_length=1)
     """What the export folder receives of every finished model: safetensors, the checkpoint; gguf:q8_0 (or another type,
     see `tailored-llama gguf --help`), a folder such as arc_easy-0.2-q8_0-gguf for llama.cpp. The dense and the tailored

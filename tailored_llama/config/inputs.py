@@ -107,7 +107,8 @@ class CalibrationConfig(SourcesConfig):
     mixture is a list of them, or of tables with weights, such as [{source = "boolq", weight = 2.0}, "prompts"]."""
     column: str = Field("passage", description="The column (or benchmark field) that holds the text.")
     samples: int = Field(16, ge=1, le=65536, description="Sequences drawn from the text.")
-    tokens: int = Field(512, ge=8, le=32768, description="Tokens in each sequence; a few long ones work better.")
+    tokens: int = Field(512, ge=8, le=32768)
+    """Tokens in each sequence. A few long ones work better than many short ones."""
 
     def parts(self, benchmarks: "Sequence[BenchmarkConfig]") -> tuple[CalibrationPart, ...]:
         """The texts, which share the sequences by weight (largest remainder).
@@ -217,4 +218,5 @@ class PromptConfig(Section):
     template: str = Field("harness", min_length=1)
     """A template set: harness (lm-evaluation-harness's own formatting), generic (one wording for every benchmark),
     task, task-2, task-3 (an instruction for each benchmark, in three wordings), reread (task with the question read
-    twice: RE2, arXiv 2309.06275), lettered (choices listed, their letters scored), or your own .toml file."""
+    twice: RE2, arXiv 2309.06275), lettered (choices listed, their letters scored), or your own .toml file,
+    like those in data/prompts."""

@@ -39,7 +39,8 @@ class SweepConfig(RunConfig):
     """Tables of dotted field → list of values, such as "pruning.criterion" = ["taylor_gate", "random"]; each table
     gives one cell for every combination of its values. Each of pruning.ratios is a cell of its own; cells that differ
     only in seed share a row of the results. prompts.template = searched selects, for each benchmark, the shipped set
-    with the best score of the cell's untuned model on what tuning uses; the dense model keeps the run's own set."""
+    with the best score of the cell's untuned model on the shots and held-out examples; the dense model keeps the run's
+    own set."""
     labels: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Name of each table of the grid; absent: cells are named by the settings that differ."""
     scored: bool = Field(True, description="Score the benchmarks as well as the perplexity.")
@@ -174,7 +175,8 @@ class PromptStudyConfig(RunConfig):
     """A run configuration, the template sets to choose from, and the examples to choose on."""
 
     templates: tuple[str, ...] = ()
-    """Template sets to choose from: shipped names or .toml files; the first wins a tie. Absent: all that fit."""
+    """Template sets to choose from: shipped names or .toml files; the first wins a tie. Absent: all shipped sets
+    that suit the benchmark."""
     examples: int = Field(200, ge=1)
     """Train examples of each benchmark to choose on, drawn by seed from those neither tuned on nor held out."""
     pruned: bool = Field(False, description="Study the model pruned at the run's only ratio, instead of the dense one.")
@@ -216,7 +218,8 @@ class GoalConfig(Section):
     """What will run the model: llama.cpp gets a GGUF file in one of `types`, the others a checkpoint in 16 bits."""
     types: tuple[GgufType, ...] = Field(("q4_0", "q5_0", "q8_0"), min_length=1)
     """Types of GGUF file to choose from, for llama.cpp."""
-    models: tuple[str, ...] = Field((), description="Further base models to start from; the reference is model.source.")
+    models: tuple[str, ...] = ()
+    """Further base models to start from. The reference is model.source, as it is or tuned."""
     measure: Literal["accuracy", "probability"] = "accuracy"
     """What is compared: accuracy, or the mean probability that a model gives the right choice, which needs fewer rows
     for the same certainty. Answers that are written are always right or wrong."""

@@ -55,7 +55,8 @@ class HealingConfig(TrainingConfig):
     rank: int = Field(64, ge=1, le=1024, description="LoRA rank r: the width of each update.")
     alpha: int = Field(64, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r.")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate.")
-    batch_size: int = Field(1, ge=1, description="Text sequences per optimiser step; fewer give more steps.")
+    batch_size: int = Field(1, ge=1)
+    """Text sequences per optimiser step; fewer give more steps for the same tokens."""
     held_out: int = Field(8, ge=0)
     """Sequences of the text that are not trained on, at most a tenth of them. The divergence on them is measured at
     every tenth of the steps; healing ends when it has not fallen twice in a row. 0: none."""
@@ -77,7 +78,8 @@ class TuningConfig(AdapterConfig):
 
     examples: Literal["benchmark", "mixture", "none"] = "benchmark"
     """benchmark: one adapter per benchmark, trained on its own examples; mixture: the baseline for tailoring, one
-    adapter trained on as many, drawn from all benchmarks and written with the template `generic`; none: no adapter."""
+    adapter trained on as many examples in total, drawn from all benchmarks and always written with the template
+    `generic`; none: no adapter."""
     shots: int = Field(50, ge=1, description="Training examples, drawn from the train split by seed.")
     held_out: int = Field(50, ge=0)
     """Further train examples, for early stopping and to compare the adapter with none; 0: neither. Of a file that is

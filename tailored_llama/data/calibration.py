@@ -59,13 +59,16 @@ def _draw(
 ) -> list[tuple[list[int], int]]:
     """Draw sequences of the wanted number of tokens, each with the document in which it begins."""
 
-    @cache  # documents may be drawn more than once
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    once = cache(encode)  # documents may be drawn more than once; parts of a long one are hardly ever the same
+
     def excerpt(document: str) -> list[int]:
         most = _EXCERPT_CHARACTERS * wanted  # of a long document, only a part is tokenised
-        start = int(rng.integers(len(document) - most + 1)) if len(document) > most else 0
+        if len(document) <= most:
+            return once(document)
+        start = int(rng.integers(len(document) - most + 1))
         return encode(document[start : start + most])
 
     sequences: list[tuple[list[int], int]] = []
@@ -80,7 +83,7 @@ def _draw(
                 sequence, source_row = ids[start : start + wanted], row
             else:
                 first = first if joined else row
-                joined += ids + encode("\n\n")
+                joined += ids + once("\n\n")
                 if len(joined) < wanted:
                     continue
                 sequence, source_row, first, joined = joined[:wanted], first, row, joined[wanted:]
