@@ -287,16 +287,9 @@ def _read(state: SearchState, rung: Rung, parts: CandidateParts[Artifact]) -> Me
     )
     passing = [own for own, known in state.candidates.items() if known.loss <= state.config.goal.lose_at_most / 100]
     best = min(passing, key=lambda own: state.candidates[own].cost, default=None)
-    log.info(
-        "candidate %d, on ladder %d of %d: %s %s, %.1f MB; smallest so far: %s",
-        len(state.candidates),
-        rung.ladder + 1,
-        len(state.ladders),
-        state.label(rung),
-        points_lost(one.loss),
-        size / 1e6,
-        state.label(best) if best else "none",
-    )
+    place = f"candidate {len(state.candidates)}, on ladder {rung.ladder + 1} of {len(state.ladders)}"
+    facts = f"{state.label(rung)} {points_lost(one.loss)}, {size / 1e6:.1f} MB"
+    log.info("%s: %s; smallest so far: %s", place, facts, state.label(best) if best else "none")
     return Measured(rung, cost, one.loss)
 
 
