@@ -168,8 +168,11 @@ def write_stamps(path: Path, stamps: set[str]) -> None:
         return
     path.parent.mkdir(exist_ok=True)
     new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
-    new.write_text("".join(f"{stamp}\n" for stamp in sorted(stamps)))
-    os.replace(new, path)
+    try:
+        new.write_text("".join(f"{stamp}\n" for stamp in sorted(stamps)))
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def read_stamps(path: Path) -> set[str]:
