@@ -66,7 +66,7 @@ def _lines(description: str) -> Progress:
         if (now := time.monotonic()) - last >= EVERY:
             last = now
             left = timedelta(seconds=round((now - begun) / max(1, done - first) * (total - done)))
-            line = f"{description}: {done}/{total}, about {left} left"
+            line = f"{description}: {done}/{total}" + (f", about {left} left" if done < total else "")
             if log.isEnabledFor(logging.INFO) and log.hasHandlers():  # of a flow's run, they are in its log
                 log.info(line)
             else:
