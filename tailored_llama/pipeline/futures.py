@@ -152,8 +152,9 @@ def settle(attempts: Iterable[tuple[str, Any, Any]]) -> tuple[list[Any], dict[st
 
 
 def conclude(report: Artifact | None, failed: Mapping[str, Exception]) -> ArtifactRef:
-    """The reference of a run's report; if stages failed, IncompleteRun is raised."""
-    reference: ArtifactRef | None = report.result() if report is not None and not failures(report) else None
+    """The reference of a run's report; if stages failed, the report among them, IncompleteRun is raised."""
+    lost = failures(report)
+    reference: ArtifactRef | None = report.result() if report is not None and not lost else None
     if failed or reference is None:
-        raise IncompleteRun(failed, reference)
+        raise IncompleteRun({**failed, **lost}, reference)
     return reference

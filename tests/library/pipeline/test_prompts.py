@@ -5,11 +5,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from compositions import built, compose, folders, kinds, run_command
 from helpers import as_toml
 from tailored_llama.config import PromptStudyConfig
 from tailored_llama.data import read_prompts
 from tailored_llama.evaluation import Difference, TemplateRow
+from tailored_llama.pipeline import IncompleteRun
+from tailored_llama.pipeline.futures import Failed, conclude
 from tailored_llama.store import read_rows
 
 
@@ -66,3 +70,8 @@ def test_the_command_prints_a_table_and_the_path_of_the_report(own_run: dict[str
         .splitlines()[-1]
         .startswith("error: examples: got 13; allowed: at most 12 (colours has so many examples")
     )
+
+
+def test_a_failure_behind_the_report_is_told() -> None:
+    with pytest.raises(IncompleteRun, match="score colours harness: no memory"):
+        conclude(Failed("score colours harness", RuntimeError("no memory")), {})
