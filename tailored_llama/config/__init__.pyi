@@ -32,7 +32,6 @@ from .inputs import PROMPTS as PROMPTS
 from .inputs import QUESTIONS as QUESTIONS
 from .inputs import WRITTEN as WRITTEN
 from .inputs import BenchmarkConfig as BenchmarkConfig
-from .inputs import CalibrationConfig as CalibrationConfig
 from .inputs import CalibrationPart as CalibrationPart
 from .inputs import Dtype as Dtype
 from .inputs import Ignored as Ignored

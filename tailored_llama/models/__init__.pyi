@@ -83,7 +83,6 @@ from .sources import find_model as find_model
 from .sources import front_matter as front_matter
 from .sources import source_architecture as source_architecture
 from .streaming import Layers as Layers
-from .streaming import Shelf as Shelf
 from .streaming import enter as enter
 from .streaming import layers_of as layers_of
 from .streaming import open_model as open_model

@@ -74,7 +74,7 @@ class SearchState:
     ladders: Sequence[tuple[Base, GgufType | None]]
     reference: Model
     answers: Mapping[str, Answers]  # of the reference on the choosing rows, by benchmark
-    models: dict[tuple[str, Step], Model]  # by `place`
+    models: dict[tuple[str, Step], Model]  # by `model_key`
     parts: dict[Rung, CandidateParts[Artifact]] = field(default_factory=dict)
     candidates: dict[Rung, Candidate] = field(default_factory=dict)  # before smoothing
     failed: dict[str, Exception] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class SearchState:
         base, kind = self.ladders[rung.ladder]
         return base, kind, base.steps[rung.position]
 
-    def place(self, rung: Rung) -> tuple[str, Step]:
+    def model_key(self, rung: Rung) -> tuple[str, Step]:
         """What rungs have in common that are one model in several types of file."""
         base, _, step = self.locate(rung)
         return base.config.model.source, step
@@ -220,7 +220,7 @@ def measure(state: SearchState, rungs: Sequence[Rung]) -> list[Measured]:
 
 def _begin_model(state: SearchState, rung: Rung, nothing: None) -> Model:
     """Prune and tune, or what is known of it already; nothing is waited for."""
-    if known := state.models.get(state.place(rung)):
+    if known := state.models.get(state.model_key(rung)):
         return known
     (base, _, step), run = state.locate(rung), state.run
     config = base.config
@@ -238,11 +238,11 @@ def _score(state: SearchState, rung: Rung, model: Model) -> CandidateParts[Artif
     An adapter that held-out examples show to be no better than none is left out.
     """
     base, kind, _ = state.locate(rung)
-    if state.place(rung) not in state.models and model.adapter is not None:
+    if state.model_key(rung) not in state.models and model.adapter is not None:
         comparison = training.read_comparison(state.run.open(model.adapter))
         if not training.ships_adapter(base.config.tuning, comparison):
             model = replace(model, adapter=None)
-    model = state.models.setdefault(state.place(rung), model)
+    model = state.models.setdefault(state.model_key(rung), model)
     scores, timed = score(state.run, base, model, "selection", kind), None
     if state.config.goal.smallest in ("reading", "writing"):
         name = f"time {state.label(rung)}"
@@ -287,9 +287,9 @@ def _read(state: SearchState, rung: Rung, parts: CandidateParts[Artifact]) -> Me
     )
     passing = [own for own, known in state.candidates.items() if known.loss <= state.config.goal.lose_at_most / 100]
     best = min(passing, key=lambda own: state.candidates[own].cost, default=None)
-    place = f"candidate {len(state.candidates)}, on ladder {rung.ladder + 1} of {len(state.ladders)}"
+    progress = f"candidate {len(state.candidates)}, on ladder {rung.ladder + 1} of {len(state.ladders)}"
     facts = f"{state.label(rung)} {points_lost(one.loss)}, {size / 1e6:.1f} MB"
-    log.info("%s: %s; smallest so far: %s", place, facts, state.label(best) if best else "none")
+    log.info("%s: %s; smallest so far: %s", progress, facts, state.label(best) if best else "none")
     return Measured(rung, cost, one.loss)
 
 

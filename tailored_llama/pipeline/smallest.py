@@ -193,7 +193,7 @@ def _prove(
     tests: list[Mapping[str, LossTest]] = []
     for rung in (one.rung for one in order):
         base, kind, _ = state.locate(rung)
-        proving[rung] = candidates.score(run, base, state.models[state.place(rung)], "evaluation", kind)
+        proving[rung] = candidates.score(run, base, state.models[state.model_key(rung)], "evaluation", kind)
         dense = candidates.read_all(run, first, reference, "evaluation")
         small = candidates.read_all(run, base, proving[rung], "evaluation")
         tested = {
@@ -228,7 +228,7 @@ def _sets(state: SearchState) -> Sets:
 def _ship(state: SearchState, answer: Answer, rung: Rung, proof: Proof[Artifact]) -> None:
     """Write the proven model in the format of its runtime, with its certificate, to the folder of the exports."""
     parts, (base, kind, _) = state.parts[rung], state.locate(rung)
-    gguf = candidates.gguf(state.run, base, state.models[state.place(rung)], kind) if kind else None
+    gguf = candidates.gguf(state.run, base, state.models[state.model_key(rung)], kind) if kind else None
     model = {"checkpoint": parts.checkpoint, "adapter": parts.adapter, "gguf": gguf}
     settings = ShipSettings(as_shown(base.config), answer, candidates.answer_name(state.config))
     shipped = state.run(stages.SHIPPED, settings, "ship the answer", **model, proof=proof)
