@@ -58,7 +58,7 @@ def certificate_of(answer: Answer, config: SmallestConfig, model: Mapping[str, A
     Raises:
         ValueError: no candidate is proven.
     """
-    place = _proven(answer)
+    proven = _proven(answer)
     tested = dict(zip(answer.order, answer.tests, strict=False))
     return {
         "format": 1,
@@ -66,10 +66,10 @@ def certificate_of(answer: Answer, config: SmallestConfig, model: Mapping[str, A
         "margin_points": answer.goal.lose_at_most,
         "measure": answer.goal.measure,
         "confidence": answer.goal.confidence,
-        "level": next(iter(tested[place].values())).level,
+        "level": next(iter(tested[proven].values())).level,
         "opening": answer.opening,
         "reference": answer.reference,
-        "benchmarks": _outcomes(tested[place]),
+        "benchmarks": _outcomes(tested[proven]),
         "sequence": [
             {"candidate": answer.candidates[number].label, "proven": is_proven(tests), "benchmarks": _outcomes(tests)}
             for number, tests in tested.items()
@@ -83,7 +83,7 @@ def certificate_of(answer: Answer, config: SmallestConfig, model: Mapping[str, A
             "template": config.prompts.template,
             "num_fewshot": config.scoring.num_fewshot,
         },
-        "model": {"candidate": asdict(answer.candidates[place]), **model},
+        "model": {"candidate": asdict(answer.candidates[proven]), **model},
         "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
     }
 
