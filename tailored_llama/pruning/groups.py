@@ -79,8 +79,7 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
     """
     structure, shapes, out = models.read_structure(dense), models.all_tensor_shapes(dense), work.out
     # Four heads, as layers are wired alike whatever their number: torch-pruning 1.6 never ends on two of Gemma 3.
-    channels = next((layer.channels for layer in structure.layers if layer.channels), 1)
-    check_coupling(models.read_config(dense), (models.Layer(4, 4, channels),))
+    check_coupling(models.read_config(dense), (models.Layer(4, 4, structure.layers[0].channels),))
     rows: list[Array] = []  # of every layer and kind: layer, kind, index, parameters, [groups, 4]
     members: list[Array] = []  # of every parameter: group, parameter, dim, start, stop, [groups, 5]
     names: list[str] = []

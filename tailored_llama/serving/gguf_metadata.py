@@ -96,7 +96,7 @@ def _write_windows(writer: GGUFWriter, config: Any, checkpoint: Path) -> None:
         full = [layer for layer in layers if not windowed[layer]]
         raise InputError(
             f"{checkpoint / 'config.json'}: layer_types: full attention in layers {full}; allowed for llama.cpp: in "
-            "the last of every so many (set pruning.kinds without layer)"
+            "the last of every so many"
         )
     writer.add_sliding_window(config.sliding_window)
     writer.add_sliding_window_pattern(periods[0])
