@@ -13,7 +13,7 @@ from typing import Any
 from tailored_llama import evaluation, models, reports, training
 from tailored_llama.api.models import Small, Smallest
 from tailored_llama.config import RunConfig, SmallestConfig, assign, validate_as
-from tailored_llama.console import quiet_libraries
+from tailored_llama.console import quietly
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import COMPOSITIONS, Done, StoreRunner, answer_folder, steps
 
@@ -32,10 +32,11 @@ ARGUMENTS = {  # field of the configuration → the argument that sets it
 
 
 @contextmanager
-def _naming_arguments() -> Iterator[None]:
-    """Let an error name the argument, not the field of a configuration that nobody wrote."""
+def _call() -> Iterator[None]:
+    """Keep libraries quiet, and let an error name the argument, not the field of a configuration that nobody wrote."""
     try:
-        yield
+        with quietly():
+            yield
     except InputError as error:
         for field, argument in ARGUMENTS.items():
             if found := re.match(rf"{re.escape(field)}(\.0)?\b", str(error)):
@@ -43,7 +44,7 @@ def _naming_arguments() -> Iterator[None]:
         raise
 
 
-@_naming_arguments()
+@_call()
 def prune(
     model: Source,
     ratio: float,
@@ -80,7 +81,7 @@ def prune(
     return Small(run, config, pruned, removed=ratio)
 
 
-@_naming_arguments()
+@_call()
 def tune(model: Small | Source, rows: Rows, store: str | Path | None = None, settings: Settings | None = None) -> Small:
     """Tune a model to a job on a few of its rows, 50 by default.
 
@@ -108,7 +109,7 @@ def tune(model: Small | Source, rows: Rows, store: str | Path | None = None, set
     return replace(small, adapter=adapter if ships else None, verdict=verdict)
 
 
-@_naming_arguments()
+@_call()
 def compare(
     *compared: Small | Source, benchmark: Rows, limit: int | None = None, settings: Settings | None = None
 ) -> Any:
@@ -143,7 +144,7 @@ def compare(
     return table
 
 
-@_naming_arguments()
+@_call()
 def smallest(
     model: Source,
     rows: Rows,
@@ -200,7 +201,6 @@ def _configured(plain: dict[str, Any], benchmark: Any, fields: Settings, kind: t
     """A configuration from plain data with further fields, and the benchmark; None: it has none."""
     for field, value in fields.items():
         assign(plain, field, value)
-    quiet_libraries()
     if benchmark is None:
         return validate_as(kind, plain).model_copy(update={"benchmarks": ()})
     return validate_as(kind, plain | {"benchmarks": [benchmark]})

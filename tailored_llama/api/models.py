@@ -9,6 +9,7 @@ from typing import Any
 
 from tailored_llama import models, reports, serving
 from tailored_llama.config import RunConfig, as_gguf_type
+from tailored_llama.console import quietly
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer
 from tailored_llama.pipeline import Artifact, StoreRunner
@@ -45,6 +46,7 @@ class Small:
         """All parameters of the checkpoint."""
         return models.read_structure(self.folder).parameters
 
+    @quietly()
     def load(self) -> tuple[Any, Any]:
         """The model, with its adapter merged, and its tokenizer: those of transformers."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -53,6 +55,7 @@ class Small:
             folder = self._merged(Path(scratch) / "model")
             return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
+    @quietly()
     def save(self, folder: str | Path) -> Path:
         """Write one checkpoint, with the adapter merged, to a new folder.
 
@@ -61,6 +64,7 @@ class Small:
         """
         return self._merged(_new(folder))
 
+    @quietly()
     def export(self, file: str | Path, type: str = "q8_0") -> Path:
         """Write a GGUF file for llama.cpp, with the adapter merged.
 

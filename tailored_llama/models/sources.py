@@ -157,11 +157,16 @@ def copy_licence(source: Path, target: Path) -> None:
 
 
 def front_matter(card: Path | None) -> dict[str, Any]:
-    """The metadata at the start of a card; empty if there is no card or it cannot be read."""
+    """The metadata at the start of a card; empty if there is no card, or it states none.
+
+    Raises:
+        InputError: the metadata cannot be read. A licence may stand there, which must not get lost.
+    """
     try:
         return {**(metadata_load(card) or {})} if card and card.is_file() else {}
-    except Exception:  # not YAML, not a table or not UTF-8: treated as stating nothing
-        return {}
+    except Exception as error:  # not YAML, not a table or not UTF-8
+        allowed = "YAML between two lines of ---, in UTF-8, or no metadata"
+        raise InputError(f"{card}: its metadata cannot be read ({one_line(error)}); allowed: {allowed}") from None
 
 
 def licence_of(stated: dict[str, Any]) -> dict[str, str]:

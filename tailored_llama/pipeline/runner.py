@@ -72,7 +72,10 @@ class StoreRunner:
 
 
 class FolderRunner:
-    """Runs every stage at once, in a new folder below a scratch folder; nothing is kept, and nothing found again."""
+    """Runs every stage at once, in a new folder below a scratch folder; nothing is kept, and nothing found again.
+
+    A stage on the device waits for its turn there, as in every other run.
+    """
 
     def __init__(self, scratch: Path, downloads: str, execution: ExecutionConfig) -> None:
         self.scratch, self.downloads, self.execution = scratch, downloads, execution
@@ -84,7 +87,7 @@ class FolderRunner:
         label = f"{name} {time.strftime('%Y%m%d-%H%M%S')}"
         with progress_bar(name) as progress:
             work = Work(out, self.execution, self.downloads, progress, name=label)
-            self.facts[out] = stage.function()(**result(inputs), settings=settings, work=work)
+            self.facts[out] = run_stage(stage, result(inputs), settings, work)
         return Done(out)
 
     def open(self, artifact: Artifact) -> Path:
