@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,7 +108,12 @@ def test_the_smallest_proven_model_is_shipped_and_found_again(run: dict[str, Any
 def test_the_answer_is_published_with_all_that_is_exported(run: dict[str, Any], tmp_path: Path) -> None:
     run["store"] |= {"publish": str(tmp_path / "published"), "reports": str(tmp_path / "reports")}
     (tmp_path / "run.toml").write_text(as_toml(run | {"benchmarks": [{"data": run["benchmarks"][0]}]}))
-    assert run_command(tmp_path / "run.toml")[0] == 0
+    before = built(run["store"]["root"])
+    status, told, _ = run_command(tmp_path / "run.toml")
+    assert status == 0
+    computed, found = map(int, re.findall(r"(\d+) (?:computed in this run|found in the store)", told))
+    assert computed == len(built(run["store"]["root"])) - len(before) - 1  # the model is shipped after the report
+    assert found <= len(before)
     files = {path.name: path.read_bytes() for path in (tmp_path / "small" / "job").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "published").iterdir()} == files
     assert {"README.md", "certificate.json", "proof.parquet"} < files.keys()
