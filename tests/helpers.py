@@ -17,6 +17,7 @@ from tailored_llama.config import (
     AdapterConfig,
     BenchmarkConfig,
     ExecutionConfig,
+    GgufType,
     Metric,
     PlanConfig,
     PruningConfig,
@@ -31,6 +32,7 @@ from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
 from tailored_llama.models import Document, Header, distinct, encode_pair, packed_states, target_logprobs
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning import PruneSettings, SplitSettings, choose_split, prune_model
+from tailored_llama.serving import write_gguf
 from tailored_llama.store import write_table
 from tailored_llama.training import TuneSettings
 
@@ -113,6 +115,12 @@ def save_worded_llama(folder: Path, tokenizer: PreTrainedTokenizerFast | None = 
     save_tiny_llama(folder, **({"vocab_size": len(tokenizer)} | ids | changes))
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def worded_gguf(folder: Path, gguf_type: GgufType = "f16") -> Path:
+    """A tiny Llama with a tokenizer of words, as one GGUF file."""
+    write_gguf(save_worded_llama(folder / "of-the-file"), gguf_type=gguf_type, out=folder / "worded.gguf")
+    return folder / "worded.gguf"
 
 
 def save_tiny_llama(

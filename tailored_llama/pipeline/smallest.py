@@ -137,10 +137,14 @@ def _ladders(state: SearchState) -> list[Ladder]:
     told = state.config.goal.smallest in ("file", "memory")
     ladders: list[Ladder] = []
     for base, kind in state.ladders:
+        if kind == "source":  # it is measured in any case
+            ladders.append(Ladder((0.0,)))
+            continue
         structure = models.read_structure(state.run.open(base.dense.checkpoint))
         whole = structure.parameters * serving.bits_of(kind) / 8
         costs = tuple(whole * (1 - step.ratio) if told else 0.0 for step in base.steps)
-        above = max((i for i, (other, _) in enumerate(state.ladders[: len(ladders)]) if other is base), default=None)
+        before = enumerate(state.ladders[: len(ladders)])
+        above = max((i for i, (other, known) in before if other is base and known != "source"), default=None)
         reference = base is state.bases[0] and serving.bits_of(kind) >= 16
         ladders.append(Ladder(costs, reference, above))
     return ladders
@@ -149,8 +153,8 @@ def _ladders(state: SearchState) -> list[Ladder]:
 def _discordant(state: SearchState) -> float | None:
     """The share of choosing rows on which the reference differs from itself in fewer bits."""
     for rung, parts in state.parts.items():
-        base, _, step = state.locate(rung)
-        if base is state.bases[0] and not step.ratio:
+        base, kind, step = state.locate(rung)
+        if base is state.bases[0] and not step.ratio and kind != "source":
             answers = candidates.read_all(state.run, base, parts.choosing, "selection")
             return float(
                 np.mean([np.mean((state.answers[name].values - own.values) ** 2) for name, own in answers.items()])

@@ -8,7 +8,7 @@ from tailored_llama.pipeline import reporting
 from tailored_llama.pipeline.stage import Stage
 from tailored_llama.store import ANSWER, FINISHED, GGUF
 
-DENSE = Stage("dense", 4, lambda: models.prepare_dense, models.DenseSettings)
+DENSE = Stage("dense", 5, lambda: models.prepare_dense, models.DenseSettings)
 EXAMPLES = Stage("examples", 2, lambda: data.load_benchmark, data.BenchmarkSource)
 PROMPTS = Stage("prompts", 5, lambda: data.render_prompts, data.PromptSettings)
 TOKENS = Stage("tokens", 3, lambda: pruning.count_tokens, pruning.CountSettings)
@@ -31,12 +31,13 @@ PROFILE = Stage(
 )
 FINISHED_MODEL = Stage(FINISHED, 6, lambda: reporting.export_model, reporting.ExportSettings)
 GGUF_FILE = Stage(GGUF, 4, lambda: serving.export_gguf, serving.GgufSettings)
+SOURCE_FILE = Stage("source", 1, lambda: serving.copy_source, serving.SourceSettings)
 REPORT = Stage("report", 7, lambda: reporting.write_run_report, reporting.ReportSettings)
 SWEEP = Stage("sweep", 5, lambda: reporting.write_sweep_report, reporting.SweepSettings)
 TRANSFER = Stage("transfer", 4, lambda: reporting.write_transfer_report, reporting.ReportSettings)
 SPEED = Stage("speed", 3, lambda: serving.measure_speed, NoneType, on_device=True, timed=True)
 SHIPPED = Stage(ANSWER, 2, lambda: reporting.ship_model, reporting.ShipSettings)
-SMALLEST = Stage("smallest", 3, lambda: reporting.write_smallest_report, reporting.SmallestSettings)
+SMALLEST = Stage("smallest", 4, lambda: reporting.write_smallest_report, reporting.SmallestSettings)
 STUDY = Stage("prompt-study", 4, lambda: reporting.write_study_report, reporting.StudySettings)
 
 STAGES: dict[str, Stage[Any]] = {own.name: own for own in list(globals().values()) if isinstance(own, Stage)}

@@ -60,6 +60,8 @@ def verdict(answer: Answer) -> list[str]:
         for name, test in tests.items()
     ]
     sentences = [claim(answer), f"The reference is {answer.reference}.", *measured]
+    if best.type == "source":
+        return ["The file that you started from is the answer: nothing smaller is proven.", *sentences]
     if not best.ratio and bits_of(best.type) < 16:
         return ["The dense model in fewer bits is the answer: do not prune, quantise.", *sentences]
     if not best.ratio:
@@ -129,7 +131,11 @@ def _candidates(answer: Answer) -> Table:
         share = percent(one.ratio, 0) if one.ratio else "–"
         removed = Cell(share, ("only tokens",) if one.trimmed else (), share)
         cells: list[Cell | str] = [bases[one.base], removed]
-        cells += [one.type or "16 bits", "yes" if one.tuned else "no", number(one.parameters, 0)]
+        cells += [
+            "as it is" if one.type == "source" else one.type or "16 bits",
+            "yes" if one.tuned else "no",
+            number(one.parameters, 0),
+        ]
         cells += [megabytes(one.bytes), *cost, *(lost(one.losses[name]) for name in names), lost(one.smoothed)]
         rows.append(table_row(*cells, _outcome(answer, place), bold=place == answer.proven))
     return Table(tuple(columns), tuple(rows))
@@ -183,8 +189,9 @@ def _picture(answer: Answer) -> Picture:
     names, margin, lines = _names(answer), answer.goal.lose_at_most, dict[str, list[Candidate]]()
     for base, name in names.items():
         members = [one for one in answer.candidates if one.base == base]
-        if dense := [one for one in members if not one.ratio]:
-            lines[f"{name}, dense"] = dense
+        as_it_is = [one for one in members if one.type == "source"]
+        dense = [one for one in members if not one.ratio and one not in as_it_is]
+        lines |= {f"{name}, {how}": points for how, points in (("as it is", as_it_is), ("dense", dense)) if points}
         for kind in dict.fromkeys(one.type for one in members if one.ratio):
             lines[f"{name}, {kind or '16 bits'}"] = [one for one in members if one.type == kind]
     figure = new_figure(440 + 11 * len(lines))

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from compositions import built, compose, kinds, run_command
-from helpers import as_toml, save_worded_llama, words
+from helpers import as_toml, save_worded_llama, worded_gguf, words
 from tailored_llama import evaluation
 from tailored_llama.cli.main import app
 from tailored_llama.config import SmallestConfig
@@ -117,6 +117,18 @@ def test_the_answer_is_published_with_all_that_is_exported(run: dict[str, Any], 
     files = {path.name: path.read_bytes() for path in (tmp_path / "small" / "job").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "published").iterdir()} == files
     assert {"README.md", "certificate.json", "proof.parquet"} < files.keys()
+
+
+def test_the_file_that_one_starts_from_is_the_first_candidate_as_it_is(tmp_path: Path) -> None:
+    file = worded_gguf(tmp_path, "q8_0")
+    run = search(tmp_path, file)
+    answer = answer_to(with_goal(run, types=["f32"], lose_at_most=90))
+    (source,) = (candidate for candidate in answer.candidates if candidate.type == "source")
+    assert (source.bytes, source.tuned, source.ratio) == (file.stat().st_size, False, 0.0)
+    assert answer.proven is not None
+    assert answer.candidates[answer.proven] == source  # everything else is larger
+    assert (tmp_path / "small" / "job" / "job-source.gguf").read_bytes() == file.read_bytes()
+    assert verify(tmp_path / "small" / "job", tmp_path / "job.csv")[0] == 0
 
 
 def test_the_three_sets_of_rows_never_meet(run: dict[str, Any]) -> None:

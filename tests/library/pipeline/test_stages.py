@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 from pydantic import BaseModel
 
-from helpers import save_worded_llama, words, write_jsonl, write_own_benchmark
+from helpers import save_worded_llama, worded_gguf, words, write_jsonl, write_own_benchmark
 from pictures import blank_pictures
 from tailored_llama.config import (
     ExecutionConfig,
@@ -89,6 +89,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
         run
         | {"benchmarks": [write_jsonl(place / "job.jsonl", rows)], "goal": goal | {"smallest": "writing"}}
         | {"pruning": {"ratios": [0.4]}, "store": run["store"] | {"export": str(place / "smallest")}}
+        | {"model": {"source": str(worded_gguf(place)), "dtype": "float32"}}
     )
     calls: Calls = {name: [] for name in STAGES}
     with blank_pictures():

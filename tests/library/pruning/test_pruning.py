@@ -299,6 +299,13 @@ def test_a_checkpoint_in_shards_holds_the_same_model(tmp_path: Path, monkeypatch
         assert torch.equal(stock(IDS).logits, load_model(whole)(IDS).logits)
 
 
+def test_memory_holds_at_most_half_a_gigabyte_of_what_is_written(tmp_path: Path) -> None:
+    """A model that is streamed, since it does not fit into memory, is written there too, a shard at a time."""
+    shapes = {name: [128 * 2**20] for name in "abc"}  # 268 MB each
+    writing.write_shards(tmp_path, shapes, torch.bfloat16, lambda name: torch.zeros(shapes[name], dtype=torch.bfloat16))
+    assert max(file.stat().st_size for file in weight_files(tmp_path)) < 500e6
+
+
 def mapped_bytes(file: Path) -> int:
     """Addresses of this process that are mappings of a file."""
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(file))]
