@@ -76,7 +76,7 @@ def prune_checkpoint(
     """Write a checkpoint without the groups that a plan removes, and its tokenizer, into an existing folder.
 
     `fitted` are safetensors files whose tensors, in the pruned model's shapes, replace the dense ones. Without
-    `tokens`, all tokens stay. The model is never built: memory holds a shard of 500 MB, or one tensor if that is larger.
+    `tokens`, all tokens stay. The model is never built: memory holds a shard of 500 MB, or one larger tensor.
     """
     config, dense_shapes = models.read_config(dense), models.all_tensor_shapes(dense)
     fitted_shapes = {name: shape for file in fitted for name, shape in models.tensor_shapes(file).items()}
