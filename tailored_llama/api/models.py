@@ -1,5 +1,6 @@
 """What the calls return: a model that was made, and what a search has found."""
 
+import html
 import json
 import shutil
 import tempfile
@@ -105,7 +106,8 @@ class Smallest:
 
     @property
     def verdict(self) -> str:
-        return " ".join(reports.verdict(self.answer))
+        """The result in lines: the verdict, its figures, and what was compared; or what a proof lacks."""
+        return reports.verdict(self.answer)
 
     def table(self) -> Any:
         """Every candidate, a pandas.DataFrame; losses are shares."""
@@ -120,7 +122,7 @@ class Smallest:
         return self.verdict
 
     def _repr_html_(self) -> str:
-        return f"<p>{self.verdict}</p>{self.table().to_html(index=False)}"
+        return f"<pre>{html.escape(self.verdict)}</pre>{self.table().to_html(index=False)}"
 
 
 def _new(path: str | Path) -> Path:

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult
 
 from tailored_llama.config import GENERIC, BenchmarkConfig, RunConfig, SmallestConfig, is_harness_task, is_written
 from tailored_llama.data import BUILTIN, Example, headline_metric, load_template, named_columns, render
-from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, Answer, LossTest, is_proven
+from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, Answer, Candidate, LossTest, is_proven
 from tailored_llama.models import Base, Size, is_layered, loading, lost_words, read_config, what_was_removed, write_card
 from tailored_llama.reports import text
 from tailored_llama.reports.inputs import RunResults
@@ -29,19 +29,25 @@ _COSTS = {  # what is to be small → its unit, and how many of the cost's own u
 }
 
 
-def claim(answer: Answer) -> str:
-    """The claim of a proven answer, in one sentence."""
+def claim(answer: Answer, subject: str = "") -> str:
+    """The claim of a proven answer, in one sentence; by default its subject is the model with its size and label."""
     candidate, goal = answer.candidates[_proven(answer)], answer.goal
-    size = megabytes(candidate.bytes)
-    if goal.smallest != "file":
-        value, unit = cost_of(answer, candidate.cost)
-        size += f" and {number(value, 1)} {unit}"
+    subject = subject or f"This model of {size_of(answer, candidate)} ({candidate.label})"
     what = " of mean probability" if goal.measure == "probability" else ""
     names = list(answer.tests[0])
     return (
-        f"This model of {size} ({candidate.label}) loses less than {goal.lose_at_most:g} points{what} on "
+        f"{subject} loses less than {goal.lose_at_most:g} points{what} on "
         f"{'each of ' * (len(names) > 1)}{listed(names)}, with {100 * goal.confidence:g} % confidence."
     )
+
+
+def size_of(answer: Answer, candidate: Candidate) -> str:
+    """The size of a candidate's file, and its cost where that is something else."""
+    size = megabytes(candidate.bytes)
+    if answer.goal.smallest == "file":
+        return size
+    cost, unit = cost_of(answer, candidate.cost)
+    return f"{size} and {number(cost, 1)} {unit}"
 
 
 def cost_of(answer: Answer, cost: float) -> tuple[float, str]:

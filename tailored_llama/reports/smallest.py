@@ -10,10 +10,10 @@ from typing import Any
 from tailored_llama import evaluation
 from tailored_llama.config import SmallestConfig
 from tailored_llama.evaluation import FIRST_SHARE, Answer, Candidate, LossTest
-from tailored_llama.reports.cards import claim, cost_of
+from tailored_llama.reports.cards import claim, cost_of, size_of
 from tailored_llama.reports.costs import cost_table
 from tailored_llama.reports.figures import COLOURS, DASHES, Picture, curve_style, new_figure, styled, xy
-from tailored_llama.reports.pages import Report, Section, settings_of, shorten, write_pages
+from tailored_llama.reports.pages import Report, Section, lines_of, settings_of, shorten, write_pages
 from tailored_llama.reports.parts import lost, megabytes, number, p_value, percent
 from tailored_llama.reports.tables import Cell, Column, Table, table_row
 from tailored_llama.serving import bits_of
@@ -32,9 +32,10 @@ def write_smallest(
     stages = Counter(cost.stage for cost in costs)
     by_stage = [(f"{(n := stages[cost.stage])} artifact{'s' * (n > 1)}", cost) for cost in costs]
     unopened = [] if answer.tests else ["No candidate came so far that the proving rows were opened."]
+    lead, figures = _result(answer)
     report = Report(
         f"The smallest model for {', '.join(benchmark.name for benchmark in config.benchmarks)}",
-        verdict(answer),
+        lead,
         [*unopened, *(f"{label} failed: {error}" for label, error in answer.failed.items())],
         [
             Section("What was tried", {"frontier": _picture(answer)}, _candidates(answer)),
@@ -44,27 +45,45 @@ def write_smallest(
             Section("What the search cost", table=cost_table(by_stage)),
         ],
         settings_of(config),
+        figures,
     )
     write_pages(report, "smallest", out, answer=answer)
 
 
-def verdict(answer: Answer) -> list[str]:
-    """The result in sentences: what is proven and what was measured, or what a proof lacks."""
-    if (place := answer.proven) is None:
-        return _unproven(answer)
-    best = answer.candidates[place]
-    several, tests = len(answer.tests[0]) > 1, answer.tests[answer.order.index(place)]
-    measured = [
-        f"Measured{f' on {name}' if several else ''}: it {_loses(test.loss)} on {number(test.rows, 0)} rows; the "
-        f"largest loss not excluded is {lost(test.bound, 2)} points."
-        for name, test in tests.items()
+def verdict(answer: Answer) -> str:
+    """The result in lines: the verdict, its figures, and what was compared; or what a proof lacks."""
+    lead, figures = _result(answer)
+    return "\n".join(lines_of(lead, figures))
+
+
+def _result(answer: Answer) -> tuple[list[str], list[tuple[str, str]]]:
+    """The result in sentences, the verdict first, and its figures by name; of several benchmarks, the worst one's."""
+    if (position := answer.proven) is None:
+        return _unproven(answer), []
+    candidate, tests = answer.candidates[position], answer.tests[answer.order.index(position)]
+    benchmark, test = max(tests.items(), key=lambda item: item[1].bound)
+    rows = f"rows of {benchmark}, the worst" if len(tests) > 1 else "rows"
+    figures = [
+        ("size", size_of(answer, candidate)),
+        ("parameters removed", _removed(candidate)),
+        (f"measured loss on {number(test.rows, 0)} {rows}", f"{lost(test.loss)} points"),
+        ("largest loss not excluded", f"{lost(test.bound, 2)} points"),
     ]
-    sentences = [claim(answer), f"The reference is {answer.reference}.", *measured]
-    if not best.ratio and bits_of(best.type) < 16:
-        return ["The dense model in fewer bits is the answer: do not prune, quantise.", *sentences]
-    if not best.ratio:
-        return ["The dense model in 16 bits is the answer: nothing smaller is proven.", *sentences]
-    return [*sentences, *(["Only tokens were removed from it, nothing else."] if best.trimmed else [])]
+    compared = f"The model is {candidate.label}. The reference is {answer.reference}."
+    return [_verdict(answer, candidate), compared], figures
+
+
+def _verdict(answer: Answer, candidate: Candidate) -> str:
+    """The verdict on a proven candidate, in one sentence."""
+    if candidate.ratio:
+        return claim(answer, "Proven: a pruned model")
+    if bits_of(candidate.type) < 16:
+        return claim(answer, f"Do not prune, quantise: the dense model in {candidate.type}")
+    return claim(answer, "Nothing smaller is proven: the dense model in 16 bits")
+
+
+def _removed(candidate: Candidate) -> str:
+    return f"{percent(candidate.ratio, 0)}{', only tokens' * candidate.trimmed}" if candidate.ratio else "none"
 
 
 def _unproven(answer: Answer) -> list[str]:
@@ -82,7 +101,7 @@ def _unproven(answer: Answer) -> list[str]:
         missing = f"What is missing, if it loses no more than measured: {rows}; or {options}."
     else:
         missing = f"More rows will not help, as it loses too much. What is missing: {options}."
-    return [f"No candidate is proven. The nearest is {nearest.label}: it {text}.", missing]
+    return ["No candidate is proven.", f"The nearest is {nearest.label}: it {text}.", missing]
 
 
 def _rows_missing(name: str, test: LossTest) -> str:
