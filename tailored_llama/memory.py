@@ -32,7 +32,10 @@ def without_gc() -> Iterator[None]:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, and this process may try again with less: one of several, which wait for it, may not."""
+    """Return whether memory ran out and this process may try again with less.
+
+    One process of several may not: the others wait for it.
+    """
     import torch.distributed
 
     return ran_out(error) and not (torch.distributed.is_available() and torch.distributed.is_initialized())

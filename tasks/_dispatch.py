@@ -27,7 +27,9 @@ FLOW = "stage"  # in flows/compositions.py
 THREADS = 64  # stages that one flow has under way at once
 EVERY = 1.0  # seconds between two looks at a dispatched run, and as many more for each ten stages under way
 GATHER = 2.0  # seconds for which a stage waits for others to share its runs
-NOT_NEEDED: State[Any] = Completed(name="NotNeeded", message="Other runs have made all that this one was for.")
+NOT_NEEDED: State[Any] = Completed(
+    name="NotNeeded", message="Other runs have made all artifacts of this one."
+)
 
 
 class CrashedElsewhere(ConnectionError):

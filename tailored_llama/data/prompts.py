@@ -221,7 +221,7 @@ def select_train(
 def held_out_of(benchmark: BenchmarkConfig, shots: int, held_out: int, size: int) -> int:
     """The number of held-out examples beside the shots, of `size` train examples.
 
-    Of a file that is divided nobody knows how many rows are to tune on: what is left must do, but at least one.
+    The size of a divided file's train part varies with its rows. If too few are left, fewer are held out, at least one.
     """
     return min(held_out, max(size - shots, 1)) if benchmark.data else held_out
 

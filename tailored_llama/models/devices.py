@@ -142,7 +142,7 @@ def passes_at_once(model: Any, tokens: int) -> int:
 
 
 def threads_each(at_once: int) -> int:
-    """Each pass's share of the threads; the last one has no more, although it may run alone: all are computed alike."""
+    """Return how many threads each pass has. The last one may run alone, but gets no more: all are computed alike."""
     return max(1, torch.get_num_threads() // at_once)
 
 

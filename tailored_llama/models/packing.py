@@ -138,7 +138,7 @@ def context_length(model: Any) -> int:
 
 
 def learnt_header(model: Any) -> Header:
-    """The header that a soft prompt, which gradients reach, puts before every document; empty if there is none."""
+    """Return the header of a soft prompt, before every document; empty without one. Gradients reach the prompt."""
     if not has_soft_prompt(model):
         return Header()
     with torch.autocast(model.device.type, enabled=False):  # under autocast PEFT would join tensors of different types

@@ -40,9 +40,9 @@ def rows_of_search(config: SmallestConfig) -> Iterator[str]:
     for benchmark in config.benchmarks:
         rows, least, needed = _provable(config, benchmark)
         yield (
-            f"{benchmark.name}: {rows:,} rows to prove on. A model that loses nothing, but differs on "
-            f"{100 * DISCORDANT:.0f} % of them, is proven to lose less than {least:.1f} points once in two times; for "
-            f"{config.goal.lose_at_most:g} points, {needed:,} rows to prove on do so four times in five."
+            f"{benchmark.name}: {rows:,} rows to prove on. If a model loses nothing, but differs on "
+            f"{100 * DISCORDANT:.0f} % of them, half of all searches prove that it loses less than {least:.1f} points. "
+            f"For {config.goal.lose_at_most:g} points, four in five succeed with {needed:,} rows to prove on."
         )
 
 

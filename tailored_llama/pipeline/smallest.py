@@ -54,7 +54,7 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
     order, sets, base = evaluation.sequence(measured, margin), _sets(state), state.bases[0]
     if share := _discordant(state):
         needed = evaluation.rows_needed(margin, evaluation.level_of(1, config.goal.confidence), share)
-        told = "in fewer bits the dense model differs on %.0f %% of the rows: about %d prove a model that loses nothing"
+        told = "in fewer bits the dense model differs on %.0f %% of the rows: proving no loss then takes about %d rows"
         log.info(told, 100 * share, needed)
     opening = _open(state, order, sets) if order else None
     proving, tests = _prove(state, order, opening) if opening else ({}, [])

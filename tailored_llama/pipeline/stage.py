@@ -108,9 +108,9 @@ def plain(value: Any) -> Any:
 
 
 def leaves(value: Any, label: str = "") -> list[tuple[str, Any]]:
-    """Every part of nested mappings, sequences and dataclasses that is none of these, with a label; None is left out.
+    """Return the leaves of nested mappings, sequences and dataclasses, each with a label; None is left out.
 
-    A part of a sequence is labelled by its attribute `label`, if it has one, else by its position.
+    A label is the path to the leaf. In a sequence it has the part's attribute `label`, or else its position.
     """
     if value is None:
         return []

@@ -71,7 +71,7 @@ def _tailored(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompt
     base = steps.heal_if_asked(run, config, dense.checkpoint, ratio, checkpoint, prompts)
     adapters = steps.tune_adapters(run, config, ratio, base, prompts)
     profile = healed = None
-    if config.profile.batches:  # two models may not fit where one does, which must not cost the scores
+    if config.profile.batches:  # timing holds two models in memory; if they do not fit, the scores must still come
         settings, title = ProfileSettings.of(config.profile, config.execution.device), f"profile {name}"
         compared = {"checkpoint": checkpoint, "against": dense.checkpoint}
         profile = attempt(title, partial(run, stages.PROFILE, settings, title, **compared))

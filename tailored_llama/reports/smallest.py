@@ -31,7 +31,7 @@ def write_smallest(
     evaluation.write_answer(answer, out)
     stages = Counter(cost.stage for cost in costs)
     by_stage = [(f"{(n := stages[cost.stage])} artifact{'s' * (n > 1)}", cost) for cost in costs]
-    unopened = [] if answer.tests else ["No candidate came so far that the proving rows were opened."]
+    unopened = [] if answer.tests else ["No candidate was good enough to open the proving rows."]
     lead, figures = _result(answer)
     report = Report(
         f"The smallest model for {', '.join(benchmark.name for benchmark in config.benchmarks)}",

@@ -38,7 +38,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class TextSamples(Sequence[Sample]):
-    """One sample for each sequence of a text that is meant. Its teacher outputs are read from disk on access."""
+    """The samples of a text, one for each sequence in `numbers`. Teacher outputs are read from disk on access."""
 
     teacher: Teacher
     table: models.IdTable | None  # from the teacher's tokens to the samples', if the vocabulary was trimmed
