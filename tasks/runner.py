@@ -62,12 +62,12 @@ class PrefectRunner:
 
 
 def _run_of(leaf: Any) -> Any:
-    """What Prefect waits for, or what is known already."""
+    """Return the run that Prefect waits for, or what is known already."""
     return leaf.run if isinstance(leaf, Promise) else pipeline.result(leaf)
 
 
 class Promise:
-    """What a stage will return, or the failure that leaves it without a result.
+    """The future result of a stage, or the failure that leaves it without a result.
 
     `run` is Prefect's future of it, or its final state; `needs` are the promises that it reads.
     """
@@ -156,7 +156,7 @@ def _task(stage: str) -> Any:
 
 
 def is_retryable(frugal: bool, task: Any, run: TaskRun, state: State[Any]) -> bool:
-    """Whether a retry may succeed: memory ran out in a stage that can take less, or the failure is transient."""
+    """Return whether a retry may succeed: memory ran out in a stage that can take less, or the failure is transient."""
     error = state.data
     if not isinstance(error, Exception):
         return False

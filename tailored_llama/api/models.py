@@ -1,4 +1,4 @@
-"""What the calls return: a model that was made, and what a search has found."""
+"""The values that the calls return: a model that was made, and the result of a search."""
 
 import html
 import json
@@ -89,7 +89,7 @@ class Small:
 
 @dataclass(frozen=True)
 class Smallest:
-    """What a search for the smallest model has found.
+    """The result of a search for the smallest model.
 
     `report` is the folder of its page, `smallest.html`, `folder` that of the proven model with its certificate; None:
     no candidate is proven.
@@ -101,7 +101,7 @@ class Smallest:
 
     @property
     def certificate(self) -> dict[str, Any] | None:
-        """What is proven, as plain data."""
+        """The certificate of the proven model, as plain data."""
         return json.loads((self.folder / "certificate.json").read_text()) if self.folder else None
 
     @property

@@ -97,7 +97,7 @@ class StoreConfig(Section):
 
 @dataclass(frozen=True)
 class Work:
-    """Where a stage writes, and with what means."""
+    """The folder that a stage writes to, and the means that it may use."""
 
     out: Path  # an existing empty folder for its files
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)

@@ -37,17 +37,17 @@ class HarnessTask:
 
     @property
     def has_choices(self) -> bool:
-        """Whether the task ranks choices; otherwise the model writes the answer."""
+        """True if the task ranks choices; otherwise the model writes the answer."""
         return self.settings.get("output_type") == "multiple_choice"
 
     @property
     def has_train(self) -> bool:
-        """Whether the task has a train split."""
+        """True if the task has a train split."""
         return self.settings.get("training_split") is not None
 
 
 def is_harness_task(name: object) -> bool:
-    """Whether a benchmark's name means a task of lm-evaluation-harness."""
+    """Return whether a benchmark's name means a task of lm-evaluation-harness."""
     return isinstance(name, str) and name.startswith(PREFIX)
 
 

@@ -149,7 +149,7 @@ class CalibrationConfig(SourcesConfig):
         return " + ".join(n if alike else f"{own.weight:g} × {n}" for n, own in zip(names, self.source, strict=True))
 
     def reads(self, source: str) -> bool:
-        """Whether a source is among the texts."""
+        """Return whether a source is among the texts."""
         return any(part.source == source for part in self.sources)
 
     def with_tokens(self, total: int, source: Sources | None = None) -> Self:

@@ -281,7 +281,7 @@ def bases_of(config: SmallestConfig) -> list[SmallestConfig]:
 
 
 def study_of(path: str | Path, overrides: list[str] | None = None) -> str:
-    """What a configuration is for, by the fields that no other one has: sweep, prompts or smallest; else tailor."""
+    """Tell the study of a configuration by fields that no other one has: sweep, prompts or smallest; else tailor."""
     kinds: dict[str, type[RunConfig]] = {"sweep": SweepConfig, "prompts": PromptStudyConfig, "smallest": SmallestConfig}
     given = read_config_data(path, overrides).keys() - RunConfig.model_fields.keys()
     return next((name for name, kind in kinds.items() if given & kind.model_fields.keys()), "tailor")

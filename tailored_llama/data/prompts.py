@@ -107,13 +107,13 @@ def _fill(template: Template, layout: Layout, example: Example, choice: int) -> 
 
 @dataclass(frozen=True)
 class Wording:
-    """How a template set words a benchmark; it is identified by its text, not by its file."""
+    """The wording of a benchmark in a template set; it is identified by its text, not by its file."""
 
     template: str  # the name of a shipped set, or the path of a file
     benchmark: BenchmarkConfig
 
     def identity(self) -> dict[str, Any]:
-        """What prompts are made of besides the examples."""
+        """Return what prompts are made of besides the examples."""
         template = load_template(self.template)
         layout = layout_of(template, self.benchmark)
         shown = template.shown if "listed" in layout.in_context else None

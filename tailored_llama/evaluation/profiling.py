@@ -27,7 +27,7 @@ from tailored_llama.store import write_rows
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass took."""
+    """The time and memory of one pass."""
 
     prefill: float  # seconds
     decode: float

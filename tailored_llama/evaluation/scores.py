@@ -114,7 +114,7 @@ def read_probabilities(folder: Path, prompts: Path, split: PromptSplit, metric: 
 
 
 def read_chosen(folder: Path, metric: str) -> dict[int, int | str]:
-    """What a scored model answered, by example: the position of its choice, or the text that it wrote."""
+    """Read what a scored model answered, by example: the position of its choice, or the text that it wrote."""
     table = _read_table(folder, metric)
     return dict(zip(table["example"].to_pylist(), table[_ANSWERED[metric]].to_pylist(), strict=True))
 

@@ -38,7 +38,7 @@ def chance_corrected(tailored: float, dense: float, floor: float) -> float:
 
 
 def above_floor(accuracy: float, stderr: float, floor: float) -> bool:
-    """Whether an accuracy is significantly above its floor: the whole 95 % interval lies above it."""
+    """Return whether an accuracy is significantly above its floor: the whole 95 % interval lies above it."""
     return accuracy - Z95 * stderr > floor
 
 

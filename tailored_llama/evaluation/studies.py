@@ -159,7 +159,7 @@ class TransferRow:
 
     @property
     def significant(self) -> bool:
-        """Whether the interval of the gain excludes zero."""
+        """True if the interval of the gain excludes zero."""
         return self.gain_low is not None and self.gain_high is not None and self.gain_low * self.gain_high > 0
 
 

@@ -49,7 +49,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Row:
-    """What attention needs to know about a packed row. Tokens after the last block are padding."""
+    """The facts about a packed row that attention needs. Tokens after the last block are padding."""
 
     blocks: Sequence[Block]
     header: Header
@@ -60,7 +60,7 @@ class Row:
     built: dict[Hashable, Any] = field(default_factory=dict)  # what the layers share
 
     def once(self, key: Hashable, build: Callable[..., Any], *arguments: Any) -> Any:
-        """What `build` returns; it is called for the first layer that asks for this key."""
+        """Return the value of `build`, which is called for the first layer that asks for this key."""
         if key not in self.built:
             self.built[key] = build(*arguments)
         return self.built[key]

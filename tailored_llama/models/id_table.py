@@ -71,7 +71,7 @@ def read_id_table(checkpoint: Path) -> IdTable | None:
 
 
 def lost_words(checkpoint: Path) -> str | None:
-    """What a model can no longer do, in a sentence with the lost token that was met most often; None: it lost none."""
+    """Say what a model can no longer do, with the lost token that was met most often; None: it lost none."""
     if not (checkpoint / TABLE).is_file():
         return None
     rows = read_table(checkpoint / TABLE, TABLE_SCHEMA).to_pylist()

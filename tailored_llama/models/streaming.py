@@ -81,7 +81,7 @@ def stream_model(folder: Path, device: str, scratch: Path) -> Any:
 
 @dataclass(frozen=True)
 class _Files:
-    """Where a streamed model's tensors are, their type and device, and where hidden states go that do not fit."""
+    """The files of a streamed model's tensors, their type and device, and the folder for states that do not fit."""
 
     by_tensor: dict[str, Path]
     dtype: torch.dtype
@@ -110,7 +110,7 @@ class Layers:
 
     @property
     def streamed(self) -> bool:
-        """Whether every pass through the layers reads all of their weights."""
+        """True if every pass through the layers reads all of their weights."""
         return self.files is not None
 
     def each(self, step: Literal[1, -1] = 1) -> Iterator[tuple[int, Any]]:

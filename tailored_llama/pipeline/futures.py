@@ -110,7 +110,7 @@ def failures(value: Any) -> dict[str, Exception]:
 
 
 def surviving(value: Any) -> Any:
-    """What has not failed of nested values; waits for all of it.
+    """Return nested values without what has failed; waits for all of it.
 
     What failed is left out of mappings and lists. In a dataclass it is None; if it must not be, so is the dataclass.
     """
@@ -128,7 +128,7 @@ def surviving(value: Any) -> Any:
 
 
 def attempt(name: str, build: Callable[[], T]) -> T | Failed:
-    """What a part of a run that may fail alone is made of, or its failure in this process."""
+    """Build a part of a run that may fail alone; if this process fails to, return the failure."""
     try:
         return build()
     except Exception as error:

@@ -97,7 +97,7 @@ def write_transfer_report(*, scores: Sequence[TransferScore[Path]], settings: Re
 
 @dataclass(frozen=True)
 class StudySettings:
-    """What the report of a prompt study shows beside the scores: its settings, and the scored model in words."""
+    """The settings of a prompt study's report: those of the study, and the scored model in words."""
 
     config: PromptStudyConfig
     model: str
@@ -162,7 +162,7 @@ def shown_identity(config: RunConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What the finished model of a benchmark depends on, beside the artifacts: the settings that its card shows."""
+    """The settings of a benchmark's finished model, beside its artifacts: those that its card shows."""
 
     config: RunConfig
     benchmark: str
@@ -191,7 +191,7 @@ def export_model(
 
 @dataclass(frozen=True)
 class ShipSettings:
-    """What the shipped model depends on, beside its weights and scores: its base's search, what was found, its name."""
+    """The settings of a shipped model, beside its weights and scores: its base's search, what was found, its name."""
 
     config: SmallestConfig
     answer: Answer

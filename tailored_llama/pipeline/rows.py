@@ -1,4 +1,4 @@
-"""What a run says of its rows before it starts: how many there are of each part, and what so many can show."""
+"""Messages of a run about its rows before it starts: how many each part has, and what so many can show."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ FEW = 50  # rows in a part; below, an accuracy has a standard error of 7 points 
 
 
 def rows_of(config: RunConfig) -> Iterator[str]:
-    """What there is to say of every file that is divided, with a warning for every part with few rows."""
+    """Yield what there is to say of every file that is divided, with a warning for every part with few rows."""
     for benchmark in config.benchmarks:
         if not (file := benchmark.data):
             continue

@@ -1,4 +1,4 @@
-"""What a stage is: a name, a version, and a function from input artifacts and settings to one artifact.
+"""Stages: a name, a version, and a function from input artifacts and settings to one artifact.
 
 All that the function receives enters the key, but for what cannot change its bytes.
 """
@@ -140,5 +140,5 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def is_container(value: Any) -> bool:
-    """Whether a value is a dataclass that holds artifacts, not one itself."""
+    """Return whether a value is a dataclass that holds artifacts, not one itself."""
     return is_dataclass(value) and not isinstance(value, ArtifactRef | type)

@@ -23,7 +23,7 @@ _MODELING_FILE = Path(models.modeling_tailored_llama.__file__)
 
 @dataclass(frozen=True)
 class Folders:
-    """What a cut is planned from; without importance, a plan has the right numbers of groups, not the right groups."""
+    """The folders that a cut is planned from. Without importance, only the numbers of groups are right."""
 
     model: Path
     original: Path  # the model before the first step
@@ -33,7 +33,7 @@ class Folders:
 
 @dataclass(frozen=True)
 class Cut:
-    """What stays of a model: groups, bool [groups]; the indices of each parameter; layers; and tokens (None: all)."""
+    """The parts that stay: groups, bool [groups]; the indices of each parameter; layers; and tokens (None: all)."""
 
     model: Path
     groups: Groups

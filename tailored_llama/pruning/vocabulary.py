@@ -88,7 +88,7 @@ def _written(prompts: Iterable[Prompt]) -> Iterator[str]:
 
 
 def _counts(tokenizer: Any, texts: Iterable[str], rows: int) -> Counts:
-    """How often each token occurs in texts, int64 [rows]."""
+    """Count how often each token occurs in texts, int64 [rows]."""
     counts, texts = np.zeros(rows, dtype=np.int64), iter(texts)
     while batch := list(islice(texts, 1000)):
         ids = chain.from_iterable(tokenizer(batch, add_special_tokens=False)["input_ids"])
@@ -97,7 +97,7 @@ def _counts(tokenizer: Any, texts: Iterable[str], rows: int) -> Counts:
 
 
 def word_counts(tokenizer: Any, words: Mapping[str, int], rows: int) -> Counts:
-    """How often each token occurs in words with their counts, int64 [rows]."""
+    """Count how often each token occurs in words with their counts, int64 [rows]."""
     # After a line break, since some tokenizers put a space of their own before the first word.
     # The tokenizer's core counts 80,000 words in a third of the time that transformers takes around it.
     core = tokenizer.backend_tokenizer
@@ -199,7 +199,7 @@ def enough_tokens(dense: Path, counts: Path) -> int:
 
 
 def _needed(tokens: Tokens, shares: Counts, counts: Counts) -> int:
-    """How many tokens counted texts use, and the likeliest of further ones up to 99.9 %, with all they are made of."""
+    """Count the tokens that texts use, and the likeliest further ones up to 99.9 %, with all that they are made of."""
     order = np.argsort(-shares, kind="stable")
     likely = order[: int(np.searchsorted(np.cumsum(shares[order]), 0.999)) + 1].tolist()
     return len(tokens.made_of({*tokens.always, *np.flatnonzero(counts).tolist(), *likely}))

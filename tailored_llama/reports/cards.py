@@ -1,4 +1,4 @@
-"""What leaves with a model: the card of a tailored checkpoint, and the certificate and card of a proven one."""
+"""Texts that are shipped with a model: the card of a tailored checkpoint; the certificate and card of a proven one."""
 
 import importlib.metadata
 from collections.abc import Mapping

@@ -51,7 +51,7 @@ def profile_table(rows: Sequence[ProfileRow]) -> rich.table.Table:
 
 
 def cost_table(costs: Sequence[tuple[str, Manifest]]) -> Table:
-    """What the artifacts of each stage and label took, and all together."""
+    """Show the time that the artifacts of each stage and label took, and all together."""
     groups: dict[tuple[str, str], list[Manifest]] = {}
     for label, cost in costs:
         groups.setdefault((cost.stage, label), []).append(cost)

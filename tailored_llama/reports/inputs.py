@@ -1,4 +1,4 @@
-"""What a run's report is written from: the rows of each ratio, and the folders and manifests behind them."""
+"""The inputs of a run's report: the rows of each ratio, and the folders and manifests behind them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field

@@ -35,7 +35,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """What is shown on every surface; a terminal shows the first table, the lead and the notes.
+    """The content of a report, the same on every surface; a terminal shows the first table, the lead and the notes.
 
     `lead` is the result in sentences. `figures` are its main figures, each with a name; they follow the first sentence.
     `notes` are what to know of it, and what failed.

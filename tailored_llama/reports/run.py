@@ -172,7 +172,7 @@ def _verdicts(runs: Sequence[RunResults]) -> Table:
 
 
 def report_notes(runs: Sequence[RunResults]) -> list[str]:
-    """What to know of the accuracies: what the tuned dense model has, and where a recovery says little."""
+    """Return notes on the accuracies: what the tuned dense model has, and where a recovery says little."""
     notes, first, shares = text.floor_notes([run.table for run in runs]), runs[0].table, []
     tuned = [row for name in first.lines if (row := first.row(TUNED_DENSE, name)) and row.accuracy is not None]
     if not tuned:
@@ -213,7 +213,7 @@ def _bars(table: RecoveryTable, caption: str) -> Picture:
 
 @styled
 def _split(tried: Sequence[Split], caption: str) -> Picture:
-    """What each split of the ratio between tokens and layers costs, the chosen one ringed."""
+    """Draw what each split of the ratio between tokens and layers costs, the chosen one ringed."""
     figure = new_figure(260, width=WIDTH // 2 + 110)
     axes, points = figure.subplots(), [(split.tokens, split.nats_per_byte or 0.0) for split in tried]
     axes.plot(*xy(points), color=COLOURS["pruned"], linewidth=2, marker="o", markersize=5)

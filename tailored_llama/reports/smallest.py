@@ -87,7 +87,7 @@ def _removed(candidate: Candidate) -> str:
 
 
 def _unproven(answer: Answer) -> list[str]:
-    """What the nearest candidate lacks: rows, if it loses less than the margin, or else a larger margin."""
+    """Say what the nearest candidate lacks: rows, if it loses less than the margin, or else a larger margin."""
     margin = answer.goal.lose_at_most / 100
     nearest = answer.candidates[answer.order[0] if answer.tests else answer.nearest]
     failed = {name: test for name, test in answer.tests[0].items() if not test.proven} if answer.tests else {}
@@ -105,7 +105,7 @@ def _unproven(answer: Answer) -> list[str]:
 
 
 def _rows_missing(name: str, test: LossTest) -> str:
-    """How many rows would prove the measured loss, four times in five."""
+    """Say how many rows would prove the measured loss, four times in five."""
     widest = evaluation.provable_margin(test.rows, test.level, 1)
     share = ((test.bound - test.loss) / widest) ** 2  # which explains the bound
     needed = evaluation.rows_needed(test.margin - max(test.loss, 0), test.level, share)
@@ -183,7 +183,7 @@ def _level(answer: Answer) -> str:
 
 
 def _sets(answer: Answer) -> Table:
-    """How many rows each benchmark has for each purpose, with the first characters of their digest."""
+    """Show how many rows each benchmark has for each purpose, with the first characters of their digest."""
     purposes, rows = list(dict.fromkeys(use for sets in answer.sets.values() for use in sets)), []
     for name, sets in answer.sets.items():
         known = [sets.get(use) for use in purposes]

@@ -41,7 +41,7 @@ _MOVED = {"lora_b": ("q_proj", "k_proj", "gate_proj", "up_proj"), "lora_a": ("do
 
 @dataclass(frozen=True)
 class Written:
-    """What a GGUF file holds: its architecture, bytes, MLP channels added as padding, and matrices of a wider type."""
+    """A written GGUF file: its architecture, bytes, MLP channels added as padding, and matrices of a wider type."""
 
     architecture: str
     size: int

@@ -94,7 +94,7 @@ def _logits(model: Any, states: Tensor, temperature: float) -> Tensor:
 
 
 class Teacher(Sequence[SoftTargets]):
-    """What `teach` wrote, in the order of its text; each sequence is read from disk when it is asked for.
+    """The teacher outputs that `teach` wrote, in the order of its text; a sequence is read from disk on access.
 
     Raises:
         InputError: `teacher.parquet` is missing, unreadable, or has another schema.

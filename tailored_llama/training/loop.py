@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Course:
-    """What is trained on, and for how long.
+    """The samples of a training, and its length.
 
     `samples` are examples or texts, in an order by `seed`. `held_out` are examples with all their choices, or texts. In
     an epoch there are `checks` of the loss on them; a training stops after `patience` checks without a lower one.
@@ -172,7 +172,7 @@ def _evaluate(now: Training, held_out: Sequence[Sample]) -> float:
 
 
 def _outcomes(now: Training, held_out: Sequence[Sample]) -> list[Outcome]:
-    """What the model does on held-out samples; several processes share them out."""
+    """Measure what the model does on held-out samples; several processes share them out."""
     if rank_and_count()[1] == 1:
         budget = min(now.budget, token_budget(None, now.model))
         return list(now.call(outcomes, held_out, now.settings, budget))

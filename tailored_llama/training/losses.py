@@ -1,4 +1,4 @@
-"""What is trained on, its loss and gradients, and what a model does on held-out examples.
+"""Samples to train on, their losses and gradients, and what a model does on held-out examples.
 
 The gradients of a step are computed in passes that fit into memory and keep a CPU's threads busy.
 """
@@ -181,7 +181,7 @@ def _weighted_loss(model: Any, settings: TrainingConfig, batch: Sequence[Sample]
 
 
 def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig, budget: int) -> list[Outcome]:
-    """What a model does on held-out samples, with all choices encoded, in their order, `budget` tokens a pass.
+    """Measure what a model does on held-out samples, with all choices encoded, in their order, `budget` tokens a pass.
 
     One choice alone is a written answer; none is text with a teacher.
     """

@@ -81,7 +81,7 @@ def rank_and_count() -> tuple[int, int]:
 
 
 class _Root(torch.nn.Module):
-    """What FSDP wraps: the weights outside the layers are gathered where its forward pass begins."""
+    """The module that FSDP wraps: the weights outside the layers are gathered where its forward pass begins."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ def passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def gathered(own: dict[K, T]) -> dict[K, T]:
-    """What all processes have, together; all of them call this."""
+    """Gather what all processes have; all of them call this."""
     parts = [own] * rank_and_count()[1]
     if len(parts) > 1:
         distributed.all_gather_object(parts, own)
