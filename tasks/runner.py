@@ -51,7 +51,7 @@ class PrefectRunner:
         task, options = _task(stage.name), {"store": self.store, "execution": self.execution}
         if self.execution.dispatch is None and self.execution.processes == 1:
             return pipeline.Done(task(name, stage.name, settings, pipeline.result(inputs), **options).result())
-        needs = [leaf for _, leaf in pipeline.leaves(inputs) if isinstance(leaf, Promise)]
+        needs = [leaf for _, leaf in pipeline.flatten(inputs) if isinstance(leaf, Promise)]
         runs = pipeline.map_leaves(_run_of, inputs)
         if stage.on_device or not all(need.done for need in needs):
             return Promise(task.submit(name, stage.name, settings, runs, **options), needs, name)

@@ -76,11 +76,11 @@ def few_shot_header(benchmark: BenchmarkConfig, template: Template, examples: Se
     if not examples:
         return ""
     layout = layout_of(template, benchmark)
-    plain = (layout.layout, layout.continuation) == ("{context}", "{choice}")
+    is_bare = (layout.layout, layout.continuation) == ("{context}", "{choice}")
     header = _opening(layout, examples[0])
     for example in examples:
         written = "".join(_fill(template, layout, example, example.answer)) + "\n\n"
-        header += example.fields.get("solved", written) if plain else written
+        header += example.fields.get("solved", written) if is_bare else written
     return header
 
 

@@ -170,8 +170,8 @@ def divide(contents: Sequence[Sequence[str]]) -> dict[Split, list[int]]:
         first.setdefault(json.dumps([" ".join(text.split()) for text in content]), position)
     *bounds, _ = accumulate(SHARES.values())
     divided: dict[Split, list[int]] = {part: [] for part in SHARES}
-    for plain, position in first.items():
-        fraction = int.from_bytes(hashlib.sha256(plain.encode()).digest()[:8]) / 2**64
+    for text, position in first.items():
+        fraction = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
         divided[tuple(SHARES)[bisect(bounds, fraction)]].append(position)
     return divided
 

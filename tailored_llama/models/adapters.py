@@ -174,14 +174,14 @@ def join_projections(model: Any) -> None:
     from peft.tuners.lora import Linear
 
     for parent in model.modules():
-        plain = {
+        joinable = {
             name: layer
             for name, layer in parent.named_children()
             if isinstance(layer, Linear) and type(layer.base_layer) is nn.Linear and not layer.lora_variant
             if isinstance(layer.lora_dropout["default"], nn.Identity)
         }
-        for names in (*FUSED.values(), *((name,) for name in plain.keys() - set(sum(FUSED.values(), ())))):
-            if layers := [plain[name] for name in names if name in plain]:
+        for names in (*FUSED.values(), *((name,) for name in joinable.keys() - set(sum(FUSED.values(), ())))):
+            if layers := [joinable[name] for name in names if name in joinable]:
                 group = _Group(layers)
                 for layer in layers:
                     layer.forward = partial(group.forward, layer, layer.forward)  # type: ignore[method-assign]

@@ -13,7 +13,7 @@ from tailored_llama import data, evaluation, models, reports, serving, training
 from tailored_llama.config import PromptStudyConfig, RunConfig, SmallestConfig, SweepConfig, Work, named_benchmark
 from tailored_llama.data import PromptSplit
 from tailored_llama.evaluation import Answer, Answers, MeasuredModel, Proof, StudiedBenchmark, TransferScore
-from tailored_llama.pipeline.stage import leaves, plain
+from tailored_llama.pipeline.stage import as_json, flatten
 from tailored_llama.store import MANIFEST, read_manifest, sha256_file, write_table
 
 CERTIFICATE, PROOF = "certificate.json", "proof.parquet"
@@ -55,7 +55,7 @@ def write_run_report(
         config,
         evaluation.read_metrics(dense.perplexity) if dense.perplexity else {},
         prompts,
-        [(label, read_manifest(folder)) for label, folder in leaves(read) if isinstance(folder, Path)],
+        [(label, read_manifest(folder)) for label, folder in flatten(read) if isinstance(folder, Path)],
         settings.failed,
     )
     reports.write_report(inputs, out=work.out)
@@ -155,9 +155,9 @@ def _lost(config: SmallestConfig, proof: Proof[Path]) -> Iterator[tuple[str, str
 
 def shown_identity(config: RunConfig) -> dict[str, Any]:
     """The settings without folder names, as the manifest leaves with the model, and what the base's card says."""
-    shown = {name: part for name, part in plain(config).items() if name not in ("execution", "store")}
+    shown = {name: part for name, part in as_json(config).items() if name not in ("execution", "store")}
     base = models.base_of(models.find_model(config.model))
-    return {"config": reports.without_folders(shown), "base": plain(base)}
+    return {"config": reports.without_folders(shown), "base": as_json(base)}
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class ShipSettings:
     name: str
 
     def identity(self) -> dict[str, Any]:
-        return shown_identity(self.config) | {"answer": plain(self.answer), "name": self.name}
+        return shown_identity(self.config) | {"answer": as_json(self.answer), "name": self.name}
 
 
 def ship_model(

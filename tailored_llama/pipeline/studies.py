@@ -28,7 +28,7 @@ from tailored_llama.config import (
 from tailored_llama.data import PromptSplit
 from tailored_llama.evaluation import MeasuredModel, StudiedBenchmark, SweptCell, TransferScore
 from tailored_llama.pipeline import stages, steps
-from tailored_llama.pipeline.futures import Artifact, Failed, attempt, conclude, settle
+from tailored_llama.pipeline.futures import Artifact, Failed, attempt, report_or_raise, wait_for_rows
 from tailored_llama.pipeline.reporting import ReportSettings, StudySettings, SweepSettings
 from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pipeline.steps import Prompts
@@ -61,8 +61,8 @@ def sweep(run: Runner, config: SweepConfig) -> ArtifactRef:
         row = SweptCell(cell.label, cell.run.pruning.ratios[0], cell.run.seed, cell.curve, cell.place)
         name = f"cell {row.name} @ {row.ratio:g}, seed {row.seed}"
         of_cells[i] = name, row, attempt(name, partial(_pruned_row, run, config, cell, row))
-    rows, failed = settle([*attempts, *(of_cells[i] for i in range(len(cells)))])
-    return conclude(run(stages.SWEEP, SweepSettings(as_shown(config)), "sweep report", cells=rows), failed)
+    rows, failed = wait_for_rows([*attempts, *(of_cells[i] for i in range(len(cells)))])
+    return report_or_raise(run(stages.SWEEP, SweepSettings(as_shown(config)), "sweep report", cells=rows), failed)
 
 
 def _dense_row(run: Runner, config: SweepConfig, own: RunConfig, row: Row, tuned: bool = False) -> Row:
@@ -153,9 +153,9 @@ def transfer(run: Runner, config: TransferConfig) -> ArtifactRef:
         return replace(row, scores=steps.score(run, config, row.benchmark, label, checkpoint, asked, adapter))
 
     cells = [TransferScore[Artifact](model, name) for model in (DENSE, UNTUNED_MODEL, *tuned) for name in names]
-    scores, failed = settle([(cell.label, cell, attempt(cell.label, partial(scored, cell))) for cell in cells])
+    scores, failed = wait_for_rows([(cell.label, cell, attempt(cell.label, partial(scored, cell))) for cell in cells])
     settings = ReportSettings(as_shown(config, UNREAD_BY_TRANSFER))
-    return conclude(run(stages.TRANSFER, settings, "transfer report", scores=scores), failed)
+    return report_or_raise(run(stages.TRANSFER, settings, "transfer report", scores=scores), failed)
 
 
 def prompts(run: Runner, config: PromptStudyConfig) -> ArtifactRef:
@@ -178,7 +178,7 @@ def prompts(run: Runner, config: PromptStudyConfig) -> ArtifactRef:
             scored[template] = steps.score(run, config, name, template, checkpoint, asked[template])
         studied.append(StudiedBenchmark(name, chosen, selection, scored, asked))
     settings = StudySettings(as_shown(config), model)
-    return conclude(run(stages.STUDY, settings, "prompt study report", studied=studied), {})
+    return report_or_raise(run(stages.STUDY, settings, "prompt study report", studied=studied), {})
 
 
 def _render_slices(

@@ -10,7 +10,7 @@ from tailored_llama.config import TUNED_DENSE, GgufType, RunConfig, as_shown, ex
 from tailored_llama.errors import one_line
 from tailored_llama.evaluation import ByType, MeasuredModel, ProfileSettings, TailoredRun, TunedDense
 from tailored_llama.pipeline import stages, steps
-from tailored_llama.pipeline.futures import Artifact, Failed, attempt, conclude, failures, surviving
+from tailored_llama.pipeline.futures import Artifact, Failed, attempt, failures, report_or_raise, without_failures
 from tailored_llama.pipeline.reporting import ExportSettings, ReportSettings
 from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pipeline.steps import Dense, Prompts
@@ -37,25 +37,25 @@ def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
         tuned = attempt(TUNED_DENSE, partial(steps.tune_dense, run, config, dense.checkpoint, prompts))
 
     failed = failures((asked, dense.importance, [replace(one, profile=None) for one in tailored], tuned))
-    measured, whole = surviving(asked), surviving(tailored)
+    measured, whole = without_failures(asked), without_failures(tailored)
     if not measured or not (measured.scores or any(one.pruned.scores or one.tailored for one in whole)):
-        return conclude(None, failed)
+        return report_or_raise(None, failed)
     scored = [_quantised(run, config, prompts, "dense", dict.fromkeys(measured.scores, (measured.checkpoint, None)))]
     for one in whole:
         tuned_on = {name: (one.base, one.adapter(name)) for name in one.tailored if one.adapters}
         scored.append(_quantised(run, config, prompts, _label("tailored", one.ratio), tuned_on))
     failed |= failures(scored)
-    of_dense, *of_runs = surviving(scored)
+    of_dense, *of_runs = without_failures(scored)
     shown = {
         "dense": replace(measured, quantised=of_dense),
         "runs": [replace(one, quantised=own) for one, own in zip(whole, of_runs, strict=True)],
-        "prompts": surviving(prompts.evaluation),
-        "tuned_dense": surviving(tuned) or TunedDense(),
+        "prompts": without_failures(prompts.evaluation),
+        "tuned_dense": without_failures(tuned) or TunedDense(),
     }
     settings = ReportSettings(as_shown(config), {name: one_line(error) for name, error in failed.items()})
     report = run(stages.REPORT, settings, "report", **shown)
     finished = [model for one in whole for model in _exported(run, config, measured, one)]
-    return conclude(report, failed | failures((report, finished)))
+    return report_or_raise(report, failed | failures((report, finished)))
 
 
 def _label(model: str, ratio: float) -> str:

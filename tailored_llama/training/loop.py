@@ -72,7 +72,7 @@ def train(
     """
     held_out, per_epoch = course.held_out, math.ceil(len(course.samples) / training.batch_size)
     steps, tokens, started = per_epoch * course.epochs, 0, time.perf_counter()
-    now = _begin(model, training, bool(held_out) and course.keeps_best, work)
+    now = _start_or_resume(model, training, bool(held_out) and course.keeps_best, work)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     with packed_attention(base), step_log(work, now.step + 1) as show:
         if held_out and not now.step:
@@ -107,7 +107,7 @@ def train(
     return measured, (now.untrained, now.kept)
 
 
-def _begin(model: Any, settings: TrainingConfig, keeps_best: bool, work: Work) -> Training:
+def _start_or_resume(model: Any, settings: TrainingConfig, keeps_best: bool, work: Work) -> Training:
     """Share the model out, and find the state of an earlier training."""
     call = share_out(model, settings.precision)
     optimizer = _make_optimizer(trained(model).values(), settings)
