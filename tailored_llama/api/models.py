@@ -114,8 +114,13 @@ class Smallest:
         import pandas as pd
 
         return pd.DataFrame(
-            {"candidate": one.label, "bytes": one.bytes, "loss": max(one.losses.values()), "smoothed": one.smoothed}
-            for one in self.answer.candidates
+            {
+                "candidate": candidate.label,
+                "bytes": candidate.bytes,
+                "loss": max(candidate.losses.values()),
+                "smoothed": candidate.smoothed,
+            }
+            for candidate in self.answer.candidates
         )
 
     def __repr__(self) -> str:

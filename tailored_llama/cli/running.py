@@ -63,7 +63,7 @@ def run_in_process(study: str, config: str | None, overrides: list[str] | None, 
             )
         runner = StoreRunner(loaded.store, loaded.execution)
         if only:
-            return run_only(lambda own: composition.compose(own, loaded), runner, only)
+            return run_only(lambda only_run: composition.compose(only_run, loaded), runner, only)
         return composition.compose(runner, loaded)
 
     # Logs go through the console that draws the progress bar; lines from elsewhere would break the bar.

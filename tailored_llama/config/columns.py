@@ -83,5 +83,5 @@ def _candidates(key: str, columns: Sequence[str]) -> list[str | tuple[str, ...]]
 
 def _unclear(key: str, several: Sequence[str | tuple[str, ...]]) -> str:
     """Say what the names of the columns leave open about a field."""
-    shown = " and ".join(one if isinstance(one, str) else f"({', '.join(one)})" for one in several)
+    shown = " and ".join(columns if isinstance(columns, str) else f"({', '.join(columns)})" for columns in several)
     return f"{key} is not set, and {f'{shown} may be meant' if shown else COMMON[key][1]}"

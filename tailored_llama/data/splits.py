@@ -61,13 +61,13 @@ class SplitSource:
         """Identify the rows without paths or times; InputError: no such file, or the Hub cannot resolve a revision."""
         if self.kind == "wheel":
             return {"wheel": DATA_WHEEL.filename, "sha256": DATA_WHEEL.sha256, "member": self.name}
-        own = self.benchmark
+        benchmark = self.benchmark
         if self.kind == "hub":
-            return {"hub": own.source, "subset": own.subset, "commit": self.commit, "split": self.name}
+            return {"hub": benchmark.source, "subset": benchmark.subset, "commit": self.commit, "split": self.name}
         if not self.path.is_file():
-            field = f"benchmarks.{own.name}.{'data' if own.data else self.split}"
+            field = f"benchmarks.{benchmark.name}.{'data' if benchmark.data else self.split}"
             raise InputError(f"{field}: {self.path}: no such file; allowed: a file with examples")
-        part = {"part": self.split} if own.data else {}
+        part = {"part": self.split} if benchmark.data else {}
         return {"sha256": sha256_file(self.path), "type": self.path.suffix, **part}
 
     def rows(self) -> list[dict[str, Any]]:

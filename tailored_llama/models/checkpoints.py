@@ -135,12 +135,13 @@ def read_structure(folder: Path) -> Structure:
     """
     config = read_config(folder)
     check_architecture(config, str(folder))
-    shapes, own = all_tensor_shapes(folder), _per_layer(config, folder)
-    _check_sizes(config, shapes, own, folder)
+    shapes, per_layer = all_tensor_shapes(folder), _per_layer(config, folder)
+    _check_sizes(config, shapes, per_layer, folder)
     try:
         head_dim = head_dim_of(config)
         layers = tuple(
-            _layer(shapes, f"model.layers.{i}.", head_dim, own.get(i, {})) for i in range(config["num_hidden_layers"])
+            _layer(shapes, f"model.layers.{i}.", head_dim, per_layer.get(i, {}))
+            for i in range(config["num_hidden_layers"])
         )
     except KeyError as error:
         told = f"tensor {error.args[0]} is missing; allowed: a checkpoint with all of its weights"
@@ -159,7 +160,7 @@ def all_tensor_shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def _check_sizes(
-    config: dict[str, Any], shapes: dict[str, list[int]], own: dict[int, dict[str, Any]], folder: Path
+    config: dict[str, Any], shapes: dict[str, list[int]], per_layer: dict[int, dict[str, Any]], folder: Path
 ) -> None:
     """Reject sizes larger than those of the weights: transformers would allocate a model of the stated sizes."""
     layered = is_layered(config)  # its global widths are the dense model's
@@ -168,7 +169,10 @@ def _check_sizes(
     layers = {name.split(".")[2] for name in shapes if name.startswith("model.layers.")}
     common = dict.fromkeys(("vocab_size", "hidden_size", "head_dim"), largest) | {"num_hidden_layers": len(layers)}
     widths = dict.fromkeys(WIDTHS, largest)
-    checks = [(config, common if layered else common | widths, 1), *((layer, widths, 0) for layer in own.values())]
+    checks = [
+        (config, common if layered else common | widths, 1),
+        *((layer, widths, 0) for layer in per_layer.values()),
+    ]
     for section, limits, least in checks:
         for name, limit in limits.items():
             value = section.get(name)
@@ -189,21 +193,21 @@ def _per_layer(config: dict[str, Any], folder: Path) -> dict[int, dict[str, Any]
     if not is_layered(config):
         return {}
     try:
-        return {int(layer): {**own} for layer, own in (config.get("per_layer_config") or {}).items()}
+        return {int(layer): {**widths} for layer, widths in (config.get("per_layer_config") or {}).items()}
     except (AttributeError, TypeError, ValueError):
         raise InputError(f"{folder / 'config.json'}: per_layer_config is not a table of layers") from None
 
 
-def _layer(shapes: dict[str, list[int]], prefix: str, head_dim: int, own: dict[str, Any]) -> Layer:
+def _layer(shapes: dict[str, list[int]], prefix: str, head_dim: int, layer_config: dict[str, Any]) -> Layer:
     """Widths of a layer by its weights; only a block whose width is 0 in its own configuration may be missing."""
     heads, kv_heads, channels = 0, 0, 0
-    if own.get(HEADS) != 0:
+    if layer_config.get(HEADS) != 0:
         heads = shapes[f"{prefix}self_attn.o_proj.weight"][1] // head_dim
         if fused := shapes.get(f"{prefix}self_attn.qkv_proj.weight"):
             kv_heads = (fused[0] // head_dim - heads) // 2
         else:
             kv_heads = shapes[f"{prefix}self_attn.k_proj.weight"][0] // head_dim
-    if own.get(CHANNELS) != 0:
+    if layer_config.get(CHANNELS) != 0:
         channels = shapes[f"{prefix}mlp.down_proj.weight"][1]
     return Layer(heads, kv_heads, channels)
 

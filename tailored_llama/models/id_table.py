@@ -80,7 +80,7 @@ def lost_words(checkpoint: Path) -> str | None:
         return None
     tokenizer = load_tokenizer(checkpoint)
     word = tokenizer.decode(lost["pieces"]).strip()
-    pieces = " + ".join(f"“{tokenizer.decode([own]).strip()}”" for own in lost["pieces"])
+    pieces = " + ".join(f"“{tokenizer.decode([piece]).strip()}”" for piece in lost["pieces"])
     return (
         f"It hardly writes words whose tokens left. The one that was met most often is “{word}”, which it now spells "
         f"{pieces}."

@@ -52,7 +52,7 @@ COMPOSITIONS = {
         RunConfig,
         preflight.preflight_tailor,
         tailor,
-        lambda config, report: [own.folder for own in exports(config)],
+        lambda config, report: [exported.folder for exported in exports(config)],
     ),
     "sweep": Composition(
         "Measure every cell of a grid of settings, and draw the curves.",

@@ -117,9 +117,9 @@ def without_failures(value: Any) -> Any:
     if value is None or hasattr(value, "failures"):
         return None if value is None or failures(value) else value
     if isinstance(value, Mapping):
-        return {name: part for name, own in value.items() if (part := without_failures(own)) is not None}
+        return {name: part for name, nested in value.items() if (part := without_failures(nested)) is not None}
     if isinstance(value, list):
-        return [part for own in value if (part := without_failures(own)) is not None]
+        return [part for nested in value if (part := without_failures(nested)) is not None]
     if not is_container(value):
         return value
     parts = {field.name: without_failures(getattr(value, field.name)) for field in fields(value)}

@@ -142,7 +142,7 @@ def _lost(config: SmallestConfig, proof: Proof[Path]) -> Iterator[tuple[str, str
     """Rows that only the dense model gets right, an equal number of each benchmark: its name, and the row as text."""
     for name, folder in proof.small.items():
         metric = data.headline_metric(named_benchmark(config, name))
-        before, after = (evaluation.read_answers(own, metric) for own in (proof.dense[name], folder))
+        before, after = (evaluation.read_answers(scores, metric) for scores in (proof.dense[name], folder))
         asked = {prompt.example: prompt for prompt in data.read_prompts(proof.prompts[name], "evaluation")}
         chosen = evaluation.read_chosen(folder, metric)
         only_dense = before.examples[(before.values == 1) & (after.values != 1)].tolist()
@@ -217,15 +217,15 @@ def ship_model(
     else:
         models.merge_adapter(checkpoint, adapter, out=out, half=base.half)
         files = models.weight_files(out)
-    size = sum(own.stat().st_size for own in files)
-    facts = {"name": settings.name, "bytes": size, "sha256": {own.name: sha256_file(own) for own in files}}
+    size = sum(file.stat().st_size for file in files)
+    facts = {"name": settings.name, "bytes": size, "sha256": {file.name: sha256_file(file) for file in files}}
     certificate = reports.certificate_of(answer, config, facts) | {"run": settings.identity()["config"]}
     (out / CERTIFICATE).write_text(json.dumps(certificate, indent=1) + "\n")
     card = reports.answer_card(answer, config, base, checkpoint, certificate)
     (out / models.CARD).write_text(card, encoding="utf-8")
     columns: dict[str, list[Any]] = {name: [] for name in PROOF_SCHEMA.names}
     for name, prompts in proof.prompts.items():
-        before, after = (answers_of(config, name, own[name], prompts) for own in (proof.dense, proof.small))
+        before, after = (answers_of(config, name, scores[name], prompts) for scores in (proof.dense, proof.small))
         columns["benchmark"] += [name] * len(before.examples)
         columns["example"] += before.examples.tolist()
         columns["dense"] += before.values.tolist()

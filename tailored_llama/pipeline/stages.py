@@ -39,4 +39,4 @@ SHIPPED = Stage(ANSWER, 2, lambda: reporting.ship_model, reporting.ShipSettings)
 SMALLEST = Stage("smallest", 4, lambda: reporting.write_smallest_report, reporting.SmallestSettings)
 STUDY = Stage("prompt-study", 5, lambda: reporting.write_study_report, reporting.StudySettings)
 
-STAGES: dict[str, Stage[Any]] = {own.name: own for own in list(globals().values()) if isinstance(own, Stage)}
+STAGES: dict[str, Stage[Any]] = {stage.name: stage for stage in list(globals().values()) if isinstance(stage, Stage)}

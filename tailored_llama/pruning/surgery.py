@@ -85,8 +85,8 @@ def prune_checkpoint(
         config = models.renumbered(config, tokens.kept)
         indices |= {name: (0, np.array(tokens.kept)) for name in models.VOCABULARY if name in dense_shapes}
     shapes = dense_shapes | fitted_shapes
-    for name, (dim, own) in indices.items():  # a tensor without indices stays whole
-        shapes[name][dim] = len(own)
+    for name, (dim, kept_indices) in indices.items():  # a tensor without indices stays whole
+        shapes[name][dim] = len(kept_indices)
     pruned_config = models.layout_config(config, tuple(layers))
     dtype = getattr(torch, str(pruned_config.dtype or "float32").removeprefix("torch."))
     read = models.tensor_reader((*models.weight_files(dense), *fitted))

@@ -52,20 +52,20 @@ def count_tokens(dense: Path, prompts: Mapping[str, Path], *, settings: CountSet
     rows, tokenizer, texts = read_tokens(dense).rows, load_tokenizer(dense), settings.texts
     columns = {"token": np.arange(rows), "general": word_counts(tokenizer, read_general_words(), rows)}
     used = []  # of each text: of the documents that are not measured, and of those that are, int64 [2, rows]
-    for own in texts:
-        if own.source.benchmark and own.source.kind == "questions":  # by the number of the example, with its choices
-            documents = load_questions(own.source.benchmark, work.downloads, choices=True)
-            folders = [folder for name, folder in prompts.items() if name == own.source.benchmark.name]
+    for text_config in texts:
+        if text_config.source.benchmark and text_config.source.kind == "questions":  # by example, with its choices
+            documents = load_questions(text_config.source.benchmark, work.downloads, choices=True)
+            folders = [folder for name, folder in prompts.items() if name == text_config.source.benchmark.name]
             apart = {prompt.example for prompt in measured_prompts(folders)}
         else:
-            documents, apart = dict(enumerate(load_texts(own.source, work.downloads))), set()
+            documents, apart = dict(enumerate(load_texts(text_config.source, work.downloads))), set()
         step = max(1, math.ceil(sum(map(len, documents.values())) / _CHARACTERS))
         read = [(index in apart, documents[index][:_CHARACTERS]) for index in list(documents)[::step]]
         split = ([text for is_measured, text in read if is_measured == measured] for measured in (False, True))
         used.append(np.stack([_counts(tokenizer, part, rows) for part in split]))
-    mixed, total, weights = np.zeros((2, rows)), sum(int(own.sum()) for own in used), sum(own.weight for own in texts)
-    for counts, own in zip(used, texts, strict=True):  # scaled to its share, and no used token to 0
-        mixed += counts * (total * own.weight / weights / max(1, int(counts.sum())))
+    mixed, total, weights = np.zeros((2, rows)), sum(int(counts.sum()) for counts in used), sum(t.weight for t in texts)
+    for counts, text_config in zip(used, texts, strict=True):  # scaled to its share, and no used token to 0
+        mixed += counts * (total * text_config.weight / weights / max(1, int(counts.sum())))
     unmeasured, columns["measured_text"] = np.ceil(mixed).astype(np.int64)
     columns["text"] = unmeasured + columns["measured_text"]
     splits: tuple[PromptSplit, ...] = ("shots", "held_out")
@@ -105,8 +105,8 @@ def word_counts(tokenizer: Any, words: Mapping[str, int], rows: int) -> Counts:
     core.no_truncation()
     start = len(core.encode("\n", add_special_tokens=False).ids)
     written = core.encode_batch_fast([f"\n{word}" for word in words], add_special_tokens=False)
-    ids = [own.ids[start:] for own in written]
-    weights = np.repeat(np.fromiter(words.values(), dtype=np.int64), [len(own) for own in ids])
+    ids = [encoding.ids[start:] for encoding in written]
+    weights = np.repeat(np.fromiter(words.values(), dtype=np.int64), [len(encoding) for encoding in ids])
     return np.bincount(np.fromiter(chain.from_iterable(ids), dtype=np.int64), weights, rows)[:rows].astype(np.int64)
 
 
@@ -118,9 +118,9 @@ def read_shares(counts: Path, unmeasured: bool = False) -> Counts:
     """
     table = read_table(counts / "tokens.parquet", COUNTS_SCHEMA)
     columns = {name: table[name].to_numpy().astype(np.float64) for name in COUNTS_SCHEMA.names[1:]}
-    own = [columns[name] - unmeasured * columns[f"measured_{name}"] for name in ("text", "prompts")]
-    shares = [uses / uses.sum() for uses in own if uses.any()]
-    return _expected(sum(own), np.mean(shares, axis=0) if shares else np.zeros(len(table)), columns["general"])
+    uses_by_text = [columns[name] - unmeasured * columns[f"measured_{name}"] for name in ("text", "prompts")]
+    shares = [uses / uses.sum() for uses in uses_by_text if uses.any()]
+    return _expected(sum(uses_by_text), np.mean(shares, axis=0) if shares else np.zeros(len(table)), columns["general"])
 
 
 def _expected(counts: Counts, shares: Counts, general: Counts) -> Counts:

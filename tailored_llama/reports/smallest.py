@@ -143,13 +143,18 @@ def _candidates(answer: Answer) -> Table:
         Column("outcome", left=True),
     ]
     rows = []
-    for place, one in enumerate(answer.candidates):
-        cost = [] if answer.goal.smallest == "file" else [number(cost_of(answer, one.cost)[0], 1)]
-        share = percent(one.ratio, 0) if one.ratio else "–"
-        removed = Cell(share, ("only tokens",) if one.trimmed else (), share)
-        cells: list[Cell | str] = [bases[one.base], removed]
-        cells += [one.type or "16 bits", "yes" if one.tuned else "no", number(one.parameters, 0)]
-        cells += [megabytes(one.bytes), *cost, *(lost(one.losses[name]) for name in names), lost(one.smoothed)]
+    for place, candidate in enumerate(answer.candidates):
+        cost = [] if answer.goal.smallest == "file" else [number(cost_of(answer, candidate.cost)[0], 1)]
+        share = percent(candidate.ratio, 0) if candidate.ratio else "–"
+        removed = Cell(share, ("only tokens",) if candidate.trimmed else (), share)
+        cells: list[Cell | str] = [bases[candidate.base], removed]
+        cells += [candidate.type or "16 bits", "yes" if candidate.tuned else "no", number(candidate.parameters, 0)]
+        cells += [
+            megabytes(candidate.bytes),
+            *cost,
+            *(lost(candidate.losses[name]) for name in names),
+            lost(candidate.smoothed),
+        ]
         rows.append(table_row(*cells, _outcome(answer, place), bold=place == answer.proven))
     return Table(tuple(columns), tuple(rows))
 
@@ -161,8 +166,8 @@ def _tests(answer: Answer) -> Table:
     titles = ("rows", *counts, "loss", "largest loss\nnot excluded", "p", "bootstrap")
     rows = []
     for place, tests in zip(answer.order, answer.tests, strict=False):
-        one = answer.candidates[place]
-        base, how = _names(answer)[one.base], one.label.removeprefix(f"{one.base}, ")
+        candidate = answer.candidates[place]
+        base, how = _names(answer)[candidate.base], candidate.label.removeprefix(f"{candidate.base}, ")
         for name, test in tests.items():
             found = astuple(test.counts) if test.counts else (None,) * len(counts)
             cells: list[Cell | str] = [Cell(base, (how, *([name] if len(tests) > 1 else [])))]
@@ -187,7 +192,8 @@ def _sets(answer: Answer) -> Table:
     purposes, rows = list(dict.fromkeys(use for sets in answer.sets.values() for use in sets)), []
     for name, sets in answer.sets.items():
         known = [sets.get(use) for use in purposes]
-        rows.append(table_row(name, *(Cell(number(one.rows, 0), (one.digest[:12],)) if one else "–" for one in known)))
+        cells = [Cell(number(part.rows, 0), (part.digest[:12],)) if part else "–" for part in known]
+        rows.append(table_row(name, *cells))
     legend = "With the first characters of the SHA-256 of their texts and right answers. No row is in two sets."
     return Table((Column("benchmark", left=True), *map(Column, purposes)), tuple(rows), (legend,))
 
@@ -201,25 +207,26 @@ def _picture(answer: Answer) -> Picture:
     """
     names, margin, lines = _names(answer), answer.goal.lose_at_most, dict[str, list[Candidate]]()
     for base, name in names.items():
-        members = [one for one in answer.candidates if one.base == base]
-        if dense := [one for one in members if not one.ratio]:
+        members = [candidate for candidate in answer.candidates if candidate.base == base]
+        if dense := [candidate for candidate in members if not candidate.ratio]:
             lines[f"{name}, dense"] = dense
-        for kind in dict.fromkeys(one.type for one in members if one.ratio):
-            lines[f"{name}, {kind or '16 bits'}"] = [one for one in members if one.type == kind]
+        for kind in dict.fromkeys(candidate.type for candidate in members if candidate.ratio):
+            lines[f"{name}, {kind or '16 bits'}"] = [candidate for candidate in members if candidate.type == kind]
     figure = new_figure(440 + 11 * len(lines))
     axes, losses, dense_lines, ladders = figure.subplots(), [0.0, 1.5 * margin], count(), count()
     for label, members in lines.items():
-        is_dense = not any(one.ratio for one in members)
+        is_dense = not any(candidate.ratio for candidate in members)
         grey = {"color": COLOURS["dense"], "linestyle": DASHES[1 + next(dense_lines) % 2]} if is_dense else None
         style = grey or curve_style(next(ladders))
-        path = [_at(answer, one, one.smoothed) for one in members]
-        points = [_at(answer, one, one.loss) for one in members if one.ratio or is_dense]  # those of dense models once
+        path = [_at(answer, candidate, candidate.smoothed) for candidate in members]
+        # Points of dense models are drawn once.
+        points = [_at(answer, candidate, candidate.loss) for candidate in members if candidate.ratio or is_dense]
         axes.plot(*xy(sorted(path)), **style, linewidth=2, label=label)
         axes.plot(*xy(points), "s" if is_dense else "o", color=style["color"], markersize=6)
         losses += [loss for _, loss in (*path, *points)]
     ring: Any = {"linestyle": "none", "marker": "o", "markerfacecolor": "none", "markeredgecolor": COLOURS["ink"]}
     if chosen := [answer.candidates[place] for place in answer.order]:
-        ringed = xy([_at(answer, one, one.loss) for one in chosen])
+        ringed = xy([_at(answer, candidate, candidate.loss) for candidate in chosen])
         axes.plot(*ringed, **ring, markersize=13, label="chosen for the proof")
     if answer.proven is not None:
         proven = answer.candidates[answer.proven]
@@ -240,10 +247,10 @@ def _picture(answer: Answer) -> Picture:
 
 def _names(answer: Answer) -> dict[str, str]:
     """The base models with their names, without folders or owners where these tell nothing apart."""
-    bases = list(dict.fromkeys(one.base for one in answer.candidates))
+    bases = list(dict.fromkeys(candidate.base for candidate in answer.candidates))
     short = [base.rstrip("/").rsplit("/", 1)[-1] for base in bases]
     return dict(zip(bases, short if len(set(short)) == len(bases) else bases, strict=True))
 
 
-def _at(answer: Answer, one: Candidate, loss: float) -> tuple[float, float]:
-    return cost_of(answer, one.cost)[0], 100 * loss
+def _at(answer: Answer, candidate: Candidate, loss: float) -> tuple[float, float]:
+    return cost_of(answer, candidate.cost)[0], 100 * loss

@@ -77,7 +77,7 @@ def _recovery_sentence(table: RecoveryTable, config: RunConfig | None, model: st
     if row is None or row.recovery is None:
         return "" if model == PRUNED else _recovery_sentence(table, config, PRUNED)
     where = next(iter(compared)) if len(compared) == 1 else f"mean over {len(compared)} benchmarks"
-    measured = [f"{where}, {sum(one.examples for one in compared.values()):,} examples"]
+    measured = [f"{where}, {sum(compared_row.examples for compared_row in compared.values()):,} examples"]
     measured.append(f"95 % interval {span(row.recovery_low, row.recovery_high)}")
     tuned = model == TAILORED
     if tuned and compared.keys() <= pruned.keys():

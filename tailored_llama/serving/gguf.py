@@ -95,8 +95,8 @@ def _tensors(checkpoint: Path, layout: Layout, config: Any, gguf_type: GgufType)
         yield tensor("rope_freqs.weight", factors.shape, lambda: factors)
     for name, shape in written_shapes(checkpoint).items():
         for part, rows in unfused(name, layout).items():
-            own = (len(range(*rows.indices(shape[0]))), *shape[1:])
-            yield tensor(layout.tensor_name(part), padded_shape(part, own, layout), partial(stored, name, part, rows))
+            dims = (len(range(*rows.indices(shape[0]))), *shape[1:])
+            yield tensor(layout.tensor_name(part), padded_shape(part, dims, layout), partial(stored, name, part, rows))
     for name, shape in _stand_ins(layout):
         yield tensor(layout.tensor_name(name), shape, partial(np.zeros, shape, np.float32))
 
@@ -104,13 +104,13 @@ def _tensors(checkpoint: Path, layout: Layout, config: Any, gguf_type: GgufType)
 def _stand_ins(layout: Layout) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of the tensors of zeros in the place of blocks that the checkpoint does not have."""
     hidden, head = layout.structure.hidden_size, layout.structure.head_dim
-    for number, (own, written) in enumerate(zip(layout.structure.layers, layout.written, strict=True)):
+    for number, (layer, written) in enumerate(zip(layout.structure.layers, layout.written, strict=True)):
         prefix = f"model.layers.{number}"
-        if written.heads and not own.heads:
+        if written.heads and not layer.heads:
             yield f"{prefix}.input_layernorm.weight", (hidden,)
             yield from ((f"{prefix}.self_attn.{name}_proj.weight", (head, hidden)) for name in "qkv")
             yield f"{prefix}.self_attn.o_proj.weight", (hidden, head)
-        if not own.channels:
+        if not layer.channels:
             yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
             yield from ((f"{prefix}.mlp.{name}_proj.weight", (written.channels, hidden)) for name in ("gate", "up"))
             yield f"{prefix}.mlp.down_proj.weight", (hidden, written.channels)

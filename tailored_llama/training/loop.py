@@ -176,11 +176,11 @@ def _outcomes(now: Training, held_out: Sequence[Sample]) -> list[Outcome]:
     if rank_and_count()[1] == 1:
         budget = min(now.budget, token_budget(None, now.model))
         return list(now.call(outcomes, held_out, now.settings, budget))
-    own: dict[int, Outcome] = {}
+    mine: dict[int, Outcome] = {}
     for part in passes(list(map(len, held_out)), now.budget):
         batch = [held_out[i] for i in part] or [min(held_out, key=len)]
-        own |= zip(part, now.call(outcomes, batch, now.settings, sys.maxsize), strict=False)  # none of an empty part
-    by_number = gathered(own)
+        mine |= zip(part, now.call(outcomes, batch, now.settings, sys.maxsize), strict=False)  # none of an empty part
+    by_number = gathered(mine)
     return [by_number[i] for i in range(len(held_out))]
 
 

@@ -116,7 +116,7 @@ def write_comparison(
         return None
     columns: dict[str, Any] = {"example": examples}
     for name, model in (("untuned", untuned), ("tuned", tuned)):
-        columns |= {f"{name}_loss": [one.loss for one in model], f"{name}_right": [one.right for one in model]}
+        columns |= {f"{name}_loss": [row.loss for row in model], f"{name}_right": [row.right for row in model]}
     write_table(out / FILE, columns, HELD_OUT_SCHEMA)
     return read_comparison(out)
 
@@ -134,9 +134,9 @@ def read_comparison(adapter: Path) -> Comparison | None:
 
 def _paired(untuned: Sequence[float], tuned: Sequence[float]) -> tuple[float, float, float | None]:
     """Both means, and the standard error of their difference."""
-    one, other = np.array(untuned, float), np.array(tuned, float)
-    error = float(np.std(other - one, ddof=1)) / math.sqrt(len(one)) if len(one) > 1 else None
-    return float(one.mean()), float(other.mean()), error
+    before, after = np.array(untuned, float), np.array(tuned, float)
+    error = float(np.std(after - before, ddof=1)) / math.sqrt(len(before)) if len(before) > 1 else None
+    return float(before.mean()), float(after.mean()), error
 
 
 @contextmanager
