@@ -17,7 +17,7 @@ _DROPPED = {"ConnectionError", "TimeoutError", "Timeout", "TransportError", "Cli
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a request, or its cause, failed by the connection or HTTP 408, 429 or 5xx, and may succeed later."""
+    """Return whether a request may succeed later: it or its cause failed by the connection, or HTTP 408, 429, 5xx."""
     if isinstance(error, InputError):
         return isinstance(error, UnreachableError)
     kinds = {kind.__name__ for kind in type(error).__mro__}

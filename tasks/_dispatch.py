@@ -27,7 +27,7 @@ FLOW = "stage"  # in flows/compositions.py
 THREADS = 64  # stages that one flow has under way at once
 EVERY = 1.0  # seconds between two looks at a dispatched run, and as many more for each ten stages under way
 GATHER = 2.0  # seconds for which a stage waits for others to share its runs
-NOT_NEEDED: State[Any] = Completed(name="NotNeeded", message="Other runs have made all that this one was for.")
+NOT_NEEDED: State[Any] = Completed(name="NotNeeded", message="Other runs have made all artifacts of this one.")
 
 
 class CrashedElsewhere(ConnectionError):
@@ -209,6 +209,6 @@ def _create(deployment: str, common: dict[str, Any], model: str, calls: list[Ord
 
 
 def _at_once(client: SyncPrefectClient, deployment: str) -> int | None:
-    """How many runs the deployment's pool has at once; None: any number."""
+    """Return how many runs the deployment's pool has at once; None: any number."""
     pool = client.read_deployment_by_name(deployment).work_pool_name
     return client.read_work_pool(pool).concurrency_limit if pool else None

@@ -51,7 +51,7 @@ class PrefectRunner:
         task, options = _task(stage.name), {"store": self.store, "execution": self.execution}
         if self.execution.dispatch is None and self.execution.processes == 1:
             return pipeline.Done(task(name, stage.name, settings, pipeline.result(inputs), **options).result())
-        needs = [leaf for _, leaf in pipeline.leaves(inputs) if isinstance(leaf, Promise)]
+        needs = [leaf for _, leaf in pipeline.flatten(inputs) if isinstance(leaf, Promise)]
         runs = pipeline.map_leaves(_run_of, inputs)
         if stage.on_device or not all(need.done for need in needs):
             return Promise(task.submit(name, stage.name, settings, runs, **options), needs, name)
@@ -62,12 +62,12 @@ class PrefectRunner:
 
 
 def _run_of(leaf: Any) -> Any:
-    """What Prefect waits for, or what is known already."""
+    """Return the run that Prefect waits for, or what is known already."""
     return leaf.run if isinstance(leaf, Promise) else pipeline.result(leaf)
 
 
 class Promise:
-    """What a stage will return, or the failure that leaves it without a result.
+    """The future result of a stage, or the failure that leaves it without a result.
 
     `run` is Prefect's future of it, or its final state; `needs` are the promises that it reads.
     """
@@ -156,7 +156,7 @@ def _task(stage: str) -> Any:
 
 
 def is_retryable(frugal: bool, task: Any, run: TaskRun, state: State[Any]) -> bool:
-    """Whether a retry may succeed: memory ran out in a stage that can take less, or the failure is transient."""
+    """Return whether a retry may succeed: memory ran out in a stage that can take less, or the failure is transient."""
     error = state.data
     if not isinstance(error, Exception):
         return False

@@ -74,7 +74,7 @@ class StoreConfig(Section):
     reports/quickstart, and index.html, a page of all of them; absent: none."""
     export: str | None = Field(None, min_length=1)
     """Folder that receives, for every benchmark and ratio, a copy of the finished model as one checkpoint with its
-    card, such as arc_easy-0.2. It takes its space again. Absent: no export."""
+    card, such as arc_easy-0.2. The copy takes as much disk space as the model in the store. Absent: no export."""
     export_formats: tuple[str, ...] = Field(("safetensors",), min_length=1)
     """What the export folder receives of every finished model: safetensors, the checkpoint; gguf:q8_0 (or another type,
     see `tailored-llama gguf --help`), a folder such as arc_easy-0.2-q8_0-gguf for llama.cpp. The dense and the tailored
@@ -97,7 +97,7 @@ class StoreConfig(Section):
 
 @dataclass(frozen=True)
 class Work:
-    """Where a stage writes, and with what means."""
+    """The folder that a stage writes to, and the means that it may use."""
 
     out: Path  # an existing empty folder for its files
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)

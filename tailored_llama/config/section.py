@@ -1,4 +1,4 @@
-"""What all sections of a configuration have in common."""
+"""The base class of all sections of a configuration."""
 
 from collections.abc import Iterator
 from typing import Self, TypeVar
@@ -14,7 +14,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     def contradictions(self) -> Iterator[str]:
-        """What is wrong beyond the bounds of single fields, as error messages; the first one refuses the section."""
+        """Yield errors beyond the bounds of single fields, as messages; the first one refuses the section."""
         yield from ()
 
     @model_validator(mode="after")

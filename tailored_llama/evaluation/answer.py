@@ -1,4 +1,4 @@
-"""What a search for the smallest model found: candidates, the sequence of tests, and the answer."""
+"""The result of a search for the smallest model: candidates, the sequence of tests, and the answer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,7 +74,7 @@ class Answer:
 
 
 def is_proven(tests: Mapping[str, LossTest]) -> bool:
-    """Whether a candidate is proven on every benchmark: no loss is averaged away."""
+    """Return whether a candidate is proven on every benchmark: no loss is averaged away."""
     return all(test.proven for test in tests.values())
 
 

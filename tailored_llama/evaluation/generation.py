@@ -117,12 +117,12 @@ def exact_match(text: str, accepted: Sequence[str], ignore: Sequence[str] | None
 
     With `ignore` it is lm-evaluation-harness's exact match.
     """
-    return float(_form(text, ignore) in [_form(one, ignore) for one in accepted])
+    return float(_form(text, ignore) in [_form(answer, ignore) for answer in accepted])
 
 
 def f1(text: str, accepted: Sequence[str]) -> float:
     """Harmonic mean of word precision and recall in normal form, against the best-matching accepted text."""
-    return max(_f1(normalise(text).split(), normalise(one).split()) for one in accepted)
+    return max(_f1(normalise(text).split(), normalise(answer).split()) for answer in accepted)
 
 
 def _f1(words: list[str], wanted: list[str]) -> float:
@@ -163,6 +163,6 @@ def written_floor(prompts: Sequence[Prompt], metric: str, ignore: Sequence[str] 
     Only the 50 most common accepted texts, in normal form, are tried. `ignore` is as in `exact_match`.
     """
     accepted = [accepted_texts(prompt, ignore) for prompt in prompts]
-    common = Counter(text for texts in accepted for text in {_form(one, ignore) for one in texts}).most_common(50)
+    common = Counter(text for texts in accepted for text in {_form(answer, ignore) for answer in texts}).most_common(50)
     value = written_metrics(ignore)[metric]
     return max(sum(value(text, texts) for texts in accepted) for text, _ in common) / len(prompts)

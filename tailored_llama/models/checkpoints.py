@@ -54,7 +54,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Structure:
-    """What pruning needs to know about a checkpoint, read from its files without loading weights."""
+    """The facts about a checkpoint that pruning needs, read from its files without loading weights."""
 
     model_type: str
     hidden_size: int
@@ -177,7 +177,7 @@ def _check_sizes(config: dict[str, Any], shapes: dict[str, list[int]], folder: P
 
 
 def is_layered(config: dict[str, Any]) -> bool:
-    """Whether layers may have different widths, which stock transformers cannot build."""
+    """Return whether layers may have different widths, which stock transformers cannot build."""
     return str(config.get("model_type")).startswith(LAYERED_PREFIX)
 
 

@@ -87,7 +87,7 @@ def tensor_reader(files: Iterable[Path]) -> Callable[[str], Tensor]:
 
 
 def is_unchanged(file: Path, dtype: torch.dtype) -> bool:
-    """Whether a safetensors file is already as `write_shards` would write its tensors."""
+    """Return whether a safetensors file is already as `write_shards` would write its tensors."""
     with safe_open(file, framework="pt") as reader:
         types = {reader.get_slice(name).get_dtype() for name in reader.keys()}  # noqa: SIM118 (not a dict)
         written = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]

@@ -99,7 +99,7 @@ class SearchState:
         return f"{base.config.model.short_name} {step.label}, {kind or '16 bits'}"
 
 
-def begin(run: Runner, config: SmallestConfig) -> SearchState:
+def start_search(run: Runner, config: SmallestConfig) -> SearchState:
     """Prepare the base models, and choose the reference: the better of the dense model as it is and tuned.
 
     The choosing rows decide. A file that llama.cpp can serve as it is comes first, then ladders of many bits: what

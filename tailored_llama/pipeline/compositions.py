@@ -1,4 +1,4 @@
-"""What can be run from a configuration file: the compositions, how each is checked, and what it shows at its end."""
+"""The compositions that a configuration file can run, how each is checked, and what it shows at its end."""
 
 import sys
 import time
@@ -52,7 +52,7 @@ COMPOSITIONS = {
         RunConfig,
         preflight.preflight_tailor,
         tailor,
-        lambda config, report: [own.folder for own in exports(config)],
+        lambda config, report: [exported.folder for exported in exports(config)],
     ),
     "sweep": Composition(
         "Measure every cell of a grid of settings, and draw the curves.",
@@ -158,7 +158,7 @@ def place_report(folder: Path, target: Path | None) -> Path:
 
 
 def _costs(artifacts: store.ArtifactStore, report: ArtifactRef, begun: float) -> str:
-    """What was computed for a report since a run has begun, and what was found, with their times."""
+    """Say what was computed for a report since a run has begun, and what was found, with their times."""
     new, old, seen, waiting = list[float](), list[float](), set[str](), [report]
     while waiting:
         if (part := waiting.pop()).key in seen:  # several manifests name it, or one by several labels

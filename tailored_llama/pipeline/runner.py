@@ -141,7 +141,7 @@ def build(
 
 
 def describe(call: Call[Any], manifest: Manifest, found: bool) -> str:
-    """What became of a call, as one line of a log; `found`: its artifact was there."""
+    """Say what became of a call, as one line of a log; `found`: its artifact was there."""
     line = f"{call.name}: {call.stage.name} {manifest.key[:12]}"
     if found:
         return f"{line}, found, nothing to do"

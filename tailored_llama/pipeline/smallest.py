@@ -21,13 +21,13 @@ from tailored_llama.errors import InputError, one_line
 from tailored_llama.evaluation import Answer, Ladder, LossTest, Measured, Proof, RowSet, Rung
 from tailored_llama.pipeline import candidates, stages
 from tailored_llama.pipeline.candidates import SearchState
-from tailored_llama.pipeline.futures import Artifact, conclude, failures
+from tailored_llama.pipeline.futures import Artifact, failures, report_or_raise
 from tailored_llama.pipeline.only import OnlyRunner
 from tailored_llama.pipeline.proven import publish_answer
 from tailored_llama.pipeline.reporting import ShipSettings, SmallestSettings
 from tailored_llama.pipeline.rows import check_provable
 from tailored_llama.pipeline.runner import Runner
-from tailored_llama.pipeline.stage import Stage, leaves
+from tailored_llama.pipeline.stage import Stage, flatten
 from tailored_llama.store import ArtifactRef
 
 S = TypeVar("S")
@@ -47,14 +47,14 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
         raise InputError(f"only: got {run.only!r}; allowed: in the other flows, as a search goes by its stages' scores")
     run = recorded = _Recorder(run)
     margin = config.goal.lose_at_most / 100
-    state = candidates.begin(run, config)
+    state = candidates.start_search(run, config)
     measured = evaluation.search(_ladders(state), partial(candidates.measure, state), margin)
     if not state.parts:
         raise next(iter(state.failed.values()))
     order, sets, base = evaluation.sequence(measured, margin), _sets(state), state.bases[0]
     if share := _discordant(state):
         needed = evaluation.rows_needed(margin, evaluation.level_of(1, config.goal.confidence), share)
-        told = "in fewer bits the dense model differs on %.0f %% of the rows: about %d prove a model that loses nothing"
+        told = "in fewer bits the dense model differs on %.0f %% of the rows: proving no loss then takes about %d rows"
         log.info(told, 100 * share, needed)
     opening = _open(state, order, sets) if order else None
     proving, tests = _prove(state, order, opening) if opening else ({}, [])
@@ -91,7 +91,7 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
             publish_answer(target, answer_folder(config) if answer.proven is not None else None)
         except Exception as error:
             failed["publish"] = error
-    return conclude(report, failed)
+    return report_or_raise(report, failed)
 
 
 class _Recorder:
@@ -169,7 +169,7 @@ def _open(state: SearchState, order: Sequence[Measured], sets: Sets) -> int:
     """
     goal, config = state.config.goal, state.config
     made_of = [(parts.checkpoint, parts.adapter, parts.choosing) for parts in (state.parts[one.rung] for one in order)]
-    tested = [[part.result().key for _, part in leaves(parts)] for parts in made_of]
+    tested = [[part.result().key for _, part in flatten(parts)] for parts in made_of]
     plan = {"margin": goal.lose_at_most, "confidence": goal.confidence, "measure": goal.measure, "tested": tested}
     rows = sorted(own["proving"].digest for own in sets.values())
     dense = sorted(base.dense.checkpoint.result().digest for base in state.bases)

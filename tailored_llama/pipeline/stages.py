@@ -32,12 +32,12 @@ PROFILE = Stage(
 FINISHED_MODEL = Stage(FINISHED, 6, lambda: reporting.export_model, reporting.ExportSettings)
 GGUF_FILE = Stage(GGUF, 4, lambda: serving.export_gguf, serving.GgufSettings)
 SOURCE_FILE = Stage("source", 1, lambda: serving.copy_source, serving.SourceSettings)
-REPORT = Stage("report", 7, lambda: reporting.write_run_report, reporting.ReportSettings)
-SWEEP = Stage("sweep", 5, lambda: reporting.write_sweep_report, reporting.SweepSettings)
-TRANSFER = Stage("transfer", 4, lambda: reporting.write_transfer_report, reporting.ReportSettings)
+REPORT = Stage("report", 8, lambda: reporting.write_run_report, reporting.ReportSettings)
+SWEEP = Stage("sweep", 6, lambda: reporting.write_sweep_report, reporting.SweepSettings)
+TRANSFER = Stage("transfer", 5, lambda: reporting.write_transfer_report, reporting.ReportSettings)
 SPEED = Stage("speed", 3, lambda: serving.measure_speed, NoneType, on_device=True, timed=True)
 SHIPPED = Stage(ANSWER, 2, lambda: reporting.ship_model, reporting.ShipSettings)
 SMALLEST = Stage("smallest", 4, lambda: reporting.write_smallest_report, reporting.SmallestSettings)
-STUDY = Stage("prompt-study", 4, lambda: reporting.write_study_report, reporting.StudySettings)
+STUDY = Stage("prompt-study", 5, lambda: reporting.write_study_report, reporting.StudySettings)
 
-STAGES: dict[str, Stage[Any]] = {own.name: own for own in list(globals().values()) if isinstance(own, Stage)}
+STAGES: dict[str, Stage[Any]] = {stage.name: stage for stage in list(globals().values()) if isinstance(stage, Stage)}

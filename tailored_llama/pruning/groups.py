@@ -182,7 +182,7 @@ def check_coupling(config: dict[str, Any], layers: tuple[models.Layer, ...]) -> 
 def _slices(
     shapes: dict[str, list[int]], structure: models.Structure, number: int, kind: str, count: int
 ) -> Iterator[tuple[str, int, int, int]]:
-    """Where the groups of a layer and kind are: (parameter, dim, start of group 0, width of every group).
+    """Return where the groups of a layer and kind are: (parameter, dim, start of group 0, width of every group).
 
     A projection that reads the groups holds them in columns; one that produces them, in rows (and the bias).
     """

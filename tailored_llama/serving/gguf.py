@@ -41,7 +41,7 @@ _MOVED = {"lora_b": ("q_proj", "k_proj", "gate_proj", "up_proj"), "lora_a": ("do
 
 @dataclass(frozen=True)
 class Written:
-    """What a GGUF file holds: its architecture, bytes, MLP channels added as padding, and matrices of a wider type."""
+    """A written GGUF file: its architecture, bytes, MLP channels added as padding, and matrices of a wider type."""
 
     architecture: str
     size: int
@@ -95,8 +95,8 @@ def _tensors(checkpoint: Path, layout: Layout, config: Any, gguf_type: GgufType)
         yield tensor("rope_freqs.weight", factors.shape, lambda: factors)
     for name, shape in written_shapes(checkpoint).items():
         for part, rows in unfused(name, layout).items():
-            own = (len(range(*rows.indices(shape[0]))), *shape[1:])
-            yield tensor(layout.tensor_name(part), padded_shape(part, own, layout), partial(stored, name, part, rows))
+            dims = (len(range(*rows.indices(shape[0]))), *shape[1:])
+            yield tensor(layout.tensor_name(part), padded_shape(part, dims, layout), partial(stored, name, part, rows))
 
 
 def _tensor_type(name: str, shape: tuple[int, ...], gguf_type: GgufType) -> GGMLQuantizationType:

@@ -1,4 +1,4 @@
-"""How llama.cpp's architectures express the project's: one line for each, and what becomes of every tensor."""
+"""The project's architectures as llama.cpp expresses them: one line for each, and what becomes of every tensor."""
 
 import math
 import re
@@ -45,7 +45,7 @@ _ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class Layout:
-    """How a checkpoint is written: its own widths, and those in the file, whose channels fill whole blocks."""
+    """The widths of a checkpoint, and those of its GGUF file, whose channels fill whole blocks."""
 
     architecture: Architecture
     structure: models.Structure
@@ -66,7 +66,7 @@ class Layout:
 
 
 def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
-    """How a checkpoint is written in a type; an `InputError` if it is broken, or llama.cpp cannot express it."""
+    """Decide how a checkpoint is written in a type; an `InputError` if it is broken, or llama.cpp cannot express it."""
     structure, config = models.read_structure(checkpoint), models.read_config(checkpoint)
     kind = structure.model_type.removeprefix(models.LAYERED_PREFIX)
     architecture = _ARCHITECTURES[kind]

@@ -1,4 +1,4 @@
-"""What GGUF files and their scores depend on, beside the checkpoint."""
+"""The settings of GGUF files and their scores, beside the checkpoint."""
 
 from dataclasses import dataclass
 from typing import Self
