@@ -74,13 +74,13 @@ class Waiting(ThreadPoolTaskRunner[Any]):
             calls.append(call)
         if is_first:
             try:
-                self.stopped.wait(GATHER)
-            finally:
-                with self._lock:
-                    del self._gathering[call.stage]
-            try:
+                try:
+                    self.stopped.wait(GATHER)
+                finally:
+                    with self._lock:
+                        del self._gathering[call.stage]
                 runs.set_result(share_out(calls))
-            except BaseException as error:
+            except BaseException as error:  # an interrupt, too: the others wait for it
                 runs.set_exception(error)
         return calls, runs.result()
 
