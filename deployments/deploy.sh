@@ -3,7 +3,8 @@
 # anew, and the rest of it is left as it is.
 #   deploy.sh CONFIG.toml [--name NAME] [--cron CRON] [--set KEY=VALUE …]
 # makes or updates only the deployment of a configuration of your own: every night, unless --cron says otherwise.
-# TAILORED_LLAMA_STORE: folder or URL of the artifact store, the same for all workers (absent: artifacts/ here).
+# TAILORED_LLAMA_STORE: folder of the artifact store, or its URL without a password, the same for all workers (absent:
+#   artifacts/ here).
 # TAILORED_LLAMA_REPORTS: folder of the newest reports, on the machine of the cpu worker (absent: reports/ here).
 # TAILORED_LLAMA_GPUS: how many stages the gpu pool runs at once, on all of its machines together (absent: 1).
 # TAILORED_LLAMA_WEBHOOK: URL that is told of failed runs of the gpu pool (absent: none is).
@@ -14,6 +15,13 @@ case "${1:--}" in
     config=$(realpath "$1")
     shift
     set -- "$config" "$@"
+    ;;
+esac
+case ${TAILORED_LLAMA_STORE:-} in
+*://*:*@* | *://*\?*=*)
+    echo "error: TAILORED_LLAMA_STORE: has a password or token, which the server would store; allowed: a URL without," \
+        "and the secret in the environment of each worker or in its ~/.config/fsspec" >&2
+    exit 2
     ;;
 esac
 cd "$(dirname "$0")/.."

@@ -73,12 +73,14 @@ class Waiting(ThreadPoolTaskRunner[Any]):
             calls, runs = self._gathering.setdefault(call.stage, ([], Future()))
             calls.append(call)
         if is_first:
-            self.stopped.wait(GATHER)
-            with self._lock:
-                del self._gathering[call.stage]
             try:
+                try:
+                    self.stopped.wait(GATHER)
+                finally:
+                    with self._lock:
+                        del self._gathering[call.stage]
                 runs.set_result(share_out(calls))
-            except Exception as error:
+            except BaseException as error:  # an interrupt, too: the others wait for it
                 runs.set_exception(error)
         return calls, runs.result()
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from tailored_llama.config.section import Section
-from tailored_llama.errors import InputError
+from tailored_llama.errors import SECRET, InputError
 from tailored_llama.progress import Progress, silent
 
 GgufType = Literal[
@@ -19,6 +19,7 @@ GgufType = Literal[
 ]  # fmt: skip
 GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
 K_QUANTS = GGUF_TYPES[GGUF_TYPES.index("q2_k") :]  # made by llama.cpp itself
+StoreRoot = Annotated[str, Field(min_length=1, json_schema_extra={"not": {"pattern": SECRET}})]
 
 
 class ExecutionConfig(Section):
@@ -67,7 +68,8 @@ class ExecutionConfig(Section):
 class StoreConfig(Section):
     """Where artifacts and downloads are kept."""
 
-    root: str = Field("artifacts", min_length=1, description="Folder, or fsspec URL, of the artifact store.")
+    root: StoreRoot = "artifacts"
+    """Folder of the artifact store, or its fsspec URL, without password or token."""
     downloads: str = Field("~/.cache/tailored-llama", min_length=1, description="Folder for downloaded wheels.")
     reports: str | None = Field("reports", min_length=1)
     """Folder that gets a copy of the newest report of each configuration file or deployment, such as
