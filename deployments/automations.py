@@ -24,7 +24,7 @@ HEARTBEAT = "prefect.flow-run.heartbeat"  # sent every 30 s: flows.heartbeat_fre
 ENDS = {f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed")}
 BEGINS = {f"prefect.flow-run.{state}" for state in ("Pending", "Running")}
 
-# The first line of a message: tailor/nightly: run NAME (ID) …
+# How a message begins: tailor/nightly: run NAME (ID)
 RUN = 'flow.name ~ ("/" ~ deployment.name if deployment else "") ~ ": run " ~ flow_run.name ~ " (" ~ flow_run.id ~ ")"'
 HAS_FAILED = '" ended " ~ flow_run.state.name ~ ": " ~ flow_run.state.message'
 IS_LATE = '" has not begun. It was due at " ~ flow_run.expected_start_time ~ ". Is a worker of its pool running?"'
