@@ -157,7 +157,7 @@ def _study(study: Study) -> Iterator[str]:
 
 
 def _provenance(study: Study) -> Iterator[str]:
-    """What holds for all claims of a study, and below, what a claim has instead; a number is an error beside its figure."""
+    """What holds for all claims of a study, and below, what a claim has instead; errors stand in the figures."""
     shared = [f"{name.capitalize()}: {_said(value)}." for name in STATED if (value := getattr(study, name))]
     yield " ".join(one for one in shared if one != "Error: in the figure.")
     for claim in study.claim:

@@ -116,7 +116,7 @@ def test_a_generated_page_says_what_the_code_and_the_tables_say(page: str) -> No
 @pytest.mark.parametrize("field", ["error", "seeds", "examples", "commit", "command"])
 def test_a_claim_without_a_field_is_not_built(field: str, tmp_path: Path) -> None:
     (tmp_path / "claims.toml").write_text(re.sub(rf"(?m)^{field} = .*\n", "", CLAIM))
-    with pytest.raises(ValueError, match=rf"^claims\.toml: a-study, It gains: {field}: not set; allowed: "):
+    with pytest.raises(ValueError, match=rf"^claims\.toml: A part, a-study, It gains: {field}: not set; allowed: "):
         claims.read_claims(tmp_path / "claims.toml")
 
 
