@@ -97,9 +97,8 @@ def _line(path: Path, data: dict[str, Any], error: dict[str, Any]) -> str:
         where = where[step] if isinstance(where, list) else where.get(step)
         if not isinstance(where, (dict, list)):
             break
-        names += [
-            where[name] for name in ("id", "claim") if isinstance(where, dict) and isinstance(where.get(name), str)
-        ]
+        if isinstance(where, dict):  # a part, a study or a claim
+            names += [str(where[name]) for name in ("id", "title", "claim") if name in where][:1]
     field = error["loc"][-1]
     if error["type"] == "value_error":
         said = error["msg"].removeprefix("Value error, ")

@@ -1,5 +1,6 @@
 """The pages keep up with the code: configurations load; the settings, commands and options that they name exist."""
 
+import csv
 import re
 import shlex
 import sys
@@ -111,6 +112,17 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", generated.PAGES)
 def test_a_generated_page_says_what_the_code_and_the_tables_say(page: str) -> None:
     assert (ROOT / "docs" / page).read_text() == generated.page(page), "run `make pages`"
+
+
+@pytest.mark.parametrize(
+    ("page", "table"), [("README.md", "search.csv"), ("docs/tutorials/own-model.md", "tutorial-search.csv")]
+)
+def test_a_search_that_a_page_shows_is_that_of_the_results(page: str, table: str) -> None:
+    line = r"^\S+\s+(?:–|(\d+)\s%)\s(\w+)\s+(\d+)\sMB\s+([−\d.]+)\s(.+)$"  # some of the spaces do not break
+    shown = re.findall(line, (ROOT / page).read_text(), flags=re.MULTILINE)
+    with (ROOT / "docs/results" / table).open(newline="") as file:
+        rows = [list(row.values())[1:6] for row in csv.DictReader(file)]
+    assert [[cell.replace("−", "-") for cell in row] for row in shown] == rows
 
 
 @pytest.mark.parametrize("field", ["error", "seeds", "examples", "commit", "command"])
