@@ -26,6 +26,7 @@ from tailored_llama.pipeline import COMPOSITIONS
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
 STATED = ("error", "seeds", "examples", "commit", "machine", "repetitions")
+REASON = "none: "  # what a value begins with that says why there is none
 MARKER = "<!-- What follows is written by docs/generated.py: run `make pages`. -->"
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 KINDS = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text", "null": "absent"}
@@ -146,8 +147,8 @@ def _study(study: Study) -> Iterator[str]:
     yield study.conditions
     shared, *own = _provenance(study)
     yield from (part for part in (shared, "\n".join(own)) if part)
-    for command in dict.fromkeys(claim.command for claim in study.claim):
-        yield command if command.startswith("none: ") else f"```sh\n{command.strip()}\n```"
+    for command in dict.fromkeys(claim.command for claim in study.claim if not claim.command.startswith(REASON)):
+        yield f"```sh\n{command.strip()}\n```"
     if study.picture:
         yield f"![{study.title}](../images/{study.picture})"
     for name in study.csv:
@@ -161,12 +162,13 @@ def _provenance(study: Study) -> Iterator[str]:
     shared = [f"{name.capitalize()}: {_said(value)}." for name in STATED if (value := getattr(study, name))]
     yield " ".join(one for one in shared if one != "Error: in the figure.")
     for claim in study.claim:
-        differ = [(name, value) for name in STATED if (value := getattr(claim, name)) != getattr(study, name)]
-        said = [
-            f"{name}: {_said(value)}" for name, value in differ if not (name == "error" and value[0] in "0123456789i")
-        ]
-        if said:
-            yield f"- {claim.claim}: {'; '.join(said)}."
+        own = {name: value for name in STATED if (value := getattr(claim, name)) != getattr(study, name)}
+        if not own.get("error", REASON).startswith(REASON):
+            del own["error"]  # a number stands beside its figure
+        if claim.command.startswith(REASON):
+            own["command"] = claim.command
+        if own:
+            yield f"- {claim.claim}: {'; '.join(f'{name}: {_said(value)}' for name, value in own.items())}."
 
 
 def _said(value: str) -> str:
@@ -176,7 +178,7 @@ def _said(value: str) -> str:
 
 def _short(value: str) -> str:
     """A reason why something does not apply stands in the study; the table of claims has a dash."""
-    return "–" if value.startswith("none: ") else value
+    return "–" if value.startswith(REASON) else value
 
 
 def _shown(rows: list[list[str]]) -> list[list[str]]:
