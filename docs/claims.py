@@ -91,7 +91,7 @@ def read_claims(path: Path) -> list[Part]:
 
 
 def _line(path: Path, data: dict[str, Any], error: dict[str, Any]) -> str:
-    """`claims.toml: STUDY, CLAIM: FIELD: what is wrong`."""
+    """`claims.toml: PART, STUDY, CLAIM: FIELD: what is wrong`."""
     names, where = [], data
     for step in error["loc"]:
         where = where[step] if isinstance(where, list) else where.get(step)

@@ -224,23 +224,18 @@ def page(name: str) -> str:
     return "\n".join(line if line.endswith(".  ") else line.rstrip() for line in lines) + "\n"
 
 
-def stale() -> list[str]:
-    """The pages that no longer say what code and tables say."""
-    return [name for name in PAGES if (DOCS / name).read_text(encoding="utf-8") != page(name)]
-
-
 def main() -> None:
+    try:
+        pages = {name: page(name) for name in PAGES}
+    except ValueError as error:
+        sys.exit(str(error))
+    stale = [name for name, text in pages.items() if (DOCS / name).read_text(encoding="utf-8") != text]
     if sys.argv[1:] == ["--check"]:
-        if names := stale():
-            sys.exit(
-                "\n".join(
-                    f"docs/{name}: does not say what the code and the tables say; run `make pages`" for name in names
-                )
-            )
+        if stale:
+            sys.exit(f"{', '.join(f'docs/{name}' for name in stale)}: not what code and tables say; run `make pages`")
         return
-    for name in PAGES:
-        text = page(name)  # before the file is opened, and so emptied
-        (DOCS / name).write_text(text, encoding="utf-8")
+    for name in stale:
+        (DOCS / name).write_text(pages[name], encoding="utf-8")
 
 
 if __name__ == "__main__":
