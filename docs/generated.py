@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from claims import Study, read_claims
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
+from claims import Study, read_claims
 from tailored_llama.cli.main import app as typer_app
 from tailored_llama.config import PromptStudyConfig, RunConfig, Section, SmallestConfig, SweepConfig
 from tailored_llama.pipeline import COMPOSITIONS

@@ -3,7 +3,6 @@
 import csv
 import re
 import shlex
-import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,15 +11,13 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+import claims
+import generated
 from tailored_llama.cli.main import app
 from tailored_llama.config import PromptStudyConfig, Section, SmallestConfig, SweepConfig, validate_as
 from tailored_llama.data import load_template
 
 ROOT = Path(__file__).parents[3]
-sys.path.insert(0, str(ROOT / "docs"))
-import claims  # noqa: E402  of docs/, which is no package
-import generated  # noqa: E402
-
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
