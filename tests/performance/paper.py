@@ -119,7 +119,8 @@ def fill(report: Path, model: Annotated[str, typer.Argument(help="As the table n
     for ratio in sorted({row.ratio for row in rows if row.ratio is not None}):
         for state in ("dense", "pruned", "tailored"):
             own = {row.benchmark: row for row in rows if row.ratio == ratio and row.model == state}
-            if own and not (state == "dense" and new):
+            untuned = state == "tailored" and all(row.gain_low == row.gain_high == 0 for row in own.values())
+            if own and not untuned and not (state == "dense" and new):
                 dense, left = sizes.get(None), sizes.get(ratio)
                 share = f"{100 * (1 - left / dense):.1f}" if state != "dense" and dense and left else ""
                 new.append(_line(model, "" if state == "dense" else f"{100 * ratio:.0f}", share, state, own))
