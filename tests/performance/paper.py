@@ -110,7 +110,7 @@ def estimate(
 
 @app.command()
 def fill(report: Path, model: Annotated[str, typer.Argument(help="As the table names it: 'LLaMA-7B, here'.")]) -> None:
-    """Write a model's rows into the table."""
+    """Write a model's rows into the table; a run without tuning (tuning.examples = none) gives no tuned ones."""
     rows, models = read_recovery(report)
     sizes = {one.ratio: one.parameters for one in models if one.model in ("dense", "pruned")}
     with TABLE.open(encoding="utf-8", newline="") as file:
