@@ -35,8 +35,8 @@ REPORT = Stage("report", 7, lambda: reporting.write_run_report, reporting.Report
 SWEEP = Stage("sweep", 5, lambda: reporting.write_sweep_report, reporting.SweepSettings)
 TRANSFER = Stage("transfer", 4, lambda: reporting.write_transfer_report, reporting.ReportSettings)
 SPEED = Stage("speed", 3, lambda: serving.measure_speed, NoneType, on_device=True, timed=True)
-SHIPPED = Stage(ANSWER, 2, lambda: reporting.ship_model, reporting.ShipSettings)
-SMALLEST = Stage("smallest", 3, lambda: reporting.write_smallest_report, reporting.SmallestSettings)
+SHIPPED = Stage(ANSWER, 3, lambda: reporting.ship_model, reporting.ShipSettings)
+SMALLEST = Stage("smallest", 4, lambda: reporting.write_smallest_report, reporting.SmallestSettings)
 STUDY = Stage("prompt-study", 4, lambda: reporting.write_study_report, reporting.StudySettings)
 
 STAGES: dict[str, Stage[Any]] = {own.name: own for own in list(globals().values()) if isinstance(own, Stage)}
