@@ -68,6 +68,7 @@ def certificate_of(answer: Answer, config: SmallestConfig, model: Mapping[str, A
         "confidence": answer.goal.confidence,
         "level": next(iter(tested[proven].values())).level,
         "opening": answer.opening,
+        "record": answer.record,
         "reference": answer.reference,
         "benchmarks": _outcomes(tested[proven]),
         "sequence": [

@@ -1,6 +1,5 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
 from .artifacts import ArtifactStore as ArtifactStore
-from .artifacts import record_opening as record_opening
 from .downloads import DATA_WHEEL as DATA_WHEEL
 from .downloads import Wheel as Wheel
 from .downloads import fetch_wheel as fetch_wheel
@@ -34,6 +33,8 @@ from .manifests import ArtifactRef as ArtifactRef
 from .manifests import Manifest as Manifest
 from .manifests import artifact_key as artifact_key
 from .manifests import read_manifest as read_manifest
+from .openings import record_opening as record_opening
+from .openings import state_folder as state_folder
 from .publishing import check_published as check_published
 from .publishing import check_target as check_target
 from .publishing import place as place
