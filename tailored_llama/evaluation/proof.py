@@ -67,11 +67,7 @@ def noninferiority_test(dense: Answers, small: Answers, margin: float, level: fl
     check_same_examples(dense, small)
     if (rows := len(dense.examples)) < 2:
         raise ValueError(f"{rows} rows; a test needs two")
-    losses, counts = dense.values - small.values, None
-    if np.isin([dense.values, small.values], (0, 1)).all():
-        right, kept = dense.values == 1, small.values == 1
-        pairs = (right & kept, right & ~kept, ~right & kept, ~right & ~kept)
-        counts = Counts(*(int(pair.sum()) for pair in pairs))
+    losses, counts = dense.values - small.values, counts_of(dense.values, small.values)
     before, after = paired_draws(dense, small, resamples=RESAMPLES)
     nominal = nominal_level(rows, margin, level) if counts else None
     return LossTest(
@@ -86,6 +82,14 @@ def noninferiority_test(dense: Answers, small: Answers, margin: float, level: fl
         counts=counts,
         nominal=nominal,
     )
+
+
+def counts_of(dense: Array, small: Array) -> Counts | None:
+    """How many rows each model answers rightly; None: values are not just 0 and 1."""
+    if not np.isin([dense, small], (0, 1)).all():
+        return None
+    right, kept = dense == 1, small == 1
+    return Counts(*(int(np.sum(pair)) for pair in (right & kept, right & ~kept, ~right & kept, ~right & ~kept)))
 
 
 def p_value(losses: Array, margin: float) -> float:

@@ -12,6 +12,7 @@ from .downloads import read_member as read_member
 from .files import NO_ROOM as NO_ROOM
 from .files import error_number as error_number
 from .files import file_lock as file_lock
+from .files import is_safe_relative as is_safe_relative
 from .files import sha256_file as sha256_file
 from .housekeeping import REPORTS as REPORTS
 from .housekeeping import Entry as Entry
