@@ -34,7 +34,8 @@ Loss = Annotated[float, Field(ge=-1, le=1)]
 Level = Annotated[float, Field(gt=0, le=0.5)]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Rows = Annotated[int, Field(ge=0, le=1_000_000)]
-Text = Annotated[str, Field(max_length=2000)]
+Text = Annotated[str, Field(max_length=2000, pattern=r"^\P{Cc}*$")]  # one line, and nothing that moves a cursor
+Name = Annotated[str, Field(pattern=r"^(lm_eval:)?[A-Za-z0-9][A-Za-z0-9_.-]{0,95}$")]  # of a benchmark
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[str, AfterValidator(_in_folder)]
 Unread = dict[str, Any]  # settings of how the model was made, for people
@@ -77,7 +78,7 @@ class StatedStep(Stated):
 
     candidate: Text
     proven: bool
-    benchmarks: dict[str, StatedTest]
+    benchmarks: dict[Name, StatedTest]
 
 
 class StatedRows(Stated):
@@ -90,7 +91,7 @@ class StatedRows(Stated):
 class StatedScoring(Stated):
     """How the rows were asked."""
 
-    metrics: dict[str, Metric]
+    metrics: dict[Name, Metric]
     template: Text
     num_fewshot: Rows
 
@@ -106,7 +107,7 @@ class StatedCandidate(Stated):
     parameters: Count
     bytes: Count
     cost: float = Field(ge=0)
-    losses: dict[str, Loss]
+    losses: dict[Name, Loss]
     smoothed: Loss
 
 
@@ -149,9 +150,9 @@ class CertificateFile(Stated):
     opening: int = Field(ge=1, le=100)
     record: Text = "the store"
     reference: Text
-    benchmarks: dict[str, StatedTest] = Field(min_length=1)
+    benchmarks: dict[Name, StatedTest] = Field(min_length=1)
     sequence: list[StatedStep] = Field(min_length=1)
-    sets: dict[str, dict[Literal["tuning", "choosing", "proving"], StatedRows]]
+    sets: dict[Name, dict[Literal["tuning", "choosing", "proving"], StatedRows]]
     scoring: StatedScoring
     model: StatedModel
     libraries: dict[str, Text]
@@ -167,7 +168,7 @@ class CertificateFile(Stated):
             named | {f"{step}.benchmarks": sorted(own.benchmarks) for step, own in steps.items()}
         ).items():
             if got != names:
-                yield f"{where}: got {', '.join(got)}; allowed: {', '.join(names)}, as in benchmarks"
+                yield f"{where}: got {got}; allowed: {names}, as in benchmarks"
         if not _is_close(self.level, level := evaluation.level_of(self.opening, self.confidence)):
             yield f"level: got {self.level:g}; allowed: {level:g}, at opening {self.opening} and this confidence"
         for where, step in steps.items():

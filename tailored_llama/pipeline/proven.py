@@ -232,7 +232,8 @@ def uncovered(certificate: Certificate, dense: bool) -> list[str]:
         "the model card, and what the certificate says in words",
     ]
     if not dense:
-        told.insert(0, f"the reference's answers, as they are recorded ones; --dense MODEL scores {content.reference}")
+        reference = f"the answers of the reference ({content.reference})"
+        told.insert(0, f"{reference}, which are the recorded ones: --dense MODEL scores it again")
     if not all(map(is_written, config.benchmarks)):
         told.append("answers in the model's own words, as choices are ranked")
     if config.goal.runtime == "llama.cpp":

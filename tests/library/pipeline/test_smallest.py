@@ -224,7 +224,7 @@ def test_verify_says_what_it_covers_and_refuses_other_rows_and_other_files(shipp
     status, told = verify(shipped, tmp_path / "job.csv")
     assert (status, "less than 40 points lost" in told) == (0, True)
     assert "beyond opening 1 in the record of the store and the user's state folder" in told
-    assert "--dense MODEL scores the dense" in told
+    assert "(the dense dense, as it is), which are the recorded ones: --dense MODEL scores it" in told
 
     status, told = verify(shipped, write_rows(tmp_path / "other.csv", 200))
     assert (status, "its proving rows have SHA-256" in told) == (2, True)
@@ -264,6 +264,7 @@ TAMPERED: list[tuple[str, Any, str]] = [
     ("sets.job.proving", ..., "sequence.0.benchmarks.job.rows: got 122; allowed: 0, "),
     ("level", ..., "level: not set"),
     ("level", 0.05, "level: got 0.05; allowed: 0.04, at opening 1 "),
+    ("reference", "\x1b[2K", "reference: got '\\x1b[2K'; allowed: text that matches"),
     ("opening", 0, "opening: got 0; allowed: greater than or equal to 1"),
     ("opening", 2, "level: got 0.04; allowed: 0.008, at opening 2 "),
     ("confidence", "0.95", "confidence: got '0.95'; allowed: a valid number"),
@@ -281,7 +282,7 @@ TAMPERED: list[tuple[str, Any, str]] = [
     ("run.store", {"root": "s3://bucket"}, "run.store: unknown key; "),
     ("run.execution", {}, "run.execution: unknown key; "),
     ("run.benchmarks.0.source", "/etc", "run.benchmarks.source: got '/etc'; allowed: a data set of the Hub"),
-    ("run.benchmarks.0.name", "other", "run.benchmarks: got other; allowed: job, as in benchmarks"),
+    ("run.benchmarks.0.name", "other", "run.benchmarks: got ['other']; allowed: ['job'], as in benchmarks"),
     ("run.prompts.template", "/etc/passwd", "run.prompts.template: got '/etc/passwd'; allowed: generic, "),
     ("run.goal.runtime", "a shell", "goal.runtime: got 'a shell'; allowed: "),
     ("scoring.num_fewshot", 5, "scoring: got "),
