@@ -5,7 +5,9 @@ import gc
 
 gc.disable()  # until all tests are collected: there is no garbage yet, and looking for it takes a third of the time
 
-from collections.abc import Callable
+import os
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,20 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _quiet() -> None:
     quiet_libraries()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _state_of_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No fixture touches the user's state folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _state_of_test(_state_of_fixtures: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test has a state folder of its own, as many open the same rows."""
+    monkeypatch.setenv("XDG_STATE_HOME", f"{os.environ['XDG_STATE_HOME']}/{uuid.uuid4().hex}")
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from tailored_llama.config import RunConfig, SmallestConfig, assign, validate_as
 from tailored_llama.console import quietly
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import COMPOSITIONS, Done, StoreRunner, answer_folder, steps
+from tailored_llama.store import state_folder
 
 Settings = Mapping[str, Any]  # dotted field of a configuration → value, such as {"tuning.epochs": 5}
 Rows = Any  # a list of dicts, a pandas.DataFrame, a datasets.Dataset, a file, or the name of a benchmark
@@ -160,12 +161,21 @@ def smallest(
         rows: as in `tune`.
         lose_at_most: points of accuracy.
         export: a folder that gets the model; absent: one that is gone when Python ends.
-        store: as in `prune`. The record of how often the rows were opened is kept there: a temporary one forgets it.
+        store: as in `prune`. How often the rows were opened is recorded there, and in the user's state folder.
         settings: further fields of a configuration, such as {"goal.runtime": "transformers"}.
 
     Raises:
-        InputError: an argument is wrong, or so many rows cannot prove it; the message says what could.
+        InputError: an argument is wrong, or so many rows cannot prove it; the message says what could. Or without
+            `store`, the user's state folder cannot be written.
     """
+    if store is None:
+        try:
+            state_folder()
+        except OSError as error:
+            allowed = "a store, or a state folder that can be written (XDG_STATE_HOME)"
+            raise InputError(
+                f"store: got none, to record the opening of rows in, and {error}; allowed: {allowed}"
+            ) from None
     fields = {"goal.lose_at_most": lose_at_most, "store.export": str(export or _new_folder()), **(settings or {})}
     composition = COMPOSITIONS["smallest"]
     run, config = _runner_and_config(model, _benchmark(rows), store, fields, SmallestConfig)

@@ -17,7 +17,7 @@ from tailored_llama.cli.running import run_in_process
 from tailored_llama.config import Work, load_config, validate_config
 from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import Done, read_certificate, steps, verify_certificate
+from tailored_llama.pipeline import Done, read_certificate, steps, uncovered, verify_certificate
 
 measuring = typer.Typer()
 
@@ -176,6 +176,7 @@ def verify(
             f"{name}: {told} {100 * test.margin:g} points lost on {test.rows:,} rows; measured {100 * test.loss:.1f}, "
             f"at most {100 * test.bound:.1f} (p = {test.p:.2g}, level {test.level:.2g})"
         )
+    print("This does not cover:", *uncovered(certificate, dense is not None), sep="\n- ")
     raise typer.Exit(0 if all(test.proven for test in tests.values()) else 1)
 
 

@@ -104,11 +104,11 @@ def _explain(error: Any, kind: type[BaseModel]) -> str:
     return f"{field}: got {error['input']!r}; {message}"
 
 
-_UNION_BRANCH = re.compile(r"str|tuple\[.*\]")  # pydantic has it in the location of a problem in `choices` or `source`
+_UNION_BRANCH = re.compile(r"str|tuple\[.*\]|\[key\]")  # what pydantic adds to the location of a problem
 _WORDING = (
     (r"Input should be a valid (tuple|list)", "allowed: a list"),
     (r"Input should be a valid dictionary or instance of \w+", "allowed: a table"),
-    (r"(Tuple|String) should have (.*?)( after validation, not \d+)?$", r"allowed: \2"),
+    (r"(Tuple|String|List|Dictionary) should have (.*?)( after validation, not \d+)?$", r"allowed: \2"),
     (r"String should match pattern", "allowed: text that matches"),
     (r"Input should be", "allowed:"),
 )

@@ -35,6 +35,7 @@ from .splits import Split as Split
 from .templates import candidates as candidates
 from .templates import layout_of as layout_of
 from .templates import load_template as load_template
+from .templates import shipped as shipped
 from .templates import study_templates as study_templates
 from .texts import CalibrationSettings as CalibrationSettings
 from .texts import TextSource as TextSource

@@ -18,7 +18,10 @@ from .profiling import profile_checkpoint as profile_checkpoint
 from .proof import FIRST_SHARE as FIRST_SHARE
 from .proof import Counts as Counts
 from .proof import LossTest as LossTest
+from .proof import counts_of as counts_of
+from .proof import exact_size as exact_size
 from .proof import level_of as level_of
+from .proof import loss_bound as loss_bound
 from .proof import noninferiority_test as noninferiority_test
 from .proof import p_value as p_value
 from .proof import provable_margin as provable_margin

@@ -64,6 +64,7 @@ class Answer:
     opening: int | None  # how often the proving rows have been opened for this goal, from 1; None: they were not
     sets: Mapping[str, Mapping[str, RowSet]]  # of each benchmark, by purpose: tuning, choosing, proving
     nearest: int  # the position of the candidate that lost least on the choosing rows
+    record: str = "the store"  # where the opening is recorded
     failed: Mapping[str, str] = field(default_factory=dict)  # by label: why it could not be made or reached
 
     @property

@@ -12,6 +12,7 @@ from .futures import IncompleteRun as IncompleteRun
 from .futures import result as result
 from .only import run_only as run_only
 from .proven import read_certificate as read_certificate
+from .proven import uncovered as uncovered
 from .proven import verify_certificate as verify_certificate
 from .rows import rows_of as rows_of
 from .runner import FolderRunner as FolderRunner

@@ -1,24 +1,28 @@
 """What becomes of a proven model: it is published, if it is better than the last one, and its proof is repeated."""
 
-import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tailored_llama import data, evaluation
-from tailored_llama.config import SmallestConfig, validate_as
+import numpy as np
+
+from tailored_llama import data, evaluation, models
+from tailored_llama.config import SmallestConfig, is_harness_task, is_written, validate_as
 from tailored_llama.errors import InputError, is_transient
 from tailored_llama.evaluation import Answers, LossTest
 from tailored_llama.pipeline import steps
+from tailored_llama.pipeline.certificate import CertificateFile, StatedScoring, disagreements, parse_certificate
 from tailored_llama.pipeline.futures import Artifact
 from tailored_llama.pipeline.reporting import CERTIFICATE, PROOF, PROOF_SCHEMA, answers_of
 from tailored_llama.pipeline.runner import Runner
-from tailored_llama.store import publish, published_file, read_table, sha256_file
+from tailored_llama.store import MANIFEST, is_hub_id, publish, published_file, read_table, sha256_file
 
 log = logging.getLogger(__name__)
 
+UNHASHED = (CERTIFICATE, models.CARD, MANIFEST)  # files from which nothing is loaded
 RETRY_AFTER = (10, 60, 300)  # seconds; what a server refuses now it may take in a minute
 
 
@@ -41,74 +45,147 @@ def publish_answer(target: str, model: Path | None) -> None:
 
 
 def _publish(target: str, model: Path) -> None:
-    new, there = json.loads((model / CERTIFICATE).read_bytes()), published_file(target, CERTIFICATE)
-    if there is not None:
+    new = parse_certificate((model / CERTIFICATE).read_bytes(), str(model / CERTIFICATE))
+    if (there := published_file(target, CERTIFICATE)) is not None:
         try:
-            last = json.loads(there)
-            other, best = _goal_of(last), _rank(last)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            told = f"store.publish: the {CERTIFICATE} at {target} is not one; allowed: a new place"
-            raise InputError(told) from None
-        if (goal := _goal_of(new)) != other:
+            last = parse_certificate(there, CERTIFICATE)
+        except InputError as error:
+            raise InputError(f"store.publish: got {target}, whose {error} (or publish to a new place)") from None
+        if (goal := _goal_of(new)) != (other := _goal_of(last)):
             raise InputError(
                 f"store.publish: {target} has a model for another goal ({other}, here {goal}); allowed: a place for "
                 "each goal"
             )
-        if _rank(new) >= best:
+        if _rank(new) >= _rank(last):
             log.info("not published: %s, and that at %s, %s, stays", _figures(new), target, _figures(last))
             return
-    publish(model, target, new["claim"])
+    publish(model, target, new.claim)
     log.info("published to %s: %s", target, _figures(new))
 
 
-def _goal_of(certificate: dict[str, Any]) -> str:
-    margin, measure, confidence = (certificate[name] for name in ("margin_points", "measure", "confidence"))
-    return f"{margin:g} points of {measure} at {100 * confidence:g} % on {', '.join(sorted(certificate['benchmarks']))}"
+def _goal_of(own: CertificateFile) -> str:
+    confidence, names = 100 * own.confidence, ", ".join(sorted(own.benchmarks))
+    return f"{own.margin_points:g} points of {own.measure} at {confidence:g} % on {names}"
 
 
-def _rank(certificate: dict[str, Any]) -> tuple[int, float]:
+def _rank(certificate: CertificateFile) -> tuple[int, float]:
     """Bytes, then the loss on the worst benchmark: the lower the better."""
-    return certificate["model"]["bytes"], max(test["loss"] for test in certificate["benchmarks"].values())
+    return certificate.model.bytes, max(test.loss for test in certificate.benchmarks.values())
 
 
-def _figures(certificate: dict[str, Any]) -> str:
+def _figures(certificate: CertificateFile) -> str:
     size, loss = _rank(certificate)
     return f"{size:,} bytes, {100 * loss:.2f} points lost"
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """A model's certificate, with the folder that it stands in and the run that it is of."""
+    """A model's certificate, with the folder that it stands in, and a configuration that asks the same rows."""
 
     folder: Path
-    content: dict[str, Any]
+    content: CertificateFile
     config: SmallestConfig
 
+    @property
+    def weights(self) -> list[Path]:
+        """The files of weights that would be loaded; InputError: there are none, or several GGUF files."""
+        if self.config.goal.runtime != "llama.cpp":
+            return models.weight_files(self.folder)
+        if len(files := sorted(self.folder.glob("*.gguf"))) != 1:
+            raise InputError(f"{self.folder}: got {len(files)} .gguf files; allowed: the one that was certified")
+        return files
 
-def read_certificate(folder: Path, files: list[str] | None) -> Certificate:
-    """Read a model's certificate, and check that it belongs to the files beside it.
 
-    `files` are the user's own rows, in the order of their benchmarks; None: they are where they were.
+def read_certificate(folder: Path, files: Sequence[str] | None) -> Certificate:
+    """Read a model's certificate, and check that it agrees with itself and with the files beside it.
+
+    `files` are the user's own rows, in the order of their benchmarks.
 
     Raises:
-        InputError: there is no certificate, it is broken, or a file of weights is missing or another.
+        InputError: there is no certificate; it is refused, as in `parse_certificate`; or a file is missing or another.
     """
-    path = folder / CERTIFICATE
     try:
-        content = json.loads(path.read_text())
-        run, hashes = dict(content["run"]), dict(content["model"]["sha256"])
-    except (OSError, ValueError, TypeError, KeyError):
-        raise InputError(f"{path}: missing or broken; allowed: the folder of a model with its certificate") from None
-    own = [benchmark for benchmark in run["benchmarks"] if benchmark.get("data")]
-    if files and len(files) != len(own):
-        raise InputError(f"rows: got {len(files)} files; allowed: {len(own)}, one for each benchmark of own rows")
-    for benchmark, file in zip(own, files or (), strict=False):
-        benchmark["data"] = file
-    for name, expected in hashes.items():
-        weights = folder / name
-        if not weights.is_file() or sha256_file(weights) != expected:
-            raise InputError(f"{weights}: missing or changed since it was certified; allowed: SHA-256 {expected[:12]}…")
-    return Certificate(folder, content, validate_as(SmallestConfig, run))
+        content = (folder / CERTIFICATE).read_bytes()
+    except OSError as error:
+        raise InputError(f"{folder / CERTIFICATE}: {error.strerror}; allowed: the folder of a proven model") from None
+    stated = parse_certificate(content, str(folder / CERTIFICATE))
+    certificate = Certificate(folder, stated, _config_of(stated, folder, files or ()))
+    _check_files(certificate)
+    table = read_table(folder / PROOF, PROOF_SCHEMA)
+    for name, test in stated.benchmarks.items():
+        own = table["benchmark"].to_numpy() == name
+        dense, small = (table[model].to_numpy()[own] for model in ("dense", "small"))
+        if len(dense) != test.rows or not np.all((dense >= 0) & (dense <= 1) & (small >= 0) & (small <= 1)):
+            allowed = f"an answer to each of the {test.rows} rows of {name}, from 0 to 1"
+            raise InputError(f"{folder / PROOF}: got {len(dense)} answers; allowed: {allowed}")
+        for fault in disagreements(f"benchmarks.{name}", test, dense, small):
+            raise InputError(f"{folder / CERTIFICATE}: {fault}")
+    return certificate
+
+
+def _config_of(stated: CertificateFile, folder: Path, files: Sequence[str]) -> SmallestConfig:
+    """A configuration that asks the certified rows, with the user's files in place of those that were named."""
+    run, named, tables = stated.run, list[str](), list[dict[str, Any]]()
+    for table in run.benchmarks:
+        asked, source = dict(table), table.get("source")
+        local: tuple[str, ...] = ("data", "evaluation", "train")
+        if is_harness_task(table.get("name")):
+            local = ("source",)  # a folder with code, which only the user may choose
+        elif source is not None:
+            local = ()
+            if not is_hub_id(str(source)):
+                raise InputError(f"run.benchmarks.source: got {source!r}; allowed: a data set of the Hub")
+        elif not stated.scoring.num_fewshot:
+            asked["train"] = None  # only solved examples come from there
+        for key in local:
+            if asked.get(key) is not None:
+                named.append(str(asked[key]))
+                asked[key] = files[len(named) - 1] if len(named) <= len(files) else None
+        tables.append(asked)
+    if len(named) != len(files):
+        wanted = f"{len(named)} in the place of {', '.join(map(repr, named))}" if named else "none"
+        raise InputError(f"rows: got {len(files)} files; allowed: {wanted}")
+    template = str(run.prompts.get("template"))
+    if template in stated.model.sha256:
+        template = str(folder / template)
+    elif template not in data.shipped():
+        allowed = f"{', '.join(data.shipped())}, or a file that model.sha256 lists"
+        raise InputError(f"run.prompts.template: got {template!r}; allowed: {allowed}")
+    goal = {"lose_at_most": stated.margin_points, "measure": stated.measure, "confidence": stated.confidence}
+    config = validate_as(
+        SmallestConfig,
+        {
+            "benchmarks": tables,
+            "seed": run.seed,
+            "prompts": {"template": template},
+            "scoring": run.scoring,
+            "model": {"dtype": run.model.get("dtype")},
+            "goal": goal | {"runtime": run.goal.get("runtime")},
+        },
+    )
+    metrics = {benchmark.name: data.headline_metric(benchmark) for benchmark in config.benchmarks}
+    expected = StatedScoring(
+        metrics=metrics, template=str(run.prompts.get("template")), num_fewshot=config.scoring.num_fewshot
+    )
+    if stated.scoring != expected:
+        raise InputError(f"scoring: got {stated.scoring}; allowed: {expected}, by run")
+    return config
+
+
+def _check_files(certificate: Certificate) -> None:
+    """Check that the files of a model are those that are certified, and all that are certified."""
+    folder, stated = certificate.folder, certificate.content
+    for name, expected in stated.model.sha256.items():
+        if not (file := folder / name).is_file() or sha256_file(file) != expected:
+            raise InputError(f"{file}: missing or changed since it was certified; allowed: SHA-256 {expected[:12]}…")
+    files = weights = certificate.weights
+    if stated.format > 1:
+        files = [file for file in folder.rglob("*") if file.is_file()]
+    for name in (file.relative_to(folder).as_posix() for file in files):
+        if name not in stated.model.sha256 and name not in UNHASHED and not name.startswith("."):
+            raise InputError(f"{folder / name}: not in model.sha256 of the certificate; allowed: files that it lists")
+    if stated.model.bytes != (size := sum(file.stat().st_size for file in weights)):
+        raise InputError(f"model.bytes: got {stated.model.bytes:,}; allowed: {size:,}, the size of its weights")
 
 
 def verify_certificate(run: Runner, certificate: Certificate, dense: str | None = None) -> dict[str, LossTest]:
@@ -120,15 +197,15 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
         InputError: the rows are not those of the certificate.
     """
     config, content = certificate.config, certificate.content
-    file = next(iter(content["model"]["sha256"])) if config.goal.runtime == "llama.cpp" else ""
-    small = _load(run, config, str(certificate.folder / file))
+    is_file = config.goal.runtime == "llama.cpp"
+    small = _load(run, config, str(certificate.weights[0] if is_file else certificate.folder))
     reference = _load(run, config, dense) if dense else None
     recorded, tests = read_table(certificate.folder / PROOF, PROOF_SCHEMA), {}
     for benchmark in config.benchmarks:
         name = benchmark.name
         prompts = steps.render(run, config, name, "evaluation", steps.load_examples(run, benchmark))
         digest = data.rows_digest(data.read_prompts(run.open(prompts), "evaluation"))
-        if digest != (expected := content["sets"][name]["proving"]["sha256"]):
+        if digest != (expected := content.sets[name]["proving"].sha256):
             raise InputError(
                 f"{name}: its proving rows have SHA-256 {digest[:12]}…; allowed: {expected[:12]}…, the rows that the "
                 "certificate is of"
@@ -139,8 +216,31 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
         else:
             own = recorded["benchmark"].to_numpy() == name
             before = Answers(recorded["example"].to_numpy()[own], after.answers, recorded["dense"].to_numpy()[own])
-        tests[name] = evaluation.noninferiority_test(before, after, config.goal.lose_at_most / 100, content["level"])
+            if not np.array_equal(before.examples, after.examples):
+                raise InputError(f"{certificate.folder / PROOF}: got other rows of {name}; allowed: the proving rows")
+        tests[name] = evaluation.noninferiority_test(before, after, config.goal.lose_at_most / 100, content.level)
     return tests
+
+
+def uncovered(certificate: Certificate, dense: bool) -> list[str]:
+    """What `verify_certificate` cannot say; `dense`: the reference was scored again."""
+    content, config = certificate.content, certificate.config
+    told = [
+        "whether the rows have the right answers, and are like your texts",
+        "whether the model was tuned or chosen on them",
+        f"how often they were opened, beyond opening {content.opening} in the record of {content.record}",
+        "the model card, and what the certificate says in words",
+    ]
+    if not dense:
+        reference = f"the answers of the reference ({content.reference})"
+        told.insert(0, f"{reference}, which are the recorded ones: --dense MODEL scores it again")
+    if not all(map(is_written, config.benchmarks)):
+        told.append("answers in the model's own words, as choices are ranked")
+    if config.goal.runtime == "llama.cpp":
+        told.append("llama.cpp's answers, as it also rounds activations")
+    if content.format == 1:
+        told.append("files other than weights, of which certificates of format 1 have no SHA-256")
+    return told
 
 
 def _load(run: Runner, config: SmallestConfig, source: str) -> Artifact:

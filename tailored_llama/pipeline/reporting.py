@@ -197,8 +197,15 @@ class ShipSettings:
     answer: Answer
     name: str
 
+    @property
+    def template(self) -> Path | None:
+        """The user's own template set, which leaves with the model."""
+        source = self.config.prompts.template
+        return None if source in data.shipped() else Path(source).expanduser()
+
     def identity(self) -> dict[str, Any]:
-        return shown_identity(self.config) | {"answer": as_json(self.answer), "name": self.name}
+        template = self.template and sha256_file(self.template)
+        return shown_identity(self.config) | {"answer": as_json(self.answer), "name": self.name, "template": template}
 
 
 def ship_model(
@@ -217,12 +224,22 @@ def ship_model(
     else:
         models.merge_adapter(checkpoint, adapter, out=out, half=base.half)
         files = models.weight_files(out)
+    if settings.template:
+        shutil.copy(settings.template, out)
+    _write_proof(config, proof, out / PROOF)
     size = sum(file.stat().st_size for file in files)
-    facts = {"name": settings.name, "bytes": size, "sha256": {file.name: sha256_file(file) for file in files}}
+    hashes = {file.relative_to(out).as_posix(): sha256_file(file) for file in sorted(out.rglob("*")) if file.is_file()}
+    hashes.pop(models.CARD, None)
+    facts = {"name": settings.name, "bytes": size, "sha256": hashes}
     certificate = reports.certificate_of(answer, config, facts) | {"run": settings.identity()["config"]}
     (out / CERTIFICATE).write_text(json.dumps(certificate, indent=1) + "\n")
     card = reports.answer_card(answer, config, base, checkpoint, certificate)
     (out / models.CARD).write_text(card, encoding="utf-8")
+    return {"bytes": size}
+
+
+def _write_proof(config: SmallestConfig, proof: Proof[Path], file: Path) -> None:
+    """Write the answers of both models to every proving row."""
     columns: dict[str, list[Any]] = {name: [] for name in PROOF_SCHEMA.names}
     for name, prompts in proof.prompts.items():
         before, after = (answers_of(config, name, scores[name], prompts) for scores in (proof.dense, proof.small))
@@ -230,8 +247,7 @@ def ship_model(
         columns["example"] += before.examples.tolist()
         columns["dense"] += before.values.tolist()
         columns["small"] += after.values.tolist()
-    write_table(out / PROOF, columns, PROOF_SCHEMA)
-    return {"bytes": size}
+    write_table(file, columns, PROOF_SCHEMA)
 
 
 def answers_of(

@@ -56,7 +56,7 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
         needed = evaluation.rows_needed(margin, evaluation.level_of(1, config.goal.confidence), share)
         told = "in fewer bits the dense model differs on %.0f %% of the rows: proving no loss then takes about %d rows"
         log.info(told, 100 * share, needed)
-    opening = _open(state, order, sets) if order else None
+    opening, record = _open(state, order, sets) if order else (None, "")
     proving, tests = _prove(state, order, opening) if opening else ({}, [])
     rungs = sorted(state.candidates, key=lambda rung: -measured[rung].cost)
     unreachable = {name: error for own in state.bases for name, error in own.unreachable.items()}
@@ -69,6 +69,7 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
         opening=opening,
         sets=sets,
         nearest=rungs.index(evaluation.nearest(measured).rung),
+        record=record,
         failed=unreachable | {name: one_line(error) for name, error in state.failed.items()},
     )
     dense = candidates.score(run, base, state.reference, "evaluation") if opening else {}
@@ -162,8 +163,10 @@ def _discordant(state: SearchState) -> float | None:
     return None
 
 
-def _open(state: SearchState, order: Sequence[Measured], sets: Sets) -> int:
-    """Record what will be tested, and how, before the proving rows are scored; returns the number of the opening.
+def _open(state: SearchState, order: Sequence[Measured], sets: Sets) -> tuple[int, str]:
+    """Record what will be tested, and how, before the proving rows are scored.
+
+    Returns the number of the opening, and where it is recorded.
 
     Rows and base models are known by their content. Another margin, measure or list of candidates is another plan.
     """
@@ -174,11 +177,11 @@ def _open(state: SearchState, order: Sequence[Measured], sets: Sets) -> int:
     rows = sorted(own["proving"].digest for own in sets.values())
     dense = sorted(base.dense.checkpoint.result().digest for base in state.bases)
     artifacts = store.ArtifactStore(config.store.root)
-    opening = store.record_opening(artifacts, _digest([rows, dense])[:32], _digest(plan))
+    opening, record = store.record_opening(artifacts, _digest([rows, dense])[:32], _digest(plan))
     level = evaluation.level_of(opening, goal.confidence)
     labels = "; ".join(state.label(one.rung) for one in order)
     log.info("opening %d of the proving rows: each test at level %.2g. In this order: %s", opening, level, labels)
-    return opening
+    return opening, record
 
 
 def _digest(value: object) -> str:

@@ -36,7 +36,7 @@ REPORT = Stage("report", 8, lambda: reporting.write_run_report, reporting.Report
 SWEEP = Stage("sweep", 6, lambda: reporting.write_sweep_report, reporting.SweepSettings)
 TRANSFER = Stage("transfer", 5, lambda: reporting.write_transfer_report, reporting.ReportSettings)
 SPEED = Stage("speed", 3, lambda: serving.measure_speed, NoneType, on_device=True, timed=True)
-SHIPPED = Stage(ANSWER, 2, lambda: reporting.ship_model, reporting.ShipSettings)
+SHIPPED = Stage(ANSWER, 3, lambda: reporting.ship_model, reporting.ShipSettings)
 SMALLEST = Stage("smallest", 4, lambda: reporting.write_smallest_report, reporting.SmallestSettings)
 STUDY = Stage("prompt-study", 5, lambda: reporting.write_study_report, reporting.StudySettings)
 

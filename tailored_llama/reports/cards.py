@@ -67,13 +67,14 @@ def certificate_of(answer: Answer, config: SmallestConfig, model: Mapping[str, A
     proven = _proven(answer)
     tested = dict(zip(answer.order, answer.tests, strict=False))
     return {
-        "format": 1,
+        "format": 2,
         "claim": f"{claim(answer).removesuffix('.')}, compared with {answer.reference}.",
         "margin_points": answer.goal.lose_at_most,
         "measure": answer.goal.measure,
         "confidence": answer.goal.confidence,
         "level": next(iter(tested[proven].values())).level,
         "opening": answer.opening,
+        "record": answer.record,
         "reference": answer.reference,
         "benchmarks": _outcomes(tested[proven]),
         "sequence": [
@@ -86,7 +87,7 @@ def certificate_of(answer: Answer, config: SmallestConfig, model: Mapping[str, A
         },
         "scoring": {
             "metrics": {benchmark.name: headline_metric(benchmark) for benchmark in config.benchmarks},
-            "template": config.prompts.template,
+            "template": without_folders(config.prompts.template),
             "num_fewshot": config.scoring.num_fewshot,
         },
         "model": {"candidate": asdict(answer.candidates[proven]), **model},

@@ -183,10 +183,12 @@ def _tests(answer: Answer) -> Table:
 
 def _level(answer: Answer) -> str:
     level, error = next(iter(answer.tests[0].values())).level, 1 - answer.goal.confidence
+    nominal = sorted({percent(test.nominal, 2) for tests in answer.tests for test in tests.values() if test.nominal})
+    compared = f" p has to be at most {' or '.join(nominal)}, so that on so many rows a test errs no more often."
     return (
         f"The level of each test is {percent(level, 2)}, as this is opening {answer.opening} of the proving rows. "
         f"All openings together may err in {percent(error)} of cases; each spends {percent(FIRST_SHARE, 0)} of what is "
-        "left of that."
+        f"left of that.{compared if nominal else ''}"
     )
 
 

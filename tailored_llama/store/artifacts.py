@@ -16,11 +16,8 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
-from itertools import count
 from pathlib import Path
 from typing import Any
-
-from fsspec.implementations.local import LocalFileSystem
 
 from tailored_llama.errors import InputError
 from tailored_llama.memory import peak_memory, reset_peak_memory
@@ -277,15 +274,3 @@ def _rename_new(folder: Path, target: Path) -> bool:
             raise
         return False
     return True
-
-
-def record_opening(store: ArtifactStore, goal: str, plan: str) -> int:
-    """Record that a plan opens the rows that prove a goal, before they are scored; return the opening's number, from 1.
-
-    Whoever looks at the same rows again, with another plan, has another chance to be lucky. So every plan has a small
-    file `.openings/GOAL.NUMBER`, created only where none is, which nothing removes. The goal identifies the rows, and
-    what is proven with them; the plan, what is to be tested, and how.
-    """
-    at = store.remote or remote.Remote(store.root, LocalFileSystem(), str(store.local))
-    content, action = plan.encode(), "recording an opening"
-    return next(number for number in count(1) if remote.create(at, f".openings/{goal}.{number}", content, action))

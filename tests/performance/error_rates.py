@@ -47,6 +47,7 @@ from tailored_llama.evaluation import (
     search,
     sequence,
 )
+from tailored_llama.evaluation.proof import nominal_level
 from tailored_llama.store import Manifest, read_manifest
 
 LEVEL = 0.05
@@ -190,7 +191,8 @@ def repeat(case: Case, measure: str, margin: float, sizes: tuple[int, int], draw
         answer = 0
         for one in sequence(search(ladders, look, margin), margin):
             at = int(starts[one.rung.ladder]) + one.rung.position
-            if p_value(np.repeat(losses[at], counts), margin) > LEVEL:
+            nominal = nominal_level(int(counts.sum()), margin, LEVEL) if measure == "accuracy" else LEVEL
+            if p_value(np.repeat(losses[at], counts), margin) > nominal:
                 break
             answer = at
         answers["certificate"].append(answer)

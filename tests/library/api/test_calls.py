@@ -3,6 +3,7 @@
 import re
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tailored_llama as tl
 from helpers import save_worded_llama, words
 from pictures import blank_pictures
+from tailored_llama.api import calls
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import StoreRunner, steps
 
@@ -88,7 +90,9 @@ def test_a_store_is_that_of_the_flows(model: Path, rows: list[dict[str, Any]], t
     assert run.open(steps.prune_to(run, small.config, dense, RATIO, prompts)) == small.folder
 
 
-def test_the_smallest_model_comes_with_its_verdict(model: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_the_smallest_model_comes_with_its_verdict(
+    model: Path, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = SETTINGS | {"goal.choosing_rows": 30, "goal.types": ["q8_0"], "pruning.ratios": [RATIO]}
     with blank_pictures():
         found = tl.smallest(model, rows, lose_at_most=40, export=tmp_path / "out", settings=own)
@@ -98,6 +102,16 @@ def test_the_smallest_model_comes_with_its_verdict(model: Path, rows: list[dict[
     assert found.certificate["margin_points"] == 40
     assert len(found.table()) == len(found.answer.candidates)
     assert found.verdict.split(" ")[0] in found._repr_html_()
+
+    later = TemporaryDirectory(dir=tmp_path)
+    monkeypatch.setattr(calls, "_session", lambda: later)
+    with blank_pictures():
+        again = tl.smallest(model, rows, lose_at_most=35, export=tmp_path / "again", settings=own)
+    assert (found.answer.opening, again.answer.opening) == (1, 2)  # the store of the first call is gone
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"^store: got none, to record .* Not a directory: .*; allowed: a store, or "):
+        tl.smallest(model, rows, lose_at_most=40, settings=own)
 
 
 def test_a_call_leaves_the_warnings_of_the_process_as_they_were(small: tl.Small, tmp_path: Path) -> None:

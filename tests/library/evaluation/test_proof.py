@@ -5,10 +5,10 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
-from scipy.stats import binom, norm, ttest_1samp
+from scipy.stats import binom, multinomial, norm, ttest_1samp
 
 from tailored_llama.evaluation import Counts, level_of, noninferiority_test, p_value, provable_margin, rows_needed
-from tailored_llama.evaluation.proof import loss_bound, score, tilted_score
+from tailored_llama.evaluation.proof import exact_size, loss_bound, nominal_level, score, tilted_score
 from tailored_llama.evaluation.statistics import Answers, Array
 
 
@@ -93,7 +93,7 @@ def test_bounds_at_the_edges() -> None:
 def test_bound_and_p_say_the_same(level: float, margin: float) -> None:
     for b, c in product(range(0, 40, 5), range(0, 40, 5)):
         found = noninferiority_test(*pair(100, b, c, 200 - b - c), margin, level)
-        assert found.proven == (found.p <= level) == (found.bound < margin), (b, c)
+        assert found.proven == (found.p <= found.nominal) == (found.bound < margin), (b, c)
         assert found.counts == Counts(100, b, c, 200 - b - c)
         assert found.loss == pytest.approx((b - c) / 300)
 
@@ -116,14 +116,45 @@ def rejected(rows: int, margin: float, discordant: float, level: float) -> float
 @pytest.mark.parametrize("rows", [150, 300, 1000])
 def test_a_model_at_the_margin_is_called_proven_no_more_often_than_the_level(rows: int, level: float) -> None:
     for margin, discordant in product((0.02, 0.03, 0.05), (0.1, 0.2, 0.3)):
-        assert rejected(rows, margin, discordant, level) <= level * 1.05, (margin, discordant)
+        nominal = nominal_level(rows, margin, level)
+        assert 0.8 * level < nominal <= level, (margin, discordant)
+        assert rejected(rows, margin, discordant, nominal) <= level, (margin, discordant)
 
 
-def test_a_model_that_only_loses_is_called_proven_no_more_often_than_confidence_allows() -> None:
-    """The least favourable case: so few rows differ that counts are no longer normal; the first opening's 4 % help."""
-    for rows, margin in product(range(50, 1001, 7), (0.02, 0.03, 0.05)):
-        passes = [b for b in range(60) if norm.cdf(score(b, 0, rows, margin)) <= level_of(1, 0.95)]
-        assert sum(binom.pmf(b, rows, margin) for b in passes) <= 0.05, (rows, margin)
+def test_a_model_that_only_loses_is_called_proven_no_more_often_than_the_level() -> None:
+    """The least favourable case: so few rows differ that counts are no longer normal."""
+    level = level_of(1, 0.95)
+    for rows, margin in product(range(50, 1001, 190), (0.02, 0.03, 0.05)):
+        nominal = nominal_level(rows, margin, level)
+        passes = [b for b in range(60) if norm.cdf(score(b, 0, rows, margin)) <= nominal]
+        assert sum(binom.pmf(b, rows, margin) for b in passes) <= level, (rows, margin)
+
+
+@pytest.mark.parametrize(("rows", "margin"), [(2, 0.03), (30, 0.03), (30, 0.4), (60, 0.1)])
+def test_the_size_is_that_of_all_counts_together(rows: int, margin: float) -> None:
+    b, c = np.array([(b, c) for b in range(rows + 1) for c in range(rows + 1 - b)]).T
+    scores = np.array([score(*counts, rows, margin) for counts in zip(b.tolist(), c.tolist(), strict=True)])
+    shares = np.sin(np.linspace(0, np.pi / 2, 1000)) ** 2 * (1 - margin) / 2
+    for level in (0.05, 0.04, 0.008):
+        passes = norm.cdf(scores) <= level
+        chances = [
+            multinomial.pmf(
+                np.stack([b, c, rows - b - c], 1)[passes], rows, [share + margin, share, 1 - margin - 2 * share]
+            )
+            for share in shares
+        ]
+        assert exact_size(rows, margin, level) == pytest.approx(max(map(np.sum, chances)), rel=1e-3), level
+
+
+def test_the_level_is_lowered_where_the_test_would_err_more_often() -> None:
+    assert exact_size(100, 0.03, 0.04) == pytest.approx(0.97**100)  # the chance that no row of 100 is lost
+    assert exact_size(100, 0.03, nominal_level(100, 0.03, 0.04)) <= 0.04
+    found = noninferiority_test(*pair(60, 0, 0, 40), 0.03, 0.04)
+    assert found.p < found.level  # which would prove it
+    assert (found.proven, found.bound > 0.03) == (False, True)
+    assert noninferiority_test(*pair(63, 0, 0, 50), 0.03, 0.04).proven
+    sizes = [exact_size(150, 0.03, level) for level in (0.005, 0.01, 0.02, 0.04, 0.05)]
+    assert all(np.diff(sizes) > 0)
 
 
 @pytest.mark.parametrize("rows", [20, 150, 1000])

@@ -9,19 +9,43 @@ from typing import Any
 
 import httpx
 import huggingface_hub
+import numpy as np
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from compositions import built, fail, run_command
 from helpers import as_toml
 from tailored_llama import pruning
-from tailored_llama.config import SmallestConfig, validate_as
+from tailored_llama.config import GoalConfig, SmallestConfig, validate_as
 from tailored_llama.errors import InputError, UnreachableError
+from tailored_llama.evaluation import Answer, Candidate, RowSet, level_of
+from tailored_llama.evaluation import noninferiority_test as prove
+from tailored_llama.evaluation.statistics import Answers
 from tailored_llama.pipeline import proven
 from tailored_llama.pipeline.proven import publish_answer
+from tailored_llama.reports import certificate_of
 from tailored_llama.store import ArtifactStore
 
 Offer = Callable[..., str]
+
+
+def certificate(size: int, loss: float, goal: dict[str, Any]) -> dict[str, Any]:
+    """The certificate of a model of so many bytes that loses this share of 2,000 rows."""
+    config = SmallestConfig(benchmarks=("csqa",), goal=GoalConfig(**goal))
+    rows, lost, gained = np.arange(2000), max(0, round(2000 * loss)), max(0, round(-2000 * loss))
+    dense, small = (
+        np.repeat([1.0, first, second, 0.0], (1000, lost, gained, 1000 - lost - gained))
+        for first, second in ((1, 0), (0, 1))
+    )
+    test = prove(
+        Answers(rows, rows, dense), Answers(rows, rows, small), config.goal.lose_at_most / 100, level_of(1, 0.95)
+    )
+    candidate = Candidate("dense", 0.5, "q8_0", False, True, 100, size, size, {"csqa": loss}, loss)
+    sets = {"csqa": {"proving": RowSet(2000, "ab" * 32)}}
+    answer = Answer(config.goal, "the dense model", [candidate], [0], [{"csqa": test}], 1, sets, 0)
+    facts = {"name": "csqa", "bytes": size, "sha256": {f"csqa-{size}.gguf": "cd" * 32}}
+    run = config.model_dump(mode="json", exclude={"store", "execution"})
+    return certificate_of(answer, config, facts) | {"run": run}
 
 
 class Hub:
@@ -72,11 +96,10 @@ def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCap
     caplog.set_level(logging.INFO)
 
     def search(target: Path | str, size: int = 90, loss: float = 0.01, proven: bool = True, **goal: Any) -> str:
-        goal = {"margin_points": 3.0, "measure": "accuracy", "confidence": 0.95} | goal
-        facts = {"claim": "It is small.", "model": {"bytes": size}, "benchmarks": {"csqa": {"loss": loss}}}
+        content = json.dumps(certificate(size, loss, goal))
 
         def write(out: Path) -> None:
-            (out / "certificate.json").write_text(json.dumps(goal | facts))
+            (out / "certificate.json").write_text(content)
             (out / f"csqa-{size}.gguf").write_text("weights")
 
         ref, _ = store.build("answer", 1, {"of": [size, loss, goal]}, {}, write)
@@ -97,7 +120,8 @@ def test_only_a_smaller_model_or_a_better_one_of_its_size_replaces_the_last(
 
     def there() -> tuple[str, float]:
         (model,) = folder.glob("*.gguf")
-        return model.stem, json.loads((folder / "certificate.json").read_text())["benchmarks"]["csqa"]["loss"]
+        content = json.loads((folder / "certificate.json").read_text())
+        return model.stem, round(content["benchmarks"]["csqa"]["loss"], 6)
 
     assert offer(target, proven=False) == f"nothing is published, as nothing is proven; what is at {target} stays"
     assert not folder.exists()
@@ -131,7 +155,7 @@ def test_what_is_no_model_or_one_for_another_goal_is_not_replaced(hub: Hub, offe
         "has a model for another goal (3 points of accuracy at 95 % on csqa, here 5 points of accuracy at 95 % on csqa)"
     )
     with pytest.raises(InputError) as refused:
-        offer(tmp_path / "published", 10, margin_points=5.0)
+        offer(tmp_path / "published", 10, lose_at_most=5.0)
     assert told in str(refused.value)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
@@ -139,7 +163,8 @@ def test_what_is_no_model_or_one_for_another_goal_is_not_replaced(hub: Hub, offe
         offer(tmp_path / "mine")
     hub.create_repo("ada/small", private=False, exist_ok=True)
     (hub.folder / "certificate.json").write_text("[]")
-    with pytest.raises(InputError, match=r"the certificate.json at hf://ada/small is not one; allowed: a new place"):
+    told = r"^store.publish: got hf://ada/small, whose certificate.json: got 2 bytes; allowed: .*publish to a new place"
+    with pytest.raises(InputError, match=told):
         offer("hf://ada/small")
 
 

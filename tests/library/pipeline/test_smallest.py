@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -17,7 +18,7 @@ from tailored_llama import evaluation
 from tailored_llama.cli.main import app
 from tailored_llama.config import SmallestConfig
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import Answer, read_answer
+from tailored_llama.evaluation import Answer, loss_bound, read_answer
 from tailored_llama.pipeline import COMPOSITIONS, FolderRunner, read_certificate, verify_certificate
 from tailored_llama.pipeline.rows import rows_of_search
 from tailored_llama.store import read_table
@@ -41,11 +42,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def search(folder: Path, model: Path) -> dict[str, Any]:
-    rows = write_rows(folder / "job.csv")
+    rows, template = write_rows(folder / "job.csv"), folder / "mine.toml"
+    template.write_text('name = "mine"\nsource = "these tests"\n[own]\nlayout = "{context}"\n')  # as harness
     return {
         "benchmarks": [str(rows)],
         "model": {"source": str(model), "dtype": "float32"},
         "calibration": {"samples": 4, "tokens": 32},
+        "prompts": {"template": str(template)},
         "tuning": {"epochs": 1, "shots": 16, "held_out": 16},
         "pruning": {"ratios": [0.1386, 0.4]},
         "goal": {"lose_at_most": 40, "choosing_rows": 30, "types": ["q4_0", "q8_0"]},
@@ -192,7 +195,13 @@ def test_a_runtime_of_checkpoints_gets_one(run: dict[str, Any], tmp_path: Path, 
     answer = answer_to(with_goal(run, runtime="transformers", smallest="memory"))
     assert {candidate.type for candidate in answer.candidates} == {None}
     assert answer.proven is not None
-    assert (tmp_path / "small" / "job" / "model.safetensors").is_file()
+    shipped = tmp_path / "small" / "job"
+    assert (shipped / "model.safetensors").is_file()
+    status, told = verify(shipped, tmp_path / "job.csv")
+    assert (status, "llama.cpp" in told) == (0, False)
+    tokenizer = shipped / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    assert "tokenizer.json: missing or changed" in verify(shipped, tmp_path / "job.csv")[1]
     shape = json.loads((model / "config.json").read_text())
     widths = shape["num_hidden_layers"] * shape["num_key_value_heads"] * shape["head_dim"]
     (trimmed,) = (candidate for candidate in answer.candidates if candidate.trimmed)  # its layers are whole
@@ -212,6 +221,7 @@ def test_several_models_and_benchmarks_are_searched_together(run: dict[str, Any]
 
 def test_the_proof_is_repeated_from_the_files(shipped: Path, tmp_path: Path) -> None:
     recorded = json.loads((shipped / "certificate.json").read_text())
+    (tmp_path / "mine.toml").unlink()  # the template set left with the model
     certificate = read_certificate(shipped, [str(tmp_path / "job.csv")])
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -224,24 +234,139 @@ def verify(*arguments: object) -> tuple[int, str]:
     ended = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["verify", *map(str, arguments)])
     if isinstance(ended.exception, InputError):
         return 2, str(ended.exception)
+    assert ended.exception is None or isinstance(ended.exception, SystemExit), ended.exception
     return ended.exit_code, ended.stdout
 
 
-def test_verify_refuses_other_rows_and_another_file(shipped: Path, tmp_path: Path) -> None:
+def test_verify_says_what_it_covers_and_refuses_other_rows_and_other_files(shipped: Path, tmp_path: Path) -> None:
     status, told = verify(shipped, tmp_path / "job.csv")
     assert (status, "less than 40 points lost" in told) == (0, True)
+    assert "beyond opening 1 in the record of the store and the user's state folder" in told
+    assert "(the dense dense, as it is), which are the recorded ones: --dense MODEL scores it" in told
 
-    other = write_rows(tmp_path / "other.csv", 200)
-    status, told = verify(shipped, other)
-    assert status == 2
-    assert "its proving rows have SHA-256" in told
+    status, told = verify(shipped, write_rows(tmp_path / "other.csv", 200))
+    assert (status, "its proving rows have SHA-256" in told) == (2, True)
+    for name in ("job.gguf", "proof.parquet", "mine.toml"):
+        changed = shutil.copytree(shipped, tmp_path / f"changed {name}")
+        (file,) = changed.glob("*.gguf") if name == "job.gguf" else [changed / name]
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+        status, told = verify(changed, tmp_path / "job.csv")
+        assert (status, "changed since it was certified" in told) == (2, True)
+    (shipped / "tokenizer.json").write_text("{}")
+    status, told = verify(shipped, tmp_path / "job.csv")
+    assert (status, "tokenizer.json: not in model.sha256 of the certificate" in told) == (2, True)
 
-    changed = shutil.copytree(shipped, tmp_path / "changed")
-    (file,) = changed.glob("*.gguf")
-    file.write_bytes(file.read_bytes()[:-1] + b"x")
-    status, told = verify(changed, tmp_path / "job.csv")
-    assert status == 2
-    assert "changed since it was certified" in told
+
+def put(certificate: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
+    """A copy with another value of a dotted field; ...: without it."""
+    changed: Any = json.loads(json.dumps(certificate))
+    *parts, last = ("job.gguf" if part == "FILE" else part for part in field.split("."))
+    at = changed
+    for part in parts:
+        at = at[int(part) if isinstance(at, list) else part]
+    if value is ...:
+        del at[last]
+    else:
+        at[last] = value
+    return changed
+
+
+TAMPERED: list[tuple[str, Any, str]] = [
+    ("model.sha256", {}, "model.sha256: got {}; allowed: at least 1 item"),
+    ("model.sha256.x", "a" * 64, "x: missing or changed since it was certified; "),
+    ("model.sha256", {"../job.csv": "a" * 64}, "got '../job.csv'; allowed: a file in the folder"),
+    ("model.sha256.x", "a" * 63, "model.sha256.x: got "),
+    ("model.bytes", 1, "model.bytes: got 1; allowed: "),
+    ("benchmarks", ..., "benchmarks: not set"),
+    ("sets", ..., "sets: not set"),
+    ("sets.job.proving", ..., "sequence.0.benchmarks.job.rows: got 122; allowed: 0, "),
+    ("level", ..., "level: not set"),
+    ("level", 0.05, "level: got 0.05; allowed: 0.04, at opening 1 "),
+    ("reference", "\x1b[2K", "reference: got '\\x1b[2K'; allowed: text that matches"),
+    ("opening", 0, "opening: got 0; allowed: greater than or equal to 1"),
+    ("opening", 2, "level: got 0.04; allowed: 0.008, at opening 2 "),
+    ("confidence", "0.95", "confidence: got '0.95'; allowed: a valid number"),
+    ("margin_points", float("nan"), "margin_points: got nan; allowed: "),
+    ("margin_points", 3.0, "sequence.0.benchmarks.job.margin: got 0.4; allowed: 0.03, "),
+    ("benchmarks.job.loss", 0.001, "benchmarks: got figures of no proven model; "),
+    ("sequence.0.benchmarks.job.p", 0.001, "sequence.0.benchmarks.job.p: got 0.001; allowed: "),
+    ("sequence.0.benchmarks.job.bound", 0.01, "sequence.0.benchmarks.job.bound: got 0.01; allowed: "),
+    ("sequence.0.benchmarks.job.counts.both", 1, "sequence.0.benchmarks.job.rows: got 122; allowed: "),
+    ("sequence.0.benchmarks.job.nominal", 0.05, "sequence.0.benchmarks.job.nominal: got 0.05; allowed: "),
+    ("sequence.0.benchmarks.job.nominal", ..., "sequence.0.benchmarks.job.nominal: got None; allowed: "),
+    ("sequence.0.benchmarks.job.rows", 10**12, "sequence.0.benchmarks.job.rows: got 1000000000000; allowed: "),
+    ("sequence.0.benchmarks.job.proven", False, "sequence.0.benchmarks.job.proven: got False; allowed: True, "),
+    ("sequence.0.proven", False, "sequence.0.proven: got False; allowed: True, by its tests"),
+    ("run.store", {"root": "s3://bucket"}, "run.store: unknown key; "),
+    ("run.execution", {}, "run.execution: unknown key; "),
+    ("run.benchmarks.0.source", "/etc", "run.benchmarks.source: got '/etc'; allowed: a data set of the Hub"),
+    ("run.benchmarks.0.name", "other", "run.benchmarks: got ['other']; allowed: ['job'], as in benchmarks"),
+    ("run.prompts.template", "/etc/passwd", "run.prompts.template: got '/etc/passwd'; allowed: generic, "),
+    ("run.goal.runtime", "a shell", "goal.runtime: got 'a shell'; allowed: "),
+    ("scoring.num_fewshot", 5, "scoring: got "),
+]
+
+
+def test_a_certificate_that_was_changed_is_refused_in_one_line(shipped: Path, tmp_path: Path) -> None:
+    file = shipped / "certificate.json"
+    true = json.loads(file.read_text())
+    wrong = []
+    for field, value, message in TAMPERED:
+        file.write_text(json.dumps(put(true, field, value)))
+        status, told = verify(shipped, tmp_path / "job.csv")
+        if status != 2 or message not in told or "\n" in told:
+            wrong.append((field, value, status, told))
+    assert not wrong
+    for content in ("[]", "{", "[" * 100_000, " " * 5_000_000):
+        file.write_text(content)
+        assert verify(shipped, tmp_path / "job.csv")[1].endswith("allowed: the certificate of a proven model, as JSON")
+    file.unlink()
+    assert verify(shipped)[1] == f"{file}: No such file or directory; allowed: the folder of a proven model"
+
+
+def test_a_certificate_runs_no_code_and_names_no_file_to_read(shipped: Path, tmp_path: Path) -> None:
+    folder, file = tmp_path / "tasks", shipped / "certificate.json"
+    folder.mkdir()
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef texts(row): return row\n")
+    (folder / "evil.yaml").write_text(
+        "task: evil\ndataset_path: json\noutput_type: multiple_choice\ntest_split: test\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'rows.jsonl'}}}}}\n"
+        "process_docs: !function code.texts\ndoc_to_text: '{{q}}'\ndoc_to_choice: ['a', 'b']\ndoc_to_target: 0\n"
+        "metric_list: [{metric: acc}]\n"
+    )
+    (tmp_path / "rows.jsonl").write_text('{"q": "one"}\n{"q": "two"}\n')
+    evil = json.loads(file.read_text().replace('"job":', '"lm_eval:evil":'))
+    task = dict.fromkeys(evil["run"]["benchmarks"][0]) | {
+        "name": "lm_eval:evil",
+        "source": str(folder),
+        "metric": "acc",
+    }
+    evil["run"]["benchmarks"] = [task]
+    plain = put(json.loads(file.read_text()), "run.benchmarks.0.data", "/etc/passwd")
+    for certificate, named in ((evil, folder), (plain, "/etc/passwd")):
+        file.write_text(json.dumps(certificate))
+        status, told = verify(shipped)
+        assert (status, told) == (2, f"rows: got 0 files; allowed: 1 in the place of '{named}'")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_certificate_of_the_first_format_still_holds(shipped: Path, tmp_path: Path) -> None:
+    file = shipped / "certificate.json"
+    old = json.loads(file.read_text())
+    old["format"] = 1
+    del old["record"]
+    old["model"]["sha256"] = {name: old["model"]["sha256"][name] for name in old["model"]["sha256"] if "gguf" in name}
+    old["run"]["prompts"]["template"] = old["scoring"]["template"] = "harness"
+    for tests in (old["benchmarks"], *(step["benchmarks"] for step in old["sequence"])):
+        counts, rows = tests["job"]["counts"], tests["job"]["rows"]
+        lost, gained = counts["only_dense"], counts["only_small"]
+        losses = np.repeat([1.0, -1.0, 0.0], (lost, gained, rows - lost - gained))
+        tests["job"]["bound"] = loss_bound(losses, tests["job"]["level"])
+        del tests["job"]["nominal"]
+    file.write_text(json.dumps(old))
+    status, told = verify(shipped, tmp_path / "job.csv")
+    assert (status, "less than 40 points lost" in told) == (0, True), told
+    assert "files other than weights, of which certificates of format 1 have no SHA-256" in told
 
 
 def refusal(run: Mapping[str, Any]) -> str:

@@ -30,26 +30,45 @@ def store(root: str, tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(root, str(tmp_path / "working-copy"))
 
 
+def number(store: ArtifactStore, plan: str, goal: str = "goal") -> int:
+    return record_opening(store, goal, plan)[0]
+
+
 def test_a_plan_opens_once_and_every_other_plan_is_counted(store: ArtifactStore) -> None:
-    assert [record_opening(store, "goal", plan) for plan in ("one", "one", "two", "one", "three", "two")] == [
-        *(1, 1, 2),
-        *(1, 3, 2),
-    ]
-    assert record_opening(store, "another goal", "two") == 1
+    assert [number(store, plan) for plan in ("one", "one", "two", "one", "three", "two")] == [1, 1, 2, 1, 3, 2]
+    assert number(store, "two", "another goal") == 1
 
 
-def test_another_machine_reads_the_same_record(root: str, tmp_path: Path) -> None:
-    numbers = [
-        record_opening(ArtifactStore(root, str(tmp_path / machine)), "goal", plan)
-        for machine, plan in (("here", "one"), ("there", "two"), ("there", "one"))
-    ]
-    assert numbers == [1, 2, 1]
+def test_another_machine_reads_the_same_record(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def on(machine: str, plan: str) -> int:
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / f"state of {machine}"))
+        return number(ArtifactStore(root, str(tmp_path / machine)), plan)
+
+    assert [on("here", "one"), on("there", "two"), on("there", "one"), on("here", "two")] == [1, 2, 1, 2]
+
+
+def test_rows_stay_opened_in_every_store(store: ArtifactStore, tmp_path: Path) -> None:
+    other = ArtifactStore(str(tmp_path / "another store"))
+    assert record_opening(store, "goal", "one") == (1, "the store and the user's state folder")
+    assert [number(other, plan) for plan in ("two", "one", "three")] == [2, 1, 3]
+    assert [number(store, plan) for plan in ("three", "four")] == [3, 4]
+
+
+def test_plans_that_only_the_store_has_recorded_keep_their_numbers(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    with monkeypatch.context() as unwritable:
+        unwritable.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+        assert [record_opening(store, "goal", plan) for plan in ("one", "two")] == [(1, "the store"), (2, "the store")]
+    assert "is recorded in the store alone: [Errno 20] Not a directory" in caplog.text
+    assert [number(store, plan) for plan in ("two", "three", "one")] == [2, 3, 1]
 
 
 def _open(root: str, copy: str, plan: str, start: Any, results: Any) -> None:
     store = ArtifactStore(root, copy)
     start.wait(30)
-    results.put((plan, record_opening(store, "goal", plan)))
+    results.put((plan, number(store, plan)))
 
 
 @pytest.mark.parametrize("root", ["folder", "file", "s3"], indirect=True)  # memory:// is one process's own
@@ -71,11 +90,11 @@ def test_plans_that_open_at_once_get_numbers_of_their_own(root: str, tmp_path: P
 
 def test_housekeeping_neither_lists_nor_removes_the_record(store: ArtifactStore) -> None:
     ref, _ = store.build("stage", 1, {}, {}, lambda out: (out / "text.txt").write_text("text") and None)
-    assert [record_opening(store, "goal", plan) for plan in ("one", "two")] == [1, 2]
+    assert [number(store, plan) for plan in ("one", "two")] == [1, 2]
     in_a_year = time.time() + 365 * 86400
     assert [path for path, _ in leftovers(store, now=in_a_year) if ".openings" in str(path)] == []
     entries = survey(store)
     assert [entry.name for entry in entries] == [("stage", ref.key)]
     assert [problem for _, problem in verify(store)] == [None]
     assert remove_artifacts(store, removable(entries, older_than=0, now=in_a_year)) == entries
-    assert [record_opening(store, "goal", plan) for plan in ("one", "three", "two")] == [1, 3, 2]
+    assert [number(store, plan) for plan in ("one", "three", "two")] == [1, 3, 2]

@@ -1,0 +1,59 @@
+"""The record of openings: every plan that looked at the rows that prove a goal.
+
+Whoever looks at the same rows again, with another plan, has another chance to be lucky. The rows are the user's and not
+a store's. So the record is kept twice: in the user's state folder, which knows of all stores, and in the store, which
+all its machines share.
+"""
+
+import logging
+import os
+from itertools import count
+from pathlib import Path
+
+import platformdirs
+from fsspec.implementations.local import LocalFileSystem
+
+from tailored_llama.store import remote
+from tailored_llama.store.artifacts import ArtifactStore
+
+log = logging.getLogger(__name__)
+
+
+def state_folder() -> Path:
+    """The user's state folder, such as ~/.local/state/tailored-llama; OSError: it cannot be written."""
+    folder = platformdirs.user_state_path("tailored-llama")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder}: not writable")
+    return folder
+
+
+def record_opening(store: ArtifactStore, goal: str, plan: str) -> tuple[int, str]:
+    """Record that a plan opens the rows that prove a goal, before they are scored.
+
+    A plan has a small file `.openings/GOAL.NUMBER` in both records, created only where none is, which nothing removes.
+    Its number, from 1, is the first at which no other plan stands in either. The goal identifies the rows, and what is
+    proven with them; the plan, what is to be tested, and how. Returns the number, and where the record was kept.
+    """
+    shared = store.remote or remote.Remote(store.root, LocalFileSystem(), str(store.local))
+    records, kept, content = [shared], "the store", plan.encode()
+    try:
+        folder = str(state_folder())
+    except OSError as error:  # as in many containers
+        log.warning("the opening of the proving rows is recorded in the store alone: %s", error)
+    else:
+        records.insert(0, own := remote.Remote(folder, LocalFileSystem(), folder))
+        kept = "the store and the user's state folder"
+        _copy(goal, shared, own)
+
+    def takes(number: int) -> bool:
+        return all(remote.create(at, f".openings/{goal}.{number}", content, "recording an opening") for at in records)
+
+    return next(filter(takes, count(1))), kept
+
+
+def _copy(goal: str, source: remote.Remote, target: remote.Remote) -> None:
+    """Copy what only the store has of a goal, so that a plan that is recorded there keeps its number."""
+    names = [f".openings/{name}" for name in remote.names(source, ".openings") if name.startswith(f"{goal}.")]
+    for name, content in remote.read_all(source, names).items():
+        remote.create(target, name, content, "recording an opening")
