@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field
 
 from tailored_llama import evaluation
-from tailored_llama.config import GgufType, Metric, Section, validate_as
+from tailored_llama.config import Metric, Section, validate_as
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import Array
+from tailored_llama.evaluation import Array, FileType
 from tailored_llama.store import is_safe_relative
 
 LARGEST = 4_000_000  # bytes
@@ -101,7 +101,7 @@ class StatedCandidate(Stated):
 
     base: Text
     ratio: Share
-    type: GgufType | None
+    type: FileType
     trimmed: bool
     tuned: bool
     parameters: Count
