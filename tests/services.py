@@ -112,9 +112,8 @@ class Server:
         self._spawn, self.home, self.port = spawn, home, free_port()
         self.url = f"http://127.0.0.1:{self.port}/api"
         self._process: subprocess.Popen[bytes] | None = None
-        self._client = httpx.Client(
-            timeout=60, auth=login
-        )  # one for all calls: a new one reads the machine's certificates anew
+        # One for all calls: a new one reads the certificates of the machine anew.
+        self._client = httpx.Client(timeout=60, auth=login)
 
     @property
     def pages(self) -> str:
