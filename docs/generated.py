@@ -1,24 +1,33 @@
-"""A Sphinx extension: pages that are made from the code and from the studies' tables when the site is built."""
+"""Writes the pages that say what code and tables say: configuration, command line and results.
+
+    python docs/generated.py            # write them (`make pages`)
+    python docs/generated.py --check    # fail if one of them is stale (`make docs`)
+
+They are plain Markdown, committed, and read the same on a code host and on the site. What stands above the marker in a
+page is written by hand and stays.
+"""
 
 import csv
 import json
 import re
-import tomllib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from docutils import nodes
-from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
+from claims import Study, read_claims
 from tailored_llama.cli.main import app as typer_app
 from tailored_llama.config import PromptStudyConfig, RunConfig, Section, SmallestConfig, SweepConfig
 from tailored_llama.pipeline import COMPOSITIONS
 
-RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parent
+RESULTS = DOCS / "results"
+STATED = ("error", "seeds", "examples", "commit", "machine", "repetitions")
+REASON = "none: "  # what a value begins with that says why there is none
+MARKER = "<!-- What follows is written by docs/generated.py: run `make pages`. -->"
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 KINDS = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text", "null": "absent"}
 
@@ -60,7 +69,7 @@ def _fields(schema: dict[str, Any], section: dict[str, Any], prefix: str, names:
         default = "required" if "default" not in field else _value(field["default"])
         kind = _kind(schema, field)
         about = " ".join(field.get("description", "").split())
-        yield f"```{{confval}} {prefix}{name}\n\n{kind[:1].upper()}{kind[1:]}. Default: {default}.\n\n{about}\n```"
+        yield f"- **`{prefix}{name}`**: {kind}. Default: {default}.  \n  {about}".rstrip()
 
 
 def _kind(schema: dict[str, Any], field: dict[str, Any]) -> str:
@@ -115,35 +124,61 @@ def command_line() -> Iterator[str]:
 
 def results() -> Iterator[str]:
     """Every claim with its figure, and below, the table of each study with its conditions and its command."""
-    parts = tomllib.loads((RESULTS / "claims.toml").read_text(encoding="utf-8"))["part"]
+    parts = read_claims(RESULTS / "claims.toml")
     for part in parts:
-        yield f"## {part['title']}"
+        yield f"## {part.title}"
         rows = [["claim", "figure", "seeds", "examples", "study"]]
-        for study in part["study"]:
-            for claim in study["claim"]:
-                figure = "\u00a0±\u00a0".join(claim[key] for key in ("figure", "error") if key in claim)
-                drawn = [(study | claim).get(key, "") for key in ("seeds", "examples")]
-                rows.append([claim["claim"], figure, *drawn, f"[{study['title']}](#{study['id']})"])
+        for study in part.study:
+            for claim in study.claim:
+                figure = f"{claim.figure}\u00a0±\u00a0{claim.error}" if claim.error[0].isdigit() else claim.figure
+                cells = [claim.claim, figure, *(_short(one) for one in (claim.seeds, claim.examples))]
+                rows.append([*cells, f"[{study.title}](#{study.id})"])
         yield _table(rows)
     for part in parts:
-        yield f"## Studies: {part['title'].lower()}"
-        for study in part["study"]:
+        yield f"## Studies: {part.title.lower()}"
+        for study in part.study:
             yield from _study(study)
 
 
-def _study(study: dict[str, Any]) -> Iterator[str]:
-    """A study's conditions, command and tables."""
-    yield f"({study['id']})=\n### {study['title']}"
-    about = [f"{name}: {study[name.lower()]}" for name in ("Seeds", "Examples", "Commit") if name.lower() in study]
-    yield study["conditions"] + (f" {'. '.join(about)}." if about else "")
-    if "command" in study:
-        yield f"```sh\n{study['command'].strip()}\n```"
-    if "picture" in study:
-        yield f"![{study['title']}](../images/{study['picture']})"
-    for name in study["csv"]:
+def _study(study: Study) -> Iterator[str]:
+    """A study's conditions, how each claim came about, the commands and the tables."""
+    yield f'<a id="{study.id}"></a>'
+    yield f"### {study.title}"
+    yield study.conditions
+    shared, *own = _provenance(study)
+    yield from (part for part in (shared, "\n".join(own)) if part)
+    for command in dict.fromkeys(claim.command for claim in study.claim if not claim.command.startswith(REASON)):
+        yield f"```sh\n{command.strip()}\n```"
+    if study.picture:
+        yield f"![{study.title}](../images/{study.picture})"
+    for name in study.csv:
         with (RESULTS / name).open(encoding="utf-8", newline="") as file:
             yield _table(_shown(list(csv.reader(file))))
         yield f"[{name}]({name})"
+
+
+def _provenance(study: Study) -> Iterator[str]:
+    """What holds for all claims of a study, and below, what a claim has instead; errors stand in the figures."""
+    shared = [f"{name.capitalize()}: {_said(value)}." for name in STATED if (value := getattr(study, name))]
+    yield " ".join(one for one in shared if one != "Error: in the figure.")
+    for claim in study.claim:
+        own = {name: value for name in STATED if (value := getattr(claim, name)) != getattr(study, name)}
+        if not own.get("error", REASON).startswith(REASON):
+            del own["error"]  # a number stands beside its figure
+        if claim.command.startswith(REASON):
+            own["command"] = claim.command
+        if own:
+            yield f"- {claim.claim}: {'; '.join(f'{name}: {_said(value)}' for name, value in own.items())}."
+
+
+def _said(value: str) -> str:
+    """A value in a sentence: `none: a timing` is written `none (a timing)`."""
+    return re.sub("^none: (.*)$", r"none (\1)", value)
+
+
+def _short(value: str) -> str:
+    """A reason why something does not apply stands in the study; the table of claims has a dash."""
+    return "–" if value.startswith(REASON) else value
 
 
 def _shown(rows: list[list[str]]) -> list[list[str]]:
@@ -173,18 +208,35 @@ def _table(rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *body])
 
 
-def _directive(written: Callable[[], Iterator[str]]) -> type[SphinxDirective]:
-    """A directive that stands for Markdown which a function writes."""
-
-    class Generated(SphinxDirective):
-        def run(self) -> list[nodes.Node]:
-            self.env.note_reread()  # what it is made from is no file that Sphinx watches
-            return self.parse_text_to_nodes("\n\n".join(written()), allow_section_headings=True)
-
-    return Generated
+PAGES: dict[str, Callable[[], Iterator[str]]] = {
+    "reference/configuration.md": configuration,
+    "reference/command-line.md": command_line,
+    "results/index.md": results,
+}
 
 
-def setup(app: Sphinx) -> dict[str, bool]:
-    for name, written in (("configuration", configuration), ("command-line", command_line), ("results", results)):
-        app.add_directive(name, _directive(written))
-    return {"parallel_read_safe": True}
+def page(name: str) -> str:
+    """A page as it should be: the part that is written by hand, and below the marker what code and tables say."""
+    by_hand, marker, _ = (DOCS / name).read_text(encoding="utf-8").partition(MARKER)
+    if not marker:
+        raise ValueError(f"docs/{name}: got no line {MARKER!r}; allowed: one, below which the page is generated")
+    lines = "\n\n".join([f"{by_hand}{MARKER}", *PAGES[name]()]).splitlines()
+    return "\n".join(line if line.endswith(".  ") else line.rstrip() for line in lines) + "\n"
+
+
+def main() -> None:
+    try:
+        pages = {name: page(name) for name in PAGES}
+    except ValueError as error:
+        sys.exit(str(error))
+    stale = [name for name, text in pages.items() if (DOCS / name).read_text(encoding="utf-8") != text]
+    if sys.argv[1:] == ["--check"]:
+        if stale:
+            sys.exit(f"{', '.join(f'docs/{name}' for name in stale)}: not what code and tables say; run `make pages`")
+        return
+    for name in stale:
+        (DOCS / name).write_text(pages[name], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -14,8 +14,10 @@ from tailored_llama.pipeline import COMPOSITIONS
 
 NIGHTLY = "0 2 * * *"
 OWN = "own"  # tag of the deployments that are made here; no other one is replaced
+TIMEZONE = os.environ.get("TAILORED_LLAMA_TIMEZONE", "UTC")
 DEPLOYED = {  # where the file does not say otherwise
     "execution.dispatch": "gpu",
+    "execution.device": os.environ.get("TAILORED_LLAMA_DEVICE", "cpu"),
     "store.root": os.environ.get("TAILORED_LLAMA_STORE", "artifacts"),
     "store.reports": os.environ.get("TAILORED_LLAMA_REPORTS", "reports"),
 }
@@ -26,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="deploy.sh", description="Run a configuration of your own every night.")
     parser.add_argument("config", metavar="CONFIG", help="a TOML file; its fields say what it is for")
     parser.add_argument("--name", help="name of the deployment; absent: that of the file")
-    parser.add_argument("--cron", default=NIGHTLY, help=f"when it runs, in UTC; absent: '{NIGHTLY}'")
+    parser.add_argument("--cron", default=NIGHTLY, help=f"when it runs, in {TIMEZONE}; absent: '{NIGHTLY}'")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one field")
     options = parser.parse_args(arguments)
     try:
@@ -35,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"deployment: {name}, {options.cron} UTC")
+    print(f"deployment: {name}, {options.cron} {TIMEZONE}")
     return 0
 
 
@@ -45,7 +47,7 @@ def parameters_of(config: RunConfig) -> dict[str, Any]:
 
 
 def _read(file: str, overrides: list[str]) -> tuple[str, RunConfig]:
-    """What a file is for, and its configuration, with what a deployed run needs beside it; all is checked."""
+    """Return the study of a file and its configuration, with what a deployed run needs beside it; all is checked."""
     study, given = study_of(file, overrides), read_config_data(file, overrides)
     for field, value in DEPLOYED.items():
         section, name = field.split(".")
@@ -76,7 +78,7 @@ def _deploy(study: str, name: str, cron: str, parameters: dict[str, Any]) -> str
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise InputError(f"--name: got {name!r}; allowed: letters, digits, and . _ - after the first")
     try:
-        schedule = CronSchedule(cron=cron, timezone="UTC")
+        schedule = CronSchedule(cron=cron, timezone=TIMEZONE)
     except ValueError:
         raise InputError(f"--cron: got {cron!r}; allowed: five fields, such as {NIGHTLY!r}") from None
     if not PREFECT_API_URL.value():

@@ -24,7 +24,10 @@ EVERY = 15.0  # seconds between two lines
 
 
 def quiet_libraries() -> None:
-    """Turn off transformers' own bars and messages, and warnings that are addressed to library authors."""
+    """Turn off transformers' own bars and messages, and warnings that are addressed to library authors.
+
+    It changes the whole process, so it is for processes of our own; in a user's, `quietly` is.
+    """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of PEFT: it wants a faster kernel for 4 bits
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="(peft|torch_pruning|torch).*")
@@ -33,6 +36,22 @@ def quiet_libraries() -> None:
     def quiet(module: ModuleType) -> None:
         module.utils.logging.disable_progress_bar()
         module.utils.logging.set_verbosity_error()
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Quiet the libraries during a call; afterwards the caller's process warns and shows bars as before."""
+    from transformers.utils import logging as messages
+
+    verbosity, shows_bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
+    with warnings.catch_warnings():
+        quiet_libraries()
+        try:
+            yield
+        finally:
+            messages.set_verbosity(verbosity)
+            if shows_bars:
+                messages.enable_progress_bar()
 
 
 @contextmanager

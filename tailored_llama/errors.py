@@ -1,11 +1,43 @@
-"""Errors that a user can fix, and helpers for all other errors."""
+"""Errors that a user can fix, helpers for all other errors, and the secrets that none of them may show."""
+
+import re
+
+# A URL's password, up to its last @, or a field of its query, such as token or X-Amz-Signature. Prefect's server and
+# forms read it, too: no flags, and nothing that JavaScript does not know.
+SECRET = (
+    r"(://[^\s/:@]*:)\S+@"
+    r"|([?&;][\w.-]*(?:[Tt]oken|[Kk]ey|[Ss]ecret|[Ss]ig|[Ss]ignature|[Pp]assword|[Cc]redential)=)[^\s&;'\"]+"
+)
+
+
+def redacted(text: str) -> str:
+    """A text without the passwords and tokens that stand in its URLs."""
+    return re.sub(SECRET, lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", text)
+
+
+def secret_in(value: str) -> str | None:
+    """Why a URL is refused that has a secret in it; None if it has none, or the value is no URL.
+
+    A configuration is shown in messages and stored with every run, so it cannot hold a secret.
+    """
+    url = "".join(value.split())  # a password may have spaces
+    if not re.match(r"[\w+.:-]+://", url) or (shown := redacted(url)) == url:
+        return None
+    return (
+        f"got {shown!r}; allowed: a URL without password or token, which belong in the environment "
+        "(AWS_SECRET_ACCESS_KEY, FSSPEC_SFTP_PASSWORD, …) or in ~/.config/fsspec"
+    )
 
 
 class InputError(ValueError):
     """Raised when a value, file or model given by the user cannot be used.
 
-    The message is one line that names the field or file, the value got, and what is allowed. It is shown alone.
+    The message is one line that names the field or file, the value got, and what is allowed. It is shown alone, and
+    without secrets.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redacted(message))
 
 
 class UnreachableError(InputError):
@@ -17,7 +49,7 @@ _DROPPED = {"ConnectionError", "TimeoutError", "Timeout", "TransportError", "Cli
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a request, or its cause, failed by the connection or HTTP 408, 429 or 5xx, and may succeed later."""
+    """Return whether a request may succeed later: it or its cause failed by the connection, or HTTP 408, 429, 5xx."""
     if isinstance(error, InputError):
         return isinstance(error, UnreachableError)
     kinds = {kind.__name__ for kind in type(error).__mro__}
@@ -36,5 +68,5 @@ def _status(error: BaseException) -> int | None:
 
 
 def one_line(error: Exception) -> str:
-    """An error's message as one line for a table cell: at most 300 characters, never empty."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+    """An error's message as one line for a table cell: without secrets, at most 300 characters, never empty."""
+    return (redacted(" ".join(str(error).split())) or type(error).__name__)[:300]

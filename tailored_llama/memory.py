@@ -32,14 +32,17 @@ def without_gc() -> Iterator[None]:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, and this process may try again with less: one of several, which wait for it, may not."""
+    """Return whether memory ran out and this process may try again with less.
+
+    One process of several may not: the others wait for it.
+    """
     import torch.distributed
 
     return ran_out(error) and not (torch.distributed.is_available() and torch.distributed.is_initialized())
 
 
 def ran_out(error: Exception) -> bool:
-    """Whether an error says that a GPU or the CPU ran out of memory."""
+    """Return whether an error says that a GPU or the CPU ran out of memory."""
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
 
@@ -69,7 +72,7 @@ def free_memory(device: str = "cpu") -> int:
 
 
 def _left_in_cgroup() -> int | None:
-    """What the limit of a container leaves, beside memory of programs; None without such a limit."""
+    """Return what the limit of a container leaves beside the memory of programs; None without such a limit."""
     with contextlib.suppress(OSError, ValueError):
         taken = _field("/sys/fs/cgroup/memory.stat", "anon", unit=1)
         return int(Path("/sys/fs/cgroup/memory.max").read_text()) - (taken or 0)

@@ -59,9 +59,9 @@ def preflight_tailor(run: config.RunConfig) -> None:
             f"store.export_formats: got {list(formats)} without store.export; allowed: with a folder there"
         )
     exports = config.exports(run)
-    for own in exports:
-        check_target(own.folder, "store.export", "an exported model", [GGUF if own.type else FINISHED])
-    types = [own.type for own in exports if own.type]
+    for exported in exports:
+        check_target(exported.folder, "store.export", "an exported model", [GGUF if exported.type else FINISHED])
+    types = [exported.type for exported in exports if exported.type]
     architecture = models.source_architecture(models.find_model(run.model)) if types else None
     protected = pruning.protect_first or pruning.protect_last
     alike = (pruning.shape == "stock" and not protected) or not any(pruning.ratios)
@@ -70,7 +70,7 @@ def preflight_tailor(run: config.RunConfig) -> None:
             f"store.export_formats: got {list(formats)} for architecture {architecture} with layers of different "
             f"widths; allowed for llama.cpp: {', '.join(models.GGUF_LAYERED)} ({models.ALIKE_HINT})"
         )
-    if (k_quants := [own for own in types if own in config.K_QUANTS]) and not find_spec("llama_cpp_py_sync"):
+    if (k_quants := [kind for kind in types if kind in config.K_QUANTS]) and not find_spec("llama_cpp_py_sync"):
         raise InputError(
             f"store.export_formats: got gguf:{k_quants[0]}, which needs llama-cpp-py-sync; allowed: other types, or "
             "after pip install 'tailored-llama[gguf]'"
@@ -108,8 +108,8 @@ def texts_of(run: config.RunConfig) -> list[tuple[str, config.TextConfig]]:
         sections["healing"] = config.healing_text(run)
     texts = [
         (section, part.text)
-        for section, own in sections.items()
-        for part in data.calibration_parts(own)
+        for section, section_config in sections.items()
+        for part in data.calibration_parts(section_config)
         if part.text.source != config.PROMPTS and not part.benchmark
     ]
     return [("perplexity", run.perplexity), *texts]
@@ -187,7 +187,9 @@ def _check_streaming(run: config.RunConfig, does: Collection[str]) -> None:
     """Check that a run in which every model must be streamed does nothing that needs a whole model."""
     if run.execution.streaming != "always":
         return
-    written = [own.name for own in run.benchmarks if config.is_written(own)] if "score" in does else []
+    written = (
+        [benchmark.name for benchmark in run.benchmarks if config.is_written(benchmark)] if "score" in does else []
+    )
     whole = [f"the written answers of {name}" for name in written]
     if run.model.quantization == "none":  # in 4 bits an adapter is trained on the whole model
         if run.healing.tokens and "prune" in does:

@@ -27,7 +27,7 @@ FLOW = "stage"  # in flows/compositions.py
 THREADS = 64  # stages that one flow has under way at once
 EVERY = 1.0  # seconds between two looks at a dispatched run, and as many more for each ten stages under way
 GATHER = 2.0  # seconds for which a stage waits for others to share its runs
-NOT_NEEDED: State[Any] = Completed(name="NotNeeded", message="Other runs have made all that this one was for.")
+NOT_NEEDED: State[Any] = Completed(name="NotNeeded", message="Other runs have made all artifacts of this one.")
 
 
 class CrashedElsewhere(ConnectionError):
@@ -73,12 +73,14 @@ class Waiting(ThreadPoolTaskRunner[Any]):
             calls, runs = self._gathering.setdefault(call.stage, ([], Future()))
             calls.append(call)
         if is_first:
-            self.stopped.wait(GATHER)
-            with self._lock:
-                del self._gathering[call.stage]
             try:
+                try:
+                    self.stopped.wait(GATHER)
+                finally:
+                    with self._lock:
+                        del self._gathering[call.stage]
                 runs.set_result(share_out(calls))
-            except Exception as error:
+            except BaseException as error:  # an interrupt, too: the others wait for it
                 runs.set_exception(error)
         return calls, runs.result()
 
@@ -209,6 +211,6 @@ def _create(deployment: str, common: dict[str, Any], model: str, calls: list[Ord
 
 
 def _at_once(client: SyncPrefectClient, deployment: str) -> int | None:
-    """How many runs the deployment's pool has at once; None: any number."""
+    """Return how many runs the deployment's pool has at once; None: any number."""
     pool = client.read_deployment_by_name(deployment).work_pool_name
     return client.read_work_pool(pool).concurrency_limit if pool else None

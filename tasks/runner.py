@@ -18,7 +18,7 @@ from prefect.states import Completed
 from tailored_llama import pipeline
 from tailored_llama.config import ExecutionConfig, StoreConfig
 from tailored_llama.console import progress_bar, quiet_libraries
-from tailored_llama.errors import InputError, is_transient
+from tailored_llama.errors import InputError, is_transient, redacted
 from tailored_llama.memory import out_of_memory
 from tailored_llama.store import ArtifactRef, ArtifactStore
 from tasks._dispatch import Waiting, dispatch
@@ -51,7 +51,7 @@ class PrefectRunner:
         task, options = _task(stage.name), {"store": self.store, "execution": self.execution}
         if self.execution.dispatch is None and self.execution.processes == 1:
             return pipeline.Done(task(name, stage.name, settings, pipeline.result(inputs), **options).result())
-        needs = [leaf for _, leaf in pipeline.leaves(inputs) if isinstance(leaf, Promise)]
+        needs = [leaf for _, leaf in pipeline.flatten(inputs) if isinstance(leaf, Promise)]
         runs = pipeline.map_leaves(_run_of, inputs)
         if stage.on_device or not all(need.done for need in needs):
             return Promise(task.submit(name, stage.name, settings, runs, **options), needs, name)
@@ -62,12 +62,12 @@ class PrefectRunner:
 
 
 def _run_of(leaf: Any) -> Any:
-    """What Prefect waits for, or what is known already."""
+    """Return the run that Prefect waits for, or what is known already."""
     return leaf.run if isinstance(leaf, Promise) else pipeline.result(leaf)
 
 
 class Promise:
-    """What a stage will return, or the failure that leaves it without a result.
+    """The future result of a stage, or the failure that leaves it without a result.
 
     `run` is Prefect's future of it, or its final state; `needs` are the promises that it reads.
     """
@@ -156,7 +156,7 @@ def _task(stage: str) -> Any:
 
 
 def is_retryable(frugal: bool, task: Any, run: TaskRun, state: State[Any]) -> bool:
-    """Whether a retry may succeed: memory ran out in a stage that can take less, or the failure is transient."""
+    """Return whether a retry may succeed: memory ran out in a stage that can take less, or the failure is transient."""
     error = state.data
     if not isinstance(error, Exception):
         return False
@@ -167,15 +167,18 @@ def is_retryable(frugal: bool, task: Any, run: TaskRun, state: State[Any]) -> bo
     return False
 
 
-def _drop_traceback(record: logging.LogRecord) -> bool:
-    """Drop the traceback where the message is complete: the user's value is wrong, or a stage has logged its own."""
+def _tidy(record: logging.LogRecord) -> bool:
+    """Redact secrets: Prefect logs parameters that it refuses. Drop the traceback where the message is complete."""
+    record.msg, record.args = redacted(record.getMessage()), None
     if record.exc_info and isinstance(record.exc_info[1], InputError | pipeline.IncompleteRun):
-        record.exc_info = None
+        record.exc_info = None  # the user's value is wrong, or a stage has logged its own
+    elif record.exc_info:
+        record.exc_text = redacted(logging.Formatter().formatException(record.exc_info))
     return True
 
 
-for _name in ("prefect.task_runs", "prefect.flow_runs", "prefect.task_engine", "prefect.flow_engine"):
-    logging.getLogger(_name).addFilter(_drop_traceback)
+for _name in ("task_runs", "flow_runs", "task_engine", "flow_engine", "flows"):
+    logging.getLogger(f"prefect.{_name}").addFilter(_tidy)
 
 quiet_libraries()
 logging.getLogger("tailored_llama").setLevel(logging.INFO)  # shown by Prefect's logging.extra_loggers

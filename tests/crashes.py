@@ -23,6 +23,7 @@ from typing import Any, Self
 import pytest
 from fsspec import AbstractFileSystem
 
+from tailored_llama.store import publishing
 from tailored_llama.store.claims import LEASE, Lease
 
 _open = builtins.open  # of nobody's process
@@ -110,6 +111,7 @@ def record_disk(root: Path, patch: pytest.MonkeyPatch) -> None:
     for name in ("rename", "replace", "link"):
         patch.setattr(os, name, recorded(name, getattr(os, name), about=1))
     patch.setattr(fcntl, "flock", recorded("flock", fcntl.flock))
+    patch.setattr(publishing, "_exchange", recorded("exchange", publishing._exchange, about=1))
     opened = recorded("open", builtins.open)
     patch.setattr(builtins, "open", opened)
     patch.setattr(io, "open", opened)

@@ -1,7 +1,6 @@
 """What tests are made of: a tiny random Llama with grouped-query attention, a byte tokenizer, a small benchmark."""
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -19,6 +17,7 @@ from tailored_llama.config import (
     AdapterConfig,
     BenchmarkConfig,
     ExecutionConfig,
+    GgufType,
     Metric,
     PlanConfig,
     PruningConfig,
@@ -30,20 +29,10 @@ from tailored_llama.config import (
 from tailored_llama.data import BenchmarkSource, PromptSettings, RenderedSplit, load_benchmark, render_prompts
 from tailored_llama.data.prompts import PROMPTS_SCHEMA, Wording
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
-from tailored_llama.models import (
-    Document,
-    Header,
-    Layer,
-    distinct,
-    encode_pair,
-    packed_states,
-    read_config,
-    read_structure,
-    target_logprobs,
-)
-from tailored_llama.models.modeling_tailored_llama import blocks
+from tailored_llama.models import Document, Header, distinct, encode_pair, packed_states, target_logprobs
 from tailored_llama.progress import Progress, silent
-from tailored_llama.pruning import PruneSettings, SplitSettings, choose_split, prune_checkpoint, prune_model
+from tailored_llama.pruning import PruneSettings, SplitSettings, choose_split, prune_model
+from tailored_llama.serving import write_gguf
 from tailored_llama.store import write_table
 from tailored_llama.training import TuneSettings
 
@@ -128,6 +117,12 @@ def save_worded_llama(folder: Path, tokenizer: PreTrainedTokenizerFast | None = 
     return folder
 
 
+def worded_gguf(folder: Path, gguf_type: GgufType = "f16") -> Path:
+    """A tiny Llama with a tokenizer of words, as one GGUF file."""
+    write_gguf(save_worded_llama(folder / "of-the-file"), gguf_type=gguf_type, out=folder / "worded.gguf")
+    return folder / "worded.gguf"
+
+
 def save_tiny_llama(
     folder: Path, seed: int = 0, architecture: str = "llama", noise: float = 0.0, **changes: Any
 ) -> Path:
@@ -158,28 +153,6 @@ def save_tiny_llama(
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
-
-
-def remove_blocks(dense: Path, out: Path, gone: Sequence[tuple[int, str]]) -> Path:
-    """A checkpoint without these blocks, (layer, "attention" or "mlp"), such as pruning once wrote them."""
-    structure, rest = read_structure(dense), out.with_name(f"{out.name}-rest")
-    shutil.copytree(dense, rest)
-    out.mkdir()
-    sandwiched = str(read_config(dense)["model_type"]) in ("gemma2", "gemma3_text")
-    prefixes = tuple(f"model.layers.{number}.{module}." for number, kind in gone for module in blocks(sandwiched)[kind])
-    tensors = load_file(dense / "model.safetensors")
-    left = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
-    save_file(left, rest / "model.safetensors", {"format": "pt"})
-    layers = [
-        Layer(
-            0 if (number, "attention") in gone else layer.heads,
-            0 if (number, "attention") in gone else layer.kv_heads,
-            0 if (number, "mlp") in gone else layer.channels,
-        )
-        for number, layer in enumerate(structure.layers)
-    ]
-    prune_checkpoint(rest, layers, {}, out)
-    return out
 
 
 def prune(

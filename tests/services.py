@@ -108,11 +108,13 @@ def free_port() -> int:
 class Server:
     """`prefect server start` on a port and a database that outlast the process."""
 
-    def __init__(self, spawn: Spawn, home: Path) -> None:
+    def __init__(self, spawn: Spawn, home: Path, login: tuple[str, str] | None = None) -> None:
         self._spawn, self.home, self.port = spawn, home, free_port()
         self.url = f"http://127.0.0.1:{self.port}/api"
         self._process: subprocess.Popen[bytes] | None = None
-        self._client = httpx.Client(timeout=60)  # one for all calls: a new one reads the machine's certificates anew
+        self._client = httpx.Client(
+            timeout=60, auth=login
+        )  # one for all calls: a new one reads the machine's certificates anew
 
     @property
     def pages(self) -> str:

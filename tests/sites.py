@@ -60,6 +60,10 @@ class Site:
         asked = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "retried by hand"}, "force": False}
         assert self.server.call(f"flow_runs/{run}/set_state", asked)["status"] == "ACCEPT"
 
+    def told_of(self, run: str) -> list[str]:
+        """What the webhook was told of a run."""
+        return [told["text"] for told in self.told if f"({run})" in told["text"]]
+
     def task_runs(self, run: str) -> dict[str, dict[str, Any]]:
         """The task runs of a flow run by their names; where some have the same, the one that started last."""
         asked = {"flow_runs": {"id": {"any_": [run]}}, "limit": 200, "sort": "EXPECTED_START_TIME_ASC"}
@@ -92,6 +96,7 @@ def deployed(folder: Path) -> Iterator[Site]:
             "COLUMNS": "1000",
             "TAILORED_LLAMA_STORE": str(folder / "store"),
             "TAILORED_LLAMA_REPORTS": str(folder / "reports"),
+            "TAILORED_LLAMA_DEVICE": "cpu",
             "TAILORED_LLAMA_GPUS": "2",
             "TAILORED_LLAMA_WEBHOOK": f"http://127.0.0.1:{listener.server_port}/failed",
         }

@@ -1,4 +1,4 @@
-"""What one types in a notebook: prune, tune, compare, smallest; without a configuration file, a store or Prefect."""
+"""The calls for a notebook: prune, tune, compare, smallest; without a configuration file, a store or Prefect."""
 
 from lazy_loader import attach_stub
 

@@ -13,7 +13,7 @@ from typing import Any
 from tailored_llama import evaluation, models, reports, training
 from tailored_llama.api.models import Small, Smallest
 from tailored_llama.config import RunConfig, SmallestConfig, assign, validate_as
-from tailored_llama.console import quiet_libraries
+from tailored_llama.console import quietly
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import COMPOSITIONS, Done, StoreRunner, answer_folder, steps
 from tailored_llama.store import state_folder
@@ -33,10 +33,11 @@ ARGUMENTS = {  # field of the configuration → the argument that sets it
 
 
 @contextmanager
-def _naming_arguments() -> Iterator[None]:
-    """Let an error name the argument, not the field of a configuration that nobody wrote."""
+def _call() -> Iterator[None]:
+    """Keep libraries quiet, and let an error name the argument, not the field of a configuration that nobody wrote."""
     try:
-        yield
+        with quietly():
+            yield
     except InputError as error:
         for field, argument in ARGUMENTS.items():
             if found := re.match(rf"{re.escape(field)}(\.0)?\b", str(error)):
@@ -44,7 +45,7 @@ def _naming_arguments() -> Iterator[None]:
         raise
 
 
-@_naming_arguments()
+@_call()
 def prune(
     model: Source,
     ratio: float,
@@ -75,13 +76,13 @@ def prune(
         written = _written(({"text": one} for one in text), "text")
         fields |= {"calibration.source": written, "calibration.column": "text"}
     benchmark = None if rows is None else _benchmark(rows)
-    run, config = _begin(model, benchmark, store, fields | dict(settings or {}))
+    run, config = _runner_and_config(model, benchmark, store, fields | dict(settings or {}))
     prompts = steps.render_train(run, config)
     pruned = steps.prune_to(run, config, steps.prepare_dense(run, config, prompts), ratio, prompts)
     return Small(run, config, pruned, removed=ratio)
 
 
-@_naming_arguments()
+@_call()
 def tune(model: Small | Source, rows: Rows, store: str | Path | None = None, settings: Settings | None = None) -> Small:
     """Tune a model to a job on a few of its rows, 50 by default.
 
@@ -109,7 +110,7 @@ def tune(model: Small | Source, rows: Rows, store: str | Path | None = None, set
     return replace(small, adapter=adapter if ships else None, verdict=verdict)
 
 
-@_naming_arguments()
+@_call()
 def compare(
     *compared: Small | Source, benchmark: Rows, limit: int | None = None, settings: Settings | None = None
 ) -> Any:
@@ -144,7 +145,7 @@ def compare(
     return table
 
 
-@_naming_arguments()
+@_call()
 def smallest(
     model: Source,
     rows: Rows,
@@ -177,7 +178,7 @@ def smallest(
             ) from None
     fields = {"goal.lose_at_most": lose_at_most, "store.export": str(export or _new_folder()), **(settings or {})}
     composition = COMPOSITIONS["smallest"]
-    run, config = _begin(model, _benchmark(rows), store, fields, SmallestConfig)
+    run, config = _runner_and_config(model, _benchmark(rows), store, fields, SmallestConfig)
     composition.check(config)
     report = run.open(Done(composition.compose(run, config)))
     answer = evaluation.read_answer(report)
@@ -194,33 +195,32 @@ def _new_folder() -> Path:
     return Path(tempfile.mkdtemp(dir=_session().name))
 
 
-def _begin(
+def _runner_and_config(
     model: Source, benchmark: Any, store: str | Path | None, fields: Settings, kind: type[RunConfig] = RunConfig
 ) -> tuple[StoreRunner, Any]:
     """A runner and the configuration of a call."""
     root = Path(_session().name) / "store" if store is None else store
-    plain = {"model": {"source": _source(model)}, "store": {"root": str(root), "reports": None}}
-    config = _configured(plain, benchmark, fields, kind)
+    values = {"model": {"source": _source(model)}, "store": {"root": str(root), "reports": None}}
+    config = _configured(values, benchmark, fields, kind)
     models.find_model(config.model)
     models.pick_device(config.execution.device)
     return StoreRunner(config.store, config.execution), config
 
 
-def _configured(plain: dict[str, Any], benchmark: Any, fields: Settings, kind: type[RunConfig] = RunConfig) -> Any:
+def _configured(values: dict[str, Any], benchmark: Any, fields: Settings, kind: type[RunConfig] = RunConfig) -> Any:
     """A configuration from plain data with further fields, and the benchmark; None: it has none."""
     for field, value in fields.items():
-        assign(plain, field, value)
-    quiet_libraries()
+        assign(values, field, value)
     if benchmark is None:
-        return validate_as(kind, plain).model_copy(update={"benchmarks": ()})
-    return validate_as(kind, plain | {"benchmarks": [benchmark]})
+        return validate_as(kind, values).model_copy(update={"benchmarks": ()})
+    return validate_as(kind, values | {"benchmarks": [benchmark]})
 
 
 def _as_small(model: Small | Source, benchmark: Any, store: str | Path | None, fields: Settings) -> Small:
     """A model that was made here, with the settings that made it, for another job; or a dense one."""
     if isinstance(model, Small):
         return replace(model, config=_configured(model.config.model_dump(mode="json"), benchmark, fields))
-    run, config = _begin(model, benchmark, store, fields)
+    run, config = _runner_and_config(model, benchmark, store, fields)
     return Small(run, config, steps.load_dense(run, config))
 
 

@@ -1,5 +1,6 @@
-"""What the calls return: a model that was made, and what a search has found."""
+"""The values that the calls return: a model that was made, and the result of a search."""
 
+import html
 import json
 import shutil
 import tempfile
@@ -9,6 +10,7 @@ from typing import Any
 
 from tailored_llama import models, reports, serving
 from tailored_llama.config import RunConfig, as_gguf_type
+from tailored_llama.console import quietly
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer
 from tailored_llama.pipeline import Artifact, StoreRunner
@@ -45,6 +47,7 @@ class Small:
         """All parameters of the checkpoint."""
         return models.read_structure(self.folder).parameters
 
+    @quietly()
     def load(self) -> tuple[Any, Any]:
         """The model, with its adapter merged, and its tokenizer: those of transformers."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -53,6 +56,7 @@ class Small:
             folder = self._merged(Path(scratch) / "model")
             return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
+    @quietly()
     def save(self, folder: str | Path) -> Path:
         """Write one checkpoint, with the adapter merged, to a new folder.
 
@@ -61,6 +65,7 @@ class Small:
         """
         return self._merged(_new(folder))
 
+    @quietly()
     def export(self, file: str | Path, type: str = "q8_0") -> Path:
         """Write a GGUF file for llama.cpp, with the adapter merged.
 
@@ -88,7 +93,7 @@ class Small:
 
 @dataclass(frozen=True)
 class Smallest:
-    """What a search for the smallest model has found.
+    """The result of a search for the smallest model.
 
     `report` is the folder of its page, `smallest.html`, `folder` that of the proven model with its certificate; None:
     no candidate is proven.
@@ -100,27 +105,33 @@ class Smallest:
 
     @property
     def certificate(self) -> dict[str, Any] | None:
-        """What is proven, as plain data."""
+        """The certificate of the proven model, as plain data."""
         return json.loads((self.folder / "certificate.json").read_text()) if self.folder else None
 
     @property
     def verdict(self) -> str:
-        return " ".join(reports.verdict(self.answer))
+        """The result in lines: the verdict, its figures, and what was compared; or what a proof lacks."""
+        return reports.verdict(self.answer)
 
     def table(self) -> Any:
         """Every candidate, a pandas.DataFrame; losses are shares."""
         import pandas as pd
 
         return pd.DataFrame(
-            {"candidate": one.label, "bytes": one.bytes, "loss": max(one.losses.values()), "smoothed": one.smoothed}
-            for one in self.answer.candidates
+            {
+                "candidate": candidate.label,
+                "bytes": candidate.bytes,
+                "loss": max(candidate.losses.values()),
+                "smoothed": candidate.smoothed,
+            }
+            for candidate in self.answer.candidates
         )
 
     def __repr__(self) -> str:
         return self.verdict
 
     def _repr_html_(self) -> str:
-        return f"<p>{self.verdict}</p>{self.table().to_html(index=False)}"
+        return f"<pre>{html.escape(self.verdict)}</pre>{self.table().to_html(index=False)}"
 
 
 def _new(path: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""What the commands work on: outputs that appear whole or not at all, and stages on folders.
+"""Folders that commands read and write: outputs appear whole or not at all, and stages run on folders.
 
 torch and transformers take seconds to load. What needs them is imported in the commands, after their arguments were
 checked, so that --help and a bad value answer at once.

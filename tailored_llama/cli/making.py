@@ -57,7 +57,7 @@ def example(
     about = worked_example.configurations() | {"my-task": "The questions of own-task alone."}
     if name is None:
         width = max(map(len, about))
-        print(*(f"{own:{width}}  {sentence}" for own, sentence in about.items()), sep="\n")
+        print(*(f"{title:{width}}  {sentence}" for title, sentence in about.items()), sep="\n")
         return
     if name not in about:
         raise InputError(f"example: got {name!r}; allowed: {', '.join(about)}")
@@ -67,7 +67,7 @@ def example(
         if name in ("own-task", "my-task"):
             with new_folder(folder / "my-task") as questions:
                 counts = worked_example.write_example(StoreConfig().downloads, questions)
-            print(*(f"{folder / 'my-task' / own}: {count:,} questions" for own, count in counts.items()), sep="\n")
+            print(*(f"{folder / 'my-task' / path}: {count:,} questions" for path, count in counts.items()), sep="\n")
         if name != "my-task":
             shutil.copyfile(worked_example.CONFIGURATIONS / file.name, file)
             print(f"{file}: `tailored-llama run {file}{' --study transfer' * (name == 'transfer')}` runs it")
@@ -101,7 +101,7 @@ def prune(
     pick_device(run.execution.device)
     check_texts(run, "calibration")
     asked = config or run.calibration.reads(PROMPTS)
-    run = with_benchmarks(run, benchmark or ([own.name for own in run.benchmarks] if asked else []))
+    run = with_benchmarks(run, benchmark or ([configured.name for configured in run.benchmarks] if asked else []))
     with new_folder(out) as folder, scratch_runner(run) as runner:
         prompts = steps.render_train(runner, run)
         prepared = steps.prepare_dense(runner, run, prompts)
@@ -111,7 +111,7 @@ def prune(
     removed = f"{1 - after / before.parameters:.2%} removed, {body:.2%} of the body without embeddings"
     print(f"{out}: {after:,} of {before.parameters:,} parameters ({removed})")
     if tokens := facts.get("tokens"):
-        names = ", ".join(own.name for own in run.benchmarks)
+        names = ", ".join(configured.name for configured in run.benchmarks)
         prompts_read = f", the train prompts of {names}," if names else ""
         by = f"the calibration text{prompts_read} and general text"
         whole = f"{facts['tokens_whole']:.2%} of further tokens are expected to stay whole"
@@ -131,7 +131,7 @@ def heal(checkpoint: Checkpoint, out: Out, dense: Dense, config: Config = None, 
     check_quantizable(checkpoint, run.model.quantization, run.execution.device)
     check_teacher(dense, checkpoint)
     asked = config or healing_text(run).calibration.reads(PROMPTS)
-    run = with_benchmarks(run, [own.name for own in run.benchmarks] if asked else [])
+    run = with_benchmarks(run, [configured.name for configured in run.benchmarks] if asked else [])
     with new_folder(out) as folder, scratch_runner(run) as runner:
         prompts = steps.render_train(runner, run)
         healed = steps.heal_if_asked(runner, run, Done(dense), 0.0, Done(checkpoint), prompts)
@@ -233,7 +233,7 @@ def trim(
         check_new_file(out)
     from tailored_llama.data import all_texts
 
-    texts = [own for file in text for own in all_texts(file)]  # before torch is loaded: that takes seconds
+    texts = [document for file in text for document in all_texts(file)]  # before torch is loaded: that takes seconds
     from tailored_llama.serving import trim_checkpoint, trim_gguf
 
     if model.is_dir():

@@ -124,7 +124,7 @@ def report(
     from tailored_llama.evaluation import MODELS
     from tailored_llama.reports import ReportInputs, RunResults, recovery_table, stored_table, write_report
 
-    scores = {model: _scores(own or []) for model, own in zip(MODELS, (dense, pruned, tailored), strict=True)}
+    scores = {model: _scores(folders or []) for model, folders in zip(MODELS, (dense, pruned, tailored), strict=True)}
     with new_folder(out) as folder:
         write_report(ReportInputs("scores", [RunResults(recovery_table(None, scores, ()))]), out=folder)
         Console().print(stored_table(folder))
@@ -153,9 +153,9 @@ def smallest(
     overrides: Overrides = None,
 ) -> None:
     """Find the smallest model that still does a job, and prove that it does, without a configuration file."""
-    own = [f"benchmarks={json.dumps(rows)}", f"model.source={json.dumps(model)}"]
-    own += [f"goal.lose_at_most={lose_at_most}", f"store.export={json.dumps(str(export))}"]
-    raise typer.Exit(run_in_process("smallest", None, [*own, *(overrides or [])]))
+    settings = [f"benchmarks={json.dumps(rows)}", f"model.source={json.dumps(model)}"]
+    settings += [f"goal.lose_at_most={lose_at_most}", f"store.export={json.dumps(str(export))}"]
+    raise typer.Exit(run_in_process("smallest", None, [*settings, *(overrides or [])]))
 
 
 @measuring.command(epilog="Example: `tailored-llama verify smallest/my my.csv`")

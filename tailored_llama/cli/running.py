@@ -63,10 +63,10 @@ def run_in_process(study: str, config: str | None, overrides: list[str] | None, 
             )
         runner = StoreRunner(loaded.store, loaded.execution)
         if only:
-            return run_only(lambda own: composition.compose(own, loaded), runner, only)
+            return run_only(lambda only_run: composition.compose(only_run, loaded), runner, only)
         return composition.compose(runner, loaded)
 
-    # A bar on a terminal would be torn by lines that do not know of it.
+    # Logs go through the console that draws the progress bar; lines from elsewhere would break the bar.
     shown = [RichHandler(console=console, show_path=False, show_level=False)] if console.is_terminal else None
     logging.basicConfig(format="%(message)s", handlers=shown)
     logging.getLogger("tailored_llama").setLevel(logging.INFO)

@@ -154,7 +154,7 @@ def _size(size: int) -> str:
 
 
 def _age(entry: store.Entry) -> str:
-    """How long ago an artifact was last used."""
+    """Return how long ago an artifact was last used."""
     minutes = max(0, int(time.time() - entry.used) // 60)
     hours, days = minutes // 60, minutes // 1440
     return f"{days} d" if days else f"{hours} h" if hours else f"{minutes} min"

@@ -1,4 +1,4 @@
-"""What is asked: the configuration of a run or a study, how it is read, and what follows from it."""
+"""The configuration of a run or a study: its fields, how it is read, and what follows from it."""
 
 from lazy_loader import attach_stub
 

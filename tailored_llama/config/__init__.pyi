@@ -18,6 +18,7 @@ from .execution import K_QUANTS as K_QUANTS
 from .execution import ExecutionConfig as ExecutionConfig
 from .execution import GgufType as GgufType
 from .execution import StoreConfig as StoreConfig
+from .execution import StoreRoot as StoreRoot
 from .execution import Work as Work
 from .execution import as_gguf_type as as_gguf_type
 from .execution import check_installed as check_installed

@@ -73,7 +73,7 @@ def _columns(path: Path) -> list[str]:
 
 
 def _candidates(key: str, columns: Sequence[str]) -> list[str | tuple[str, ...]]:
-    """What may be meant: columns, or for the choices all columns a, b, c and so on."""
+    """Return the columns that may be meant; for the choices all columns a, b, c and so on together."""
     found: list[str | tuple[str, ...]] = [column for column in columns if column.lower() in COMMON[key][0]]
     letters = sorted((c for c in columns if len(c) == 1 and c in string.ascii_letters), key=str.lower)
     if key == "choices" and len(letters) > 1 and string.ascii_lowercase.startswith("".join(letters).lower()):
@@ -82,6 +82,6 @@ def _candidates(key: str, columns: Sequence[str]) -> list[str | tuple[str, ...]]
 
 
 def _unclear(key: str, several: Sequence[str | tuple[str, ...]]) -> str:
-    """What the names of the columns leave open about a field."""
-    shown = " and ".join(one if isinstance(one, str) else f"({', '.join(one)})" for one in several)
+    """Say what the names of the columns leave open about a field."""
+    shown = " and ".join(columns if isinstance(columns, str) else f"({', '.join(columns)})" for columns in several)
     return f"{key} is not set, and {f'{shown} may be meant' if shown else COMMON[key][1]}"

@@ -16,28 +16,28 @@ GENERIC = "generic"  # template set with one wording for all tasks; an adapter f
 
 
 def reads_calibration(run: RunConfig) -> bool:
-    """Whether importance or reconstruction reads the calibration text."""
+    """Return whether importance or reconstruction reads the calibration text."""
     return scores_by_text(run) or run.reconstruction.method != "none"
 
 
 def scores_by_text(run: RunConfig) -> bool:
-    """Whether importance reads the calibration text."""
+    """Return whether importance reads the calibration text."""
     return run.pruning.criterion not in DATA_FREE
 
 
 def trims_vocabulary(run: RunConfig) -> bool:
-    """Whether pruning removes tokens."""
+    """Return whether pruning removes tokens."""
     return "vocabulary" in run.pruning.kinds
 
 
 def reads_prompts(run: RunConfig) -> bool:
-    """Whether the calibration text or the text of healing are the run's train prompts."""
+    """Return whether the calibration text or the text of healing are the run's train prompts."""
     heals = run.healing.tokens > 0
     return run.calibration.reads(PROMPTS) or (heals and healing_text(run).calibration.reads(PROMPTS))
 
 
 def reads_train(run: RunConfig, benchmark: str) -> bool:
-    """Whether a run renders a benchmark's train prompts; a task of the harness may lack them if nobody reads them."""
+    """Return whether a run renders a benchmark's train prompts. If not, a harness task may lack a train split."""
     return run.tuning.examples != "none" or reads_prompts(run) or not is_harness_task(benchmark)
 
 
@@ -47,7 +47,7 @@ def part_of(total: int, i: int, parts: int) -> int:
 
 
 def is_written(benchmark: BenchmarkConfig) -> bool:
-    """Whether the model writes the answer instead of ranking choices."""
+    """Return whether the model writes the answer instead of ranking choices."""
     return benchmark.metric in WRITTEN
 
 

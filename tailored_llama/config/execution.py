@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from tailored_llama.config.section import Section
-from tailored_llama.errors import InputError
+from tailored_llama.errors import SECRET, InputError
 from tailored_llama.progress import Progress, silent
 
 GgufType = Literal[
@@ -19,6 +19,7 @@ GgufType = Literal[
 ]  # fmt: skip
 GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
 K_QUANTS = GGUF_TYPES[GGUF_TYPES.index("q2_k") :]  # made by llama.cpp itself
+StoreRoot = Annotated[str, Field(min_length=1, json_schema_extra={"not": {"pattern": SECRET}})]
 
 
 class ExecutionConfig(Section):
@@ -67,14 +68,15 @@ class ExecutionConfig(Section):
 class StoreConfig(Section):
     """Where artifacts and downloads are kept."""
 
-    root: str = Field("artifacts", min_length=1, description="Folder, or fsspec URL, of the artifact store.")
+    root: StoreRoot = "artifacts"
+    """Folder of the artifact store, or its fsspec URL, without password or token."""
     downloads: str = Field("~/.cache/tailored-llama", min_length=1, description="Folder for downloaded wheels.")
     reports: str | None = Field("reports", min_length=1)
     """Folder that gets a copy of the newest report of each configuration file or deployment, such as
     reports/quickstart, and index.html, a page of all of them; absent: none."""
     export: str | None = Field(None, min_length=1)
     """Folder that receives, for every benchmark and ratio, a copy of the finished model as one checkpoint with its
-    card, such as arc_easy-0.2. It takes its space again. Absent: no export."""
+    card, such as arc_easy-0.2. The copy takes as much disk space as the model in the store. Absent: no export."""
     export_formats: tuple[str, ...] = Field(("safetensors",), min_length=1)
     """What the export folder receives of every finished model: safetensors, the checkpoint; gguf:q8_0 (or another type,
     see `tailored-llama gguf --help`), a folder such as arc_easy-0.2-q8_0-gguf for llama.cpp. The dense and the tailored
@@ -97,7 +99,7 @@ class StoreConfig(Section):
 
 @dataclass(frozen=True)
 class Work:
-    """Where a stage writes, and with what means."""
+    """The folder that a stage writes to, and the means that it may use."""
 
     out: Path  # an existing empty folder for its files
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)

@@ -37,17 +37,17 @@ class HarnessTask:
 
     @property
     def has_choices(self) -> bool:
-        """Whether the task ranks choices; otherwise the model writes the answer."""
+        """True if the task ranks choices; otherwise the model writes the answer."""
         return self.settings.get("output_type") == "multiple_choice"
 
     @property
     def has_train(self) -> bool:
-        """Whether the task has a train split."""
+        """True if the task has a train split."""
         return self.settings.get("training_split") is not None
 
 
 def is_harness_task(name: object) -> bool:
-    """Whether a benchmark's name means a task of lm-evaluation-harness."""
+    """Return whether a benchmark's name means a task of lm-evaluation-harness."""
     return isinstance(name, str) and name.startswith(PREFIX)
 
 
@@ -65,10 +65,10 @@ def find_task(benchmark: str, folder: str | None) -> HarnessTask:
         )
     tasks, groups = _shipped(Path(harness.submodule_search_locations[0]) / "tasks")
     if folder is not None:
-        if not (own := Path(folder).expanduser()).is_dir():
+        if not (own_folder := Path(folder).expanduser()).is_dir():
             where = f"benchmarks.{benchmark}.source"
             raise InputError(f"{where}: got {folder!r}, no such folder; allowed: a folder with task files (.yaml)")
-        own_tasks, own_groups = _named(own)
+        own_tasks, own_groups = _named(own_folder)
         tasks, groups = tasks | own_tasks, groups | own_groups
     if name in groups and name not in tasks:
         members = sorted(task for task in tasks if task.startswith(f"{name}_"))[:3]
@@ -102,14 +102,14 @@ def task_fields(task: HarnessTask, metric: str | None = None) -> dict[str, Any]:
             raise task.refuse(f"has {key}", "tasks of text, with a data set and the harness's own metrics")
     choosable = ("acc", "acc_norm") if task.has_choices else ("exact_match",)  # the harness may list only one of two
     known = ("take_first",) if task.has_choices else ("remove_whitespace", "take_first")
-    filters = [step.get("function") for one in settings.get("filter_list") or () for step in one.get("filter") or ()]
+    filters = [step.get("function") for item in settings.get("filter_list") or () for step in item.get("filter") or ()]
     if unknown := [str(name).rpartition("/")[2] for name in filters if name not in known]:
         raise task.refuse(f"has the filter {unknown[0]}", f"no filter but {' and '.join(known)}")
     listed = settings.get("metric_list")
     if listed is None:  # then a task has all of them
         listed = [{"metric": name} for name in choosable]
-    named = {one["metric"]: one for one in listed if isinstance(one, Mapping) and one.get("metric") in choosable}
-    metrics = {name: one for name, one in named.items() if one.get("aggregation", "mean") == "mean"}
+    named = {item["metric"]: item for item in listed if isinstance(item, Mapping) and item.get("metric") in choosable}
+    metrics = {name: item for name, item in named.items() if item.get("aggregation", "mean") == "mean"}
     if not metrics:
         raise task.refuse("has metrics of its own only", f"tasks with the metric {' or '.join(choosable)}, averaged")
     if metric is not None and metric not in choosable:

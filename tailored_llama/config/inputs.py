@@ -117,15 +117,15 @@ class CalibrationConfig(SourcesConfig):
         """
         common = self.model_dump(include=set(TextConfig.model_fields) - {"source"})
         parts = []
-        for own in self.sources:
-            named = own.model_dump(exclude={"weight"}, exclude_none=True)
+        for text_source in self.sources:
+            named = text_source.model_dump(exclude={"weight"}, exclude_none=True)
             asked: list[BenchmarkConfig | None] = [None]
-            if own.source == QUESTIONS and benchmarks:
+            if text_source.source == QUESTIONS and benchmarks:
                 asked = [*benchmarks]
-            elif own.source == QUESTIONS:
+            elif text_source.source == QUESTIONS:
                 named["source"] = "boolq"
             text = TextConfig(**common | named)
-            parts += [CalibrationPart(text, own.weight / len(asked), 0, benchmark) for benchmark in asked]
+            parts += [CalibrationPart(text, text_source.weight / len(asked), 0, benchmark) for benchmark in asked]
         total = sum(part.weight for part in parts)
         wanted = [self.samples * part.weight / total for part in parts]
         shares = [int(share) for share in wanted]
@@ -145,11 +145,11 @@ class CalibrationConfig(SourcesConfig):
         if isinstance(self.source, str):
             return self.source
         alike = len({part.weight for part in self.source}) == 1
-        names = [own.source + (f" ({own.column})" if own.column else "") for own in self.source]
-        return " + ".join(n if alike else f"{own.weight:g} × {n}" for n, own in zip(names, self.source, strict=True))
+        names = [text.source + (f" ({text.column})" if text.column else "") for text in self.source]
+        return " + ".join(n if alike else f"{text.weight:g} × {n}" for n, text in zip(names, self.source, strict=True))
 
     def reads(self, source: str) -> bool:
-        """Whether a source is among the texts."""
+        """Return whether a source is among the texts."""
         return any(part.source == source for part in self.sources)
 
     def with_tokens(self, total: int, source: Sources | None = None) -> Self:

@@ -97,6 +97,8 @@ def _explain(error: Any, kind: type[BaseModel]) -> str:
         return str(message)
     if error["type"] == "missing":
         return f"{field}: not set"
+    if error["type"] == "secret":
+        return f"{field}: {message}"
     for pattern, wording in _WORDING:
         message = re.sub(pattern, wording, message)
     return f"{field}: got {error['input']!r}; {message}"

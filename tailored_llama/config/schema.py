@@ -164,10 +164,10 @@ class RunConfig(Section):
         if healing.tokens:
             section = "healing" if healing.source else "calibration"
             drawn.append(("healing.tokens", healing.tokens, section, text.with_tokens(healing.tokens, healing.source)))
-        for field, got, section, own in drawn:
-            for part in own.parts(self.benchmarks):
+        for field, got, section, mixture in drawn:
+            for part in mixture.parts(self.benchmarks):
                 if not part.samples:
                     yield (
                         f"{field}: got {got}, of which {part.name} gets no sequence by its weight; allowed: one for "
-                        f"each text of {section}.source ({own.named})"
+                        f"each text of {section}.source ({mixture.named})"
                     )

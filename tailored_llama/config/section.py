@@ -1,21 +1,29 @@
-"""What all sections of a configuration have in common."""
+"""The base class of all sections of a configuration."""
 
 from collections.abc import Iterator
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from tailored_llama.errors import InputError
+from tailored_llama.errors import InputError, secret_in
 
 
 class Section(BaseModel):
     """Base of every section: immutable, and unknown fields are errors; docstrings of fields are their descriptions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
     def contradictions(self) -> Iterator[str]:
-        """What is wrong beyond the bounds of single fields, as error messages; the first one refuses the section."""
+        """Yield errors beyond the bounds of single fields, as messages; the first one refuses the section."""
         yield from ()
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _has_no_secret(cls, value: Any) -> Any:
+        if isinstance(value, str) and (told := secret_in(value)):
+            raise PydanticCustomError("secret", "{told}", {"told": told})
+        return value
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

@@ -132,8 +132,8 @@ def tuned_dense_cells(config: SweepConfig, cells: Sequence[SweepCell]) -> list[S
     runs: dict[str, tuple[str, SweepConfig]] = {}
     for cell in cells:
         if config.tailored and cell.run.tuning.examples != "none":
-            own = {section: getattr(cell.run, section) for section in READ_BY_DENSE}
-            run = config.model_copy(update=own)
+            sections = {section: getattr(cell.run, section) for section in READ_BY_DENSE}
+            run = config.model_copy(update=sections)
             runs.setdefault(run.model_dump_json(include=set(READ_BY_DENSE)), (cell.dense, run))
     read = [field for field in config.fields if field.split(".")[0] in ("prompts", "tuning")]
     varying = [field for field in read if len({str(attrgetter(field)(run)) for _, run in runs.values()}) > 1]
@@ -192,7 +192,8 @@ class TransferConfig(RunConfig):
 
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
-        ratios, examples, names = self.pruning.ratios, self.tuning.examples, [own.name for own in self.benchmarks]
+        ratios, examples = self.pruning.ratios, self.tuning.examples
+        names = [benchmark.name for benchmark in self.benchmarks]
         if len(ratios) > 1:
             yield f"pruning.ratios: got {list(ratios)}; allowed: one ratio"
         if examples != "benchmark":
@@ -281,7 +282,7 @@ def bases_of(config: SmallestConfig) -> list[SmallestConfig]:
 
 
 def study_of(path: str | Path, overrides: list[str] | None = None) -> str:
-    """What a configuration is for, by the fields that no other one has: sweep, prompts or smallest; else tailor."""
+    """Tell the study of a configuration by fields that no other one has: sweep, prompts or smallest; else tailor."""
     kinds: dict[str, type[RunConfig]] = {"sweep": SweepConfig, "prompts": PromptStudyConfig, "smallest": SmallestConfig}
     given = read_config_data(path, overrides).keys() - RunConfig.model_fields.keys()
     return next((name for name, kind in kinds.items() if given & kind.model_fields.keys()), "tailor")

@@ -123,14 +123,14 @@ def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Exam
 
 
 def has_train(benchmark: BenchmarkConfig) -> bool:
-    """Whether a benchmark has a train split, without reading any data."""
+    """Return whether a benchmark has a train split, without reading any data."""
     if is_harness_task(benchmark.name):
         return find_task(benchmark.name, benchmark.source).has_train
     return benchmark.name in BUILTIN or any((benchmark.source, benchmark.train, benchmark.data))
 
 
 def is_local(benchmark: BenchmarkConfig) -> bool:
-    """Whether the examples are in files of the user's own, which can be read and checked beforehand."""
+    """Return whether the examples are in files of the user's own, which can be read and checked beforehand."""
     if is_harness_task(benchmark.name):
         return local_files(find_task(benchmark.name, benchmark.source)) is not None
     return benchmark.source is None and bool(benchmark.evaluation or benchmark.data)
@@ -179,7 +179,7 @@ def _example(benchmark: BenchmarkConfig, where: str, index: int, row: dict[str, 
 
 @dataclass(frozen=True)
 class BenchmarkSource:
-    """Where a benchmark's examples come from; they are identified by hashes, commits and columns, not by paths."""
+    """The origin of a benchmark's examples; they are identified by hashes, commits and columns, not by paths."""
 
     benchmark: BenchmarkConfig
 

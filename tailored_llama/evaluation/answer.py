@@ -1,14 +1,17 @@
-"""What a search for the smallest model found: candidates, the sequence of tests, and the answer."""
+"""The result of a search for the smallest model: candidates, the sequence of tests, and the answer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from pydantic import TypeAdapter
 
 from tailored_llama.config import GgufType, GoalConfig
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation.proof import LossTest
+
+FileType = GgufType | Literal["source"] | None  # "source": the GGUF file of the base model, as it is; None: 16 bits
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Candidate:
 
     base: str
     ratio: float  # what was removed of its parameters; 0 is the dense model
-    type: GgufType | None  # of its GGUF file; None for a checkpoint in 16 bits
+    type: FileType
     trimmed: bool  # only tokens were removed, all that further texts hardly need
     tuned: bool  # it has an adapter, merged in
     parameters: int
@@ -42,6 +45,8 @@ class Candidate:
     @property
     def label(self) -> str:
         """Such as `smollm2-135m-instruct, 50 % removed, tuned, q8_0`."""
+        if self.type == "source":
+            return f"{self.base}, the file as it is"
         how = "dense" if not self.ratio else "vocabulary trimmed" if self.trimmed else f"{self.ratio:.0%} removed"
         parts = [self.base, how.replace("%", " %"), "tuned" if self.tuned else "not tuned", self.type or "16 bits"]
         return ", ".join(parts)
@@ -70,7 +75,7 @@ class Answer:
 
 
 def is_proven(tests: Mapping[str, LossTest]) -> bool:
-    """Whether a candidate is proven on every benchmark: no loss is averaged away."""
+    """Return whether a candidate is proven on every benchmark: no loss is averaged away."""
     return all(test.proven for test in tests.values())
 
 

@@ -117,12 +117,12 @@ def exact_match(text: str, accepted: Sequence[str], ignore: Sequence[str] | None
 
     With `ignore` it is lm-evaluation-harness's exact match.
     """
-    return float(_form(text, ignore) in [_form(one, ignore) for one in accepted])
+    return float(_form(text, ignore) in [_form(answer, ignore) for answer in accepted])
 
 
 def f1(text: str, accepted: Sequence[str]) -> float:
     """Harmonic mean of word precision and recall in normal form, against the best-matching accepted text."""
-    return max(_f1(normalise(text).split(), normalise(one).split()) for one in accepted)
+    return max(_f1(normalise(text).split(), normalise(answer).split()) for answer in accepted)
 
 
 def _f1(words: list[str], wanted: list[str]) -> float:
@@ -131,16 +131,21 @@ def _f1(words: list[str], wanted: list[str]) -> float:
     return 2 * (Counter(words) & Counter(wanted)).total() / (len(words) + len(wanted))
 
 
+def written_metrics(ignore: Sequence[str] | None) -> dict[str, Callable[[str, Sequence[str]], float]]:
+    """Every metric of a written answer, by name: a function of the text and the accepted texts, from 0 to 1."""
+    return {"exact_match": partial(exact_match, ignore=ignore), "f1": f1}
+
+
 def judge(prompts: Sequence[Prompt], texts: Sequence[str], ignore: Sequence[str] | None = None) -> dict[str, list[Any]]:
     """The columns of `answers.parquet`, which compare written with accepted texts; `ignore` as in `exact_match`."""
     accepted = [accepted_texts(prompt, ignore) for prompt in prompts]
     pairs = list(zip(texts, accepted, strict=True))
+    values = {name: [value(*pair) for pair in pairs] for name, value in written_metrics(ignore).items()}
     return {
         "example": [prompt.example for prompt in prompts],
         "text": [text.strip() for text in texts],
         "accepted": accepted,
-        "exact_match": [exact_match(text, wanted, ignore) for text, wanted in pairs],
-        "f1": [f1(text, wanted) for text, wanted in pairs],
+        **values,
     }
 
 
@@ -158,6 +163,6 @@ def written_floor(prompts: Sequence[Prompt], metric: str, ignore: Sequence[str] 
     Only the 50 most common accepted texts, in normal form, are tried. `ignore` is as in `exact_match`.
     """
     accepted = [accepted_texts(prompt, ignore) for prompt in prompts]
-    common = Counter(text for texts in accepted for text in {_form(one, ignore) for one in texts}).most_common(50)
-    value: Callable[[str, Sequence[str]], float] = f1 if metric == "f1" else partial(exact_match, ignore=ignore)
+    common = Counter(text for texts in accepted for text in {_form(answer, ignore) for answer in texts}).most_common(50)
+    value = written_metrics(ignore)[metric]
     return max(sum(value(text, texts) for texts in accepted) for text, _ in common) / len(prompts)

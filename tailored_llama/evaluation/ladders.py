@@ -61,16 +61,16 @@ def search(
             rungs = max((at + 1 for at, loss in above.items() if loss <= HOPELESS * margin), default=0)
         while True:
             losses, now = _losses(measured, ladders, number), smooth_all(measured, ladders)
-            best = min((one.cost for one in measured.values() if now[one.rung] <= margin), default=math.inf)
+            best = min((tried.cost for tried in measured.values() if now[tried.rung] <= margin), default=math.inf)
             if not (positions := next_positions(ladder, losses, margin, best, rungs)):
                 break
-            measured |= {one.rung: one for one in measure([Rung(number, position) for position in positions])}
+            measured |= {tried.rung: tried for tried in measure([Rung(number, position) for position in positions])}
     return {rung: replace(measured[rung], smoothed=loss) for rung, loss in smooth_all(measured, ladders).items()}
 
 
 def _losses(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder], number: int) -> dict[int, float]:
     known = {0: 0.0} if ladders[number].reference else {}
-    return known | {rung.position: one.loss for rung, one in measured.items() if rung.ladder == number}
+    return known | {rung.position: tried.loss for rung, tried in measured.items() if rung.ladder == number}
 
 
 def next_positions(ladder: Ladder, losses: Mapping[int, float], margin: float, best: float, rungs: int) -> list[int]:
@@ -104,7 +104,7 @@ def smooth_all(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder]) -> 
     With 160 rows, the noise is several points: a model in four bits may measure better than the same one in eight. It
     is not. Projections onto either order in turn come to the nearest losses that have both (Boyle and Dykstra 1986).
     """
-    smoothed = {rung: one.loss for rung, one in measured.items()}
+    smoothed = {rung: tried.loss for rung, tried in measured.items()}
     smoothed |= {Rung(number, 0): 0.0 for number, ladder in enumerate(ladders) if ladder.reference}
     tops: list[int] = []  # of every ladder, that of the same model in most bits
     for number, ladder in enumerate(ladders):
@@ -114,11 +114,11 @@ def smooth_all(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder]) -> 
     removed = [dict.fromkeys(smoothed, 0.0) for _ in (along, across)]
     for _ in range(_PROJECTIONS):
         before = dict(smoothed)
-        for chains, own in zip((along, across), removed, strict=True):
+        for chains, corrections in zip((along, across), removed, strict=True):
             for chain in chains:
-                wanted = [smoothed[rung] + own[rung] for rung in chain]
+                wanted = [smoothed[rung] + corrections[rung] for rung in chain]
                 for rung, value, loss in zip(chain, wanted, _rising(wanted), strict=True):
-                    smoothed[rung], own[rung] = loss, value - loss
+                    smoothed[rung], corrections[rung] = loss, value - loss
         if all(abs(smoothed[rung] - before[rung]) < _ROUNDING for rung in smoothed):
             break
     return {rung: smoothed[rung] for rung in measured}
@@ -136,16 +136,16 @@ def sequence(measured: Mapping[Rung, Measured], margin: float) -> list[Measured]
     that is larger, if one passes: of those that lose least the largest, which is the safer even if it measured alike.
     Of more than four, the safest and the smallest stay, and others between them.
     """
-    passing = [one for one in measured.values() if one.smoothed <= margin]
+    passing = [tried for tried in measured.values() if tried.smoothed <= margin]
     front: list[Measured] = []
-    for one in sorted(passing, key=lambda one: (one.cost, one.smoothed)):
-        if not front or one.smoothed < front[-1].smoothed - _ROUNDING:
-            front.append(one)
+    for tried in sorted(passing, key=lambda tried: (tried.cost, tried.smoothed)):
+        if not front or tried.smoothed < front[-1].smoothed - _ROUNDING:
+            front.append(tried)
     front.reverse()
-    safer = [one for one in passing if not one.rung.position and one.cost > front[0].cost]
+    safer = [tried for tried in passing if not tried.rung.position and tried.cost > front[0].cost]
     if safer:
-        least = min(one.smoothed for one in safer) + _ROUNDING
-        front.insert(0, max((one for one in safer if one.smoothed <= least), key=lambda one: one.cost))
+        least = min(tried.smoothed for tried in safer) + _ROUNDING
+        front.insert(0, max((tried for tried in safer if tried.smoothed <= least), key=lambda tried: tried.cost))
     if len(front) <= MOST_TESTS:
         return front
     return [front[round(position)] for position in np.linspace(0, len(front) - 1, MOST_TESTS)]
@@ -153,4 +153,4 @@ def sequence(measured: Mapping[Rung, Measured], margin: float) -> list[Measured]
 
 def nearest(measured: Mapping[Rung, Measured]) -> Measured:
     """The candidate that loses least on the choosing rows; of several, the smallest."""
-    return min(measured.values(), key=lambda one: (one.smoothed, one.cost))
+    return min(measured.values(), key=lambda tried: (tried.smoothed, tried.cost))

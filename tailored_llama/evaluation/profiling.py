@@ -27,7 +27,7 @@ from tailored_llama.store import write_rows
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass took."""
+    """The time and memory of one pass."""
 
     prefill: float  # seconds
     decode: float
@@ -115,9 +115,9 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
                     device=device,
                     threads=torch.get_num_threads(),
                     dtype=str(models.stored_dtype(folders[role])).removeprefix("torch."),
-                    prefill_tokens_per_second=reading / median(one.prefill for one in timed),
-                    decode_tokens_per_second=writing / median(one.decode for one in timed),
-                    peak_memory_bytes=max(one.peak_memory for one in passes[role]),
+                    prefill_tokens_per_second=reading / median(timing.prefill for timing in timed),
+                    decode_tokens_per_second=writing / median(timing.decode for timing in timed),
+                    peak_memory_bytes=max(timing.peak_memory for timing in passes[role]),
                     base_memory_bytes=passes[role][0].base_memory,
                 )
                 compared = role == "checkpoint" and against is not None

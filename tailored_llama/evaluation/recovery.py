@@ -99,16 +99,16 @@ def recovery_rows(scores: Scores, ratio: float | None = None, seed: int = 0) -> 
     Raises:
         InputError: scores of a benchmark have different examples or metrics.
     """
-    benchmarks = list(dict.fromkeys(name for own in scores.values() for name in own))
+    benchmarks = list(dict.fromkeys(name for of_model in scores.values() for name in of_model))
     for name in benchmarks:
-        check_comparable(name, *(own[name] for own in scores.values() if name in own))
+        check_comparable(name, *(of_model[name] for of_model in scores.values() if name in of_model))
     rows: list[RecoveryRow] = []
-    for model, own in scores.items():
-        estimates = {name: _estimates(model, name, scores, seed) for name in benchmarks if name in own}
-        rows += [_row(model, name, [own[name]], [figures]) for name, figures in estimates.items()]
+    for model, of_model in scores.items():
+        estimates = {name: _estimates(model, name, scores, seed) for name in benchmarks if name in of_model}
+        rows += [_row(model, name, [of_model[name]], [figures]) for name, figures in estimates.items()]
         if estimates and len(benchmarks) > 1:
             by_benchmark = [estimates.get(name, {}) for name in benchmarks]
-            rows.append(_row(model, MEAN, [own[name] for name in estimates], by_benchmark))
+            rows.append(_row(model, MEAN, [of_model[name] for name in estimates], by_benchmark))
     return [replace(row, ratio=ratio, seed=seed) for row in rows]
 
 
@@ -131,17 +131,18 @@ def _row(
     model: str, benchmark: str, scores: Sequence[Score], estimates: Sequence[Mapping[str, Estimate]]
 ) -> RecoveryRow:
     """A model on one benchmark, or its mean over those that are known: every benchmark counts the same."""
-    examples, floor = sum(len(one.answers.examples) for one in scores), float(np.mean([one.floor for one in scores]))
-    size = max((one.bytes for one in scores if one.bytes), default=None)  # there is a file for each benchmark
+    examples = sum(len(score.answers.examples) for score in scores)
+    floor = float(np.mean([score.floor for score in scores]))
+    size = max((score.bytes for score in scores if score.bytes), default=None)  # there is a file for each benchmark
     row = RecoveryRow(None, model, benchmark, None, examples, floor, bytes=size)
     if len(scores) == len(estimates):
-        stderr = math.hypot(*(one.stderr for one in scores)) / len(scores)
-        row = replace(row, accuracy=float(np.mean([one.accuracy for one in scores])), stderr=stderr)
+        stderr = math.hypot(*(score.stderr for score in scores)) / len(scores)
+        row = replace(row, accuracy=float(np.mean([score.accuracy for score in scores])), stderr=stderr)
     if benchmark != MEAN:
-        (one,) = scores
-        row = replace(row, metric=one.metric, above_floor=above_floor(one.accuracy, one.stderr, floor))
+        (score,) = scores
+        row = replace(row, metric=score.metric, above_floor=above_floor(score.accuracy, score.stderr, floor))
     for figure, prefix in _PREFIXES.items():
-        known = [one[figure] for one in estimates if figure in one]
+        known = [by_figure[figure] for by_figure in estimates if figure in by_figure]
         if not known or (figure == "gain" and len(known) < len(estimates)):
             continue
         mean = mean_of(known)

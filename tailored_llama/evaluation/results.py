@@ -1,4 +1,4 @@
-"""What runs and studies are made of: named artifacts, as futures in a composition and as folders in a stage."""
+"""The parts of runs and studies: named artifacts, as futures in a composition and as folders in a stage."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ class TailoredRun(Generic[A]):
 
     @property
     def base(self) -> A:
-        """What the adapters were trained on."""
+        """The checkpoint that the adapters were trained on."""
         return (self.healed or self.pruned).checkpoint
 
     def adapter(self, benchmark: str) -> A:
@@ -100,7 +100,7 @@ class StudiedBenchmark(Generic[A]):
 
 @dataclass(frozen=True)
 class Proof(Generic[A]):
-    """What proves a model: the proving rows, and the scores of both models on them, by benchmark."""
+    """The artifacts that prove a model: the proving rows, and the scores of both models on them, by benchmark."""
 
     prompts: Mapping[str, A]
     dense: Mapping[str, A]

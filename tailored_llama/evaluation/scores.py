@@ -114,7 +114,7 @@ def read_probabilities(folder: Path, prompts: Path, split: PromptSplit, metric: 
 
 
 def read_chosen(folder: Path, metric: str) -> dict[int, int | str]:
-    """What a scored model answered, by example: the position of its choice, or the text that it wrote."""
+    """Read what a scored model answered, by example: the position of its choice, or the text that it wrote."""
     table = _read_table(folder, metric)
     return dict(zip(table["example"].to_pylist(), table[_ANSWERED[metric]].to_pylist(), strict=True))
 
@@ -129,7 +129,7 @@ def read_score(*folders: Path) -> Score:
     if len(scores) == 1:
         return scores[0]
     check_comparable("several seeds", *scores)
-    values = np.mean([one.answers.values for one in scores], axis=0)
+    values = np.mean([score.answers.values for score in scores], axis=0)
     averages, answers = metrics({"mean": values}), replace(scores[0].answers, values=values)
     return replace(scores[0], accuracy=averages["mean"], stderr=averages["mean_stderr"], answers=answers)
 
@@ -173,6 +173,6 @@ def compare_scores(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     for name, score in scores.items():
         lead = difference(score.answers, next(iter(scores.values())).answers)
         low, high = interval(lead.draws)
-        own = {"model": name, score.metric: score.accuracy, "stderr": score.stderr, "difference": lead.value}
-        rows.append(own | {"low": low, "high": high, "examples": len(score.answers.examples)})
+        figures = {"model": name, score.metric: score.accuracy, "stderr": score.stderr, "difference": lead.value}
+        rows.append(figures | {"low": low, "high": high, "examples": len(score.answers.examples)})
     return rows

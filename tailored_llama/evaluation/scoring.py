@@ -80,7 +80,7 @@ def predict(prompts: Sequence[Prompt], scores: Sequence[Sequence[float]]) -> dic
         "example": [prompt.example for prompt in prompts],
         "loglikelihoods": [list(row) for row in scores],
         "prediction": [int(np.argmax(row)) for row in scores],
-        "prediction_norm": [int(np.argmax(np.divide(row, own))) for row, own in zip(scores, lengths, strict=True)],
+        "prediction_norm": [int(np.argmax(np.divide(row, sizes))) for row, sizes in zip(scores, lengths, strict=True)],
         "answer": [prompt.answer for prompt in prompts],
     }
 

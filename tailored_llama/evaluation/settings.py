@@ -1,4 +1,4 @@
-"""What scores, perplexities and costs depend on, beside the artifacts that they are measured on."""
+"""The settings of scores, perplexities and costs, beside the artifacts that these are measured on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from tailored_llama.data import PromptSplit, TextSource, find_text, headline_met
 
 @dataclass(frozen=True)
 class WrittenAnswer:
-    """What ends a written answer, beside the end-of-text token, and what `exact_match` ignores of it."""
+    """The limits of a written answer, beside the end-of-text token, and what `exact_match` ignores of it."""
 
     max_new_tokens: int
     stop: Sequence[str] = ()  # strings, which are left out themselves
@@ -28,7 +28,7 @@ class WrittenAnswer:
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    """What scores depend on: the benchmark, its headline metric, the scored split, and how answers are written."""
+    """The settings of scores: the benchmark, its headline metric, the scored split, and how answers are written."""
 
     benchmark: str
     metric: Metric
@@ -59,7 +59,7 @@ class PerplexitySettings:
 
 @dataclass(frozen=True)
 class ProfileSettings:
-    """What is timed, and on which device."""
+    """The settings of timing, with the device."""
 
     profile: ProfileConfig
     device: str

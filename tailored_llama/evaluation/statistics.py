@@ -38,22 +38,22 @@ def chance_corrected(tailored: float, dense: float, floor: float) -> float:
 
 
 def above_floor(accuracy: float, stderr: float, floor: float) -> bool:
-    """Whether an accuracy is significantly above its floor: the whole 95 % interval lies above it."""
+    """Return whether an accuracy is significantly above its floor: the whole 95 % interval lies above it."""
     return accuracy - Z95 * stderr > floor
 
 
-def check_same_examples(one: Answers, other: Answers) -> None:
+def check_same_examples(first: Answers, other: Answers) -> None:
     """Raise ValueError, with the first difference, unless two models answered the same examples in the same order."""
-    if len(one.examples) != len(other.examples):
-        raise ValueError(f"{len(one.examples)} examples against {len(other.examples)}")
-    for column, left, right in (("example", one.examples, other.examples), ("answer", one.answers, other.answers)):
+    if len(first.examples) != len(other.examples):
+        raise ValueError(f"{len(first.examples)} examples against {len(other.examples)}")
+    for column, left, right in (("example", first.examples, other.examples), ("answer", first.answers, other.answers)):
         if len(differ := np.flatnonzero(left != right)):
             row = int(differ[0])
             raise ValueError(f"row {row}: {column} {left[row]} against {right[row]}")
 
 
 def paired_draws(
-    one: Answers, other: Answers, seed: int = 0, benchmark: str = "", resamples: int = RESAMPLES
+    first: Answers, other: Answers, seed: int = 0, benchmark: str = "", resamples: int = RESAMPLES
 ) -> tuple[Array, Array]:
     """Mean values of both models on bootstrap resamples of their shared examples, float64 [resamples] each.
 
@@ -63,26 +63,26 @@ def paired_draws(
     Raises:
         ValueError: the models did not answer the same examples, or there are none.
     """
-    check_same_examples(one, other)
-    if not (total := len(one.examples)):
+    check_same_examples(first, other)
+    if not (total := len(first.examples)):
         raise ValueError("0 examples")
-    pairs, counts = np.unique(np.stack([one.values, other.values]).astype(float), axis=1, return_counts=True)
+    pairs, counts = np.unique(np.stack([first.values, other.values]).astype(float), axis=1, return_counts=True)
     generator = np.random.default_rng([seed, *benchmark.encode()])
     drawn = generator.multinomial(total, counts / total, size=resamples) / total
     return drawn @ pairs[0], drawn @ pairs[1]
 
 
-def difference(one: Answers, other: Answers, seed: int = 0, benchmark: str = "") -> Estimate:
+def difference(first: Answers, other: Answers, seed: int = 0, benchmark: str = "") -> Estimate:
     """The mean value of one model − another's, by `paired_draws`."""
-    value = float(one.values.mean() - other.values.mean())
-    return Estimate(value, np.subtract(*paired_draws(one, other, seed, benchmark)))
+    value = float(first.values.mean() - other.values.mean())
+    return Estimate(value, np.subtract(*paired_draws(first, other, seed, benchmark)))
 
 
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:
     """The mean over benchmarks, each of which was resampled by itself."""
     with np.errstate(invalid="ignore"):  # ∞ − ∞, if resamples of two benchmarks are unbounded
-        draws = np.mean([one.draws for one in estimates], axis=0)
-    return Estimate(float(np.mean([one.value for one in estimates])), draws)
+        draws = np.mean([estimate.draws for estimate in estimates], axis=0)
+    return Estimate(float(np.mean([estimate.value for estimate in estimates])), draws)
 
 
 def detectable_difference(examples: int) -> float:

@@ -109,26 +109,26 @@ def measure(
         **{name: getattr(overall, name) for name in _OVERALL},
     )
     by_benchmark = []
-    for one in recoveries:
-        if one.benchmark != MEAN:
-            chosen = dict.fromkeys(cell.templates[one.benchmark] for cell in cells if cell.templates)
-            by_benchmark.append(replace(one, model=row.label, ratio=row.ratio, template=", ".join(chosen) or None))
+    for recovery in recoveries:
+        if recovery.benchmark != MEAN:
+            chosen = dict.fromkeys(cell.templates[recovery.benchmark] for cell in cells if cell.templates)
+            by_benchmark.append(replace(recovery, model=row.label, ratio=row.ratio, template=", ".join(chosen) or None))
     return row, by_benchmark
 
 
 def _perplexity(cell: MeasuredModel[Path], dense: MeasuredModel[Path]) -> float:
     """Perplexity per token of the dense model; both measured one text."""
     # A cell has all of its measurements, or an error.
-    own, theirs = (read_metrics(one.perplexity) for one in (cell, dense) if one.perplexity)
-    if own["tokens"] == theirs["tokens"]:
-        return float(own["perplexity"])
-    return math.exp(math.log(own["perplexity"]) * own["tokens"] / theirs["tokens"])
+    measured, theirs = (read_metrics(model.perplexity) for model in (cell, dense) if model.perplexity)
+    if measured["tokens"] == theirs["tokens"]:
+        return float(measured["perplexity"])
+    return math.exp(math.log(measured["perplexity"]) * measured["tokens"] / theirs["tokens"])
 
 
 def _recovery(cells: Sequence[MeasuredModel[Path]], dense: Sequence[MeasuredModel[Path]]) -> list[RecoveryRow]:
     """The rows of cells that differ only in their seed, the mean last."""
     scores = {
-        model: {name: read_score(*(one.scores[name] for one in models)) for name in models[0].scores}
+        model: {name: read_score(*(measured.scores[name] for measured in models)) for name in models[0].scores}
         for model, models in ((DENSE, dense), (TAILORED, cells))
     }
     return [row for row in recovery_rows(scores) if row.model == TAILORED]
@@ -159,7 +159,7 @@ class TransferRow:
 
     @property
     def significant(self) -> bool:
-        """Whether the interval of the gain excludes zero."""
+        """True if the interval of the gain excludes zero."""
         return self.gain_low is not None and self.gain_high is not None and self.gain_low * self.gain_high > 0
 
 
@@ -183,29 +183,29 @@ def transfer_rows(cells: Sequence[TransferScore[Path]], seed: int) -> list[Trans
     rows = []
     for cell in cells:
         row = TransferRow(cell.model, cell.benchmark, error=cell.error)
-        if one := scores.get((cell.model, cell.benchmark)):
-            figures = (one.metric, len(one.answers.examples), one.floor, one.accuracy, one.stderr)
-            tuned = {cell.benchmark: one.answers} if cell.model != UNTUNED_MODEL else {}
-            significant = above_floor(one.accuracy, one.stderr, one.floor)
+        if scored := scores.get((cell.model, cell.benchmark)):
+            figures = (scored.metric, len(scored.answers.examples), scored.floor, scored.accuracy, scored.stderr)
+            tuned = {cell.benchmark: scored.answers} if cell.model != UNTUNED_MODEL else {}
+            significant = above_floor(scored.accuracy, scored.stderr, scored.floor)
             row = TransferRow(cell.model, cell.benchmark, *figures, significant, **_gain(tuned, untuned, seed))
         rows.append(row)
     for model, by_name in answers.items():
-        elsewhere = {name: one for name, one in by_name.items() if model not in (name, UNTUNED_MODEL)}
+        elsewhere = {name: on_other for name, on_other in by_name.items() if model not in (name, UNTUNED_MODEL)}
         rows.append(TransferRow(model, OTHERS, **_gain(elsewhere, untuned, seed)))
-    own, others = {}, {}
+    on_own, others = {}, {}
     for name in untuned:
         beside = [answers[model][name].values for model in names if model != name and name in answers.get(model, {})]
         if beside and name in answers.get(name, {}):
-            own[name] = answers[name][name]
-            others[name] = replace(own[name], values=np.mean(beside, axis=0))
-    for label, compared, baseline in ((OWN, own, untuned), (OTHERS, others, untuned), (DIFFERENCE, own, others)):
+            on_own[name] = answers[name][name]
+            others[name] = replace(on_own[name], values=np.mean(beside, axis=0))
+    for label, compared, baseline in ((OWN, on_own, untuned), (OTHERS, others, untuned), (DIFFERENCE, on_own, others)):
         rows.append(TransferRow(label, MEAN, **_gain(compared, baseline, seed)))
     return rows
 
 
 def _gain(answers: Mapping[str, Answers], baseline: Mapping[str, Answers], seed: int) -> dict[str, Any]:
     """The gain over a baseline as fields of a row: the mean over the benchmarks that both have."""
-    gains = [difference(own, baseline[name], seed, name) for name, own in answers.items() if name in baseline]
+    gains = [difference(tuned, baseline[name], seed, name) for name, tuned in answers.items() if name in baseline]
     if not gains:
         return {}
     mean = mean_of(gains)
@@ -265,15 +265,15 @@ def choose(scores: Mapping[str, Sequence[Path]]) -> str:
 def study_rows(config: PromptStudyConfig, studied: Sequence[StudiedBenchmark[Path]]) -> list[TemplateRow]:
     """One row for each score, benchmark by benchmark."""
     rows = []
-    for one in studied:
-        benchmark = named_benchmark(config, one.benchmark)
+    for study in studied:
+        benchmark = named_benchmark(config, study.benchmark)
         sources = study_templates(config, benchmark)
-        for split, scores in (("selection", one.selection), (EVALUATION, one.evaluation)):
+        for split, scores in (("selection", study.selection), (EVALUATION, study.evaluation)):
             for name, folder in scores.items():
                 score, layout = read_score(folder), layout_of(load_template(sources[name]), benchmark)
-                chosen, partial = name == one.chosen, "choice" in layout.in_context
+                chosen, partial = name == study.chosen, "choice" in layout.in_context
                 figures = (score.metric, len(score.answers.examples), score.floor, score.accuracy, score.stderr)
-                rows.append(TemplateRow(one.benchmark, split, name, chosen, partial, *figures))
+                rows.append(TemplateRow(study.benchmark, split, name, chosen, partial, *figures))
     return rows
 
 
@@ -285,12 +285,12 @@ def study_differences(
     reported = {(row.benchmark, row.template): row for row in rows if row.split == EVALUATION}
     for other in REFERENCES:
         alike: list[tuple[Estimate, int]] = []  # on benchmarks where both sets use the same measure, with the examples
-        for one in studied:
-            name, chosen = one.benchmark, reported[one.benchmark, one.chosen]
-            answers, others = (read_answers(one.evaluation[own], chosen.metric) for own in (one.chosen, other))
+        for study in studied:
+            name, chosen = study.benchmark, reported[study.benchmark, study.chosen]
+            answers, others = (read_answers(study.evaluation[label], chosen.metric) for label in (study.chosen, other))
             gain = difference(answers, others, config.seed, name)
             same, bounds = chosen.partial == reported[name, other].partial, interval(gain.draws)
-            differences.append(Difference(name, one.chosen, other, same, gain.value, *bounds, chosen.examples))
+            differences.append(Difference(name, study.chosen, other, same, gain.value, *bounds, chosen.examples))
             if same:
                 alike.append((gain, chosen.examples))
         if len(studied) > 1 and alike:

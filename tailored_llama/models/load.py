@@ -50,7 +50,11 @@ def check_tensors(
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """The type of a checkpoint's weights by its `config.json`, or float32; InputError if what that names is none."""
+    """Return the type of a checkpoint's weights, as its `config.json` names it; float32 if it names none.
+
+    Raises:
+        InputError: the name is not a type of weights.
+    """
     config = read_config(folder)
     name = config.get("dtype") or config.get("torch_dtype") or "float32"  # transformers 4 wrote torch_dtype
     dtype = getattr(torch, name, None) if isinstance(name, str) else None

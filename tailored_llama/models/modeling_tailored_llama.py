@@ -1,7 +1,5 @@
 """LLaMA-family models whose decoder layers may have different widths (`config.per_layer_config`).
 
-A layer of no heads has no attention, and one of no channels no MLP; the norms of a missing block are missing, too.
-
 This file is copied into per-layer checkpoints, so that they load with `trust_remote_code=True` where tailored_llama is
 not installed. It depends on transformers only. `import tailored_llama` registers the same classes.
 """
@@ -10,7 +8,6 @@ from importlib import import_module
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from torch import Tensor, nn
 
 WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 LAYERED: dict[str, tuple[Any, Any, Any]] = {}  # stock model type → layered configuration, model, model with a head
@@ -32,36 +29,6 @@ class LayerConfig:
         return getattr(self.model_config, name)
 
 
-class NoSelfAttn(nn.Module):
-    """In the place of an attention that a layer does not have: adds nothing to the residual stream.
-
-    transformers takes a class whose name has the whole word for one that it cannot give another attention function.
-    """
-
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
-        return hidden_states.new_zeros(()), None
-
-
-class NoMLP(nn.Module):
-    """In the place of an MLP that a layer does not have: adds nothing to the residual stream."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return hidden_states.new_zeros(())
-
-
-def blocks(sandwiched: bool) -> dict[str, tuple[str, ...]]:
-    """The modules of a layer's attention and of its MLP: the block and its norms.
-
-    A sandwiched block (Gemma 2 and 3) has a norm of its inputs and one of its outputs.
-    """
-    if sandwiched:
-        return {
-            "attention": ("self_attn", "input_layernorm", "post_attention_layernorm"),
-            "mlp": ("mlp", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
-        }
-    return {"attention": ("self_attn", "input_layernorm"), "mlp": ("mlp", "post_attention_layernorm")}
-
-
 class LayeredConfig:
     """Mixin: a configuration whose global widths are the dense model's; each layer's own are in `per_layer_config`."""
 
@@ -69,17 +36,8 @@ class LayeredConfig:
         """Check each layer's heads (stock checks read one head count and want it to divide the hidden size)."""
         for index, layer in enumerate(self.per_layer_config):  # type: ignore[attr-defined]
             heads, kv_heads = layer.num_attention_heads, layer.num_key_value_heads
-            if bool(heads) != bool(kv_heads) or (kv_heads and heads % kv_heads):
+            if not kv_heads or heads % kv_heads:
                 raise ValueError(f"layer {index}: {heads} query heads; allowed: a multiple of its {kv_heads} KV heads")
-
-    @property
-    def kv_sharing_modes(self) -> list[str | None] | None:
-        """Which layers keep no keys and values of their own, for transformers' caches.
-
-        A cache would otherwise take the length of its text from layer 0, even if that one has no attention.
-        """
-        missing = [not layer.num_attention_heads for layer in self.per_layer_config]  # type: ignore[attr-defined]
-        return ["reuse" if none else None for none in missing] if any(missing) and not all(missing) else None
 
     def validate_rope(self) -> None:
         """Check the rotary embedding as the stock configuration does, which may read the dense model's head count."""
@@ -103,21 +61,8 @@ class LayeredModel:
         finally:
             config.num_hidden_layers = count
         decoder: Any = getattr(self, "model", self)
-        decoder.layers.extend(self.build_layer(config, index) for index in range(count))
+        decoder.layers.extend(self.layer_class(LayerConfig(config, index), index) for index in range(count))
         self.post_init()  # type: ignore[attr-defined]
-
-    def build_layer(self, config: Any, index: int) -> Any:
-        """One decoder layer; a missing block is built of width 1, then taken out."""
-        own = LayerConfig(config, index)
-        widths = {"attention": own.num_attention_heads, "mlp": own.intermediate_size}
-        own.__dict__.update({name: max(1, getattr(own, name)) for name in WIDTHS})
-        layer = self.layer_class(own, index)
-        for kind, (block, *norms) in blocks(hasattr(layer, "pre_feedforward_layernorm")).items():
-            if not widths[kind]:
-                setattr(layer, block, NoSelfAttn() if kind == "attention" else NoMLP())
-                for norm in norms:
-                    setattr(layer, norm, nn.Identity())
-        return layer
 
 
 def _layered(name: str, module: Any) -> tuple[Any, Any, Any]:

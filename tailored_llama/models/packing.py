@@ -126,19 +126,19 @@ def encode_header(model: Any, ids: Sequence[int], budget: int, before: Header | 
 
 
 def has_soft_prompt(model: Any) -> bool:
-    """Whether a model has a soft prompt (arXiv 2104.08691)."""
+    """Return whether a model has a soft prompt (arXiv 2104.08691)."""
     adapter = getattr(model, "active_peft_config", None)
     return bool(adapter and adapter.is_prompt_learning)
 
 
 def context_length(model: Any) -> int:
-    """How many tokens a model can read: its context, minus the length of its soft prompt."""
+    """Return how many tokens a model can read: its context, minus the length of its soft prompt."""
     limit = int(model.config.max_position_embeddings)
     return limit - model.active_peft_config.num_virtual_tokens if has_soft_prompt(model) else limit
 
 
 def learnt_header(model: Any) -> Header:
-    """The header that a soft prompt, which gradients reach, puts before every document; empty if there is none."""
+    """Return the header of a soft prompt, before every document; empty without one. Gradients reach the prompt."""
     if not has_soft_prompt(model):
         return Header()
     with torch.autocast(model.device.type, enabled=False):  # under autocast PEFT would join tensors of different types
@@ -213,7 +213,7 @@ def packed_states(
 def packed_inputs(
     model: Any, documents: Sequence[Document], header: Header | None = None, into: Header | None = None
 ) -> dict[str, Any]:
-    """What the decoder of a model inside `packed_attention` is called with; see `packed_states`."""
+    """Return the arguments of the decoder of a model inside `packed_attention`; see `packed_states`."""
     header = header or Header()
     ids: list[int] = []
     blocks: list[Block] = []

@@ -132,7 +132,7 @@ def _states(
                 with using_threads(all_threads if index < len(headers) else threads):
                     shelf[index] = layer(shelf[index], **further[number])
             for encoded in headers:
-                encoded.states.pop(number, None)  # all rows have seen this layer's; without attention it has none
+                del encoded.states[number]  # all rows have seen this layer's
         for index, row in enumerate(rows, start=len(headers)):
             states = model.get_decoder().norm(shelf[index])
             yield states[0, packing.distinct(row.positions).to(states.device)]

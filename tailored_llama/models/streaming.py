@@ -59,8 +59,8 @@ def stream_model(folder: Path, device: str, scratch: Path) -> Any:
     model = empty_model(folder, dtype)
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes = {file: tensor_shapes(file) for file in weight_files(folder)}
-    found = {name: shape for own in shapes.values() for name, shape in own.items()}
-    files = _Files({name: file for file, own in shapes.items() for name in own}, dtype, device, scratch)
+    found = {name: shape for of_file in shapes.values() for name, shape in of_file.items()}
+    files = _Files({name: file for file, of_file in shapes.items() for name in of_file}, dtype, device, scratch)
     check_tensors(
         str(folder),
         missing=expected.keys() - found.keys() - model.all_tied_weights_keys.keys(),
@@ -81,7 +81,7 @@ def stream_model(folder: Path, device: str, scratch: Path) -> Any:
 
 @dataclass(frozen=True)
 class _Files:
-    """Where a streamed model's tensors are, their type and device, and where hidden states go that do not fit."""
+    """The files of a streamed model's tensors, their type and device, and the folder for states that do not fit."""
 
     by_tensor: dict[str, Path]
     dtype: torch.dtype
@@ -93,8 +93,8 @@ class _Files:
         tensors, files = dict[str, Tensor](), {name: self.by_tensor[f"{prefix}{name}"] for name in names}
         for file in set(files.values()):
             with safe_open(file, framework="pt") as reader:
-                own = [name for name in files if files[name] == file]
-                tensors |= {n: reader.get_tensor(f"{prefix}{n}").to(self.device, self.dtype) for n in own}
+                in_file = [name for name in files if files[name] == file]
+                tensors |= {n: reader.get_tensor(f"{prefix}{n}").to(self.device, self.dtype) for n in in_file}
         return tensors
 
 
@@ -110,7 +110,7 @@ class Layers:
 
     @property
     def streamed(self) -> bool:
-        """Whether every pass through the layers reads all of their weights."""
+        """True if every pass through the layers reads all of their weights."""
         return self.files is not None
 
     def each(self, step: Literal[1, -1] = 1) -> Iterator[tuple[int, Any]]:

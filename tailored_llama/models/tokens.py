@@ -69,7 +69,7 @@ def pre_tokenizer_name(tokenizer: Any, shown: Any) -> str:
 
 
 def _cutting(pre: Any) -> Any:
-    """What a pre-tokenizer's state says of where it cuts; None if there is none."""
+    """Return what a pre-tokenizer's state says of where it cuts; None if there is none."""
     if pre is None:
         return None
     state = json.loads(pre.__getstate__())

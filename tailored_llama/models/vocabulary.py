@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, TemplateSyntaxError
 from tokenizers import Tokenizer, pre_tokenizers
 
-from tailored_llama.errors import InputError
+from tailored_llama.errors import InputError, one_line
 from tailored_llama.memory import without_gc
 from tailored_llama.models.checkpoints import drop_paths, read_config
 from tailored_llama.models.id_table import write_id_table
@@ -67,7 +68,7 @@ def tokens_of(tokenizer: Any, rows: int, special: Iterable[int], shown: Any) -> 
             f"{shown}: token {texts[largest]!r} has id {largest}; allowed: below {rows}, the rows of the embedding"
         )
     around = {step[place] for step, place in _processor_places(state)}
-    always = {*added, *special, *around, *_written_alone(model), *_chat_ids(tokenizer)}
+    always = {*added, *special, *around, *_written_alone(model), *_chat_ids(tokenizer, shown)}
     tokens = Tokens(rows, texts, _Parts(ids, texts, model["merges"]), frozenset())
     return replace(tokens, always=frozenset(tokens.made_of(always)))
 
@@ -157,17 +158,32 @@ def _processor_places(state: dict[str, Any]) -> Iterator[tuple[list[Any], int]]:
         yield from ((step[name], 1) for name in ("sep", "cls") if name in step)
 
 
-def _chat_ids(tokenizer: Any) -> set[int]:
-    """The tokens of the chat template's own words."""
+def _chat_ids(tokenizer: Any, shown: Any) -> set[int]:
+    """The tokens of the chat template's own words, as they stand in the template and in a few chats.
+
+    A template may refuse a chat, such as one with a system message. Its words stay all the same.
+    """
     found: set[int] = set()
+    for words in _template_words(tokenizer.chat_template, shown):
+        found.update(tokenizer.encode(words, add_special_tokens=False))
     for roles in _CHATS if tokenizer.chat_template else ():
         messages = [{"role": role, "content": "a"} for role in roles]
         try:
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=roles[-1] == "user")
-        except Exception:  # a template may refuse a role
+        except Exception:  # it may refuse a role
             continue
         found.update(tokenizer.encode(text, add_special_tokens=False))
     return found
+
+
+def _template_words(template: str | dict[str, str] | None, shown: Any) -> Iterator[str]:
+    """The texts in a chat template, or in several by name: what it writes as it stands, and its strings."""
+    syntax = Environment(trim_blocks=True, lstrip_blocks=True)  # as in transformers
+    for source in template.values() if isinstance(template, dict) else [template or ""]:
+        try:
+            yield from (token.value for token in syntax.lexer.tokenize(source) if token.type in ("data", "string"))
+        except TemplateSyntaxError as error:
+            raise InputError(f"{shown}: chat template: {one_line(error)}; allowed: a Jinja template, or none") from None
 
 
 @without_gc()

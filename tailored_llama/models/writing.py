@@ -21,7 +21,7 @@ from tailored_llama.models.checkpoints import LAYERED_PREFIX, WIDTHS, Layer, hea
 from tailored_llama.models.modeling_tailored_llama import LAYERED
 
 BY_LAYER = ("layer_types", "no_rope_layers")  # fields of a configuration with one value per layer
-_SHARD = 2 * 10**9  # bytes
+_SHARD = 500 * 10**6  # bytes, which memory holds while they are written
 
 
 def layout_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
@@ -61,7 +61,7 @@ def _common(dense: dict[str, Any]) -> dict[str, Any]:
 def write_shards(
     out: Path, sizes: Mapping[str, Sequence[int]], dtype: torch.dtype, tensor: Callable[[str], Tensor]
 ) -> None:
-    """Write weights of these shapes: one file, or shards of 2 GB with an index; `tensor` makes one when it is due."""
+    """Write weights of these shapes: one file, or shards of 500 MB with an index; `tensor` makes one when it is due."""
     without_data = {name: torch.empty(tuple(size), dtype=dtype, device="meta") for name, size in sizes.items()}
     shards = split_torch_state_dict_into_shards(without_data, max_shard_size=_SHARD)
     for shard, names in shards.filename_to_tensors.items():
@@ -87,7 +87,7 @@ def tensor_reader(files: Iterable[Path]) -> Callable[[str], Tensor]:
 
 
 def is_unchanged(file: Path, dtype: torch.dtype) -> bool:
-    """Whether a safetensors file is already as `write_shards` would write its tensors."""
+    """Return whether a safetensors file is already as `write_shards` would write its tensors."""
     with safe_open(file, framework="pt") as reader:
         types = {reader.get_slice(name).get_dtype() for name in reader.keys()}  # noqa: SIM118 (not a dict)
         written = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]

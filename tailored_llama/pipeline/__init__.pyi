@@ -23,6 +23,6 @@ from .runner import describe as describe
 from .smallest import answer_folder as answer_folder
 from .stage import Call as Call
 from .stage import Stage as Stage
-from .stage import leaves as leaves
+from .stage import flatten as flatten
 from .stage import map_leaves as map_leaves
 from .stages import STAGES as STAGES

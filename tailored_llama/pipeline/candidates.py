@@ -11,13 +11,13 @@ import numpy as np
 from tailored_llama import data, evaluation, models, pruning, reports, serving, training
 from tailored_llama.config import GgufType, ProfileConfig, SmallestConfig, bases_of, named_benchmark
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.evaluation import Answers, Candidate, CandidateParts, Measured, ProfileSettings, Rung
+from tailored_llama.evaluation import Answers, Candidate, CandidateParts, FileType, Measured, ProfileSettings, Rung
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.futures import Artifact, Cancelled
 from tailored_llama.pipeline.reporting import answers_of
 from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pipeline.steps import Dense, Prompts
-from tailored_llama.serving import GgufSettings, QuantisedSettings
+from tailored_llama.serving import GgufSettings, QuantisedSettings, SourceSettings
 
 ScoredSplit = Literal["selection", "evaluation"]  # the rows to choose with, and those to prove on
 OfBenchmarks = Mapping[str, Artifact]  # by benchmark
@@ -36,6 +36,9 @@ class Step:
     @property
     def label(self) -> str:
         return "trimmed" if self.tokens else f"@ {self.ratio:.2f}" if self.ratio else "dense"
+
+
+ModelKey = tuple[str, Step, bool]  # the base model, what is removed, and whether it is the user's file as it is
 
 
 @dataclass(frozen=True)
@@ -71,42 +74,59 @@ class SearchState:
     run: Runner
     config: SmallestConfig
     bases: Sequence[Base]
-    ladders: Sequence[tuple[Base, GgufType | None]]
+    ladders: Sequence[tuple[Base, FileType]]  # a file as it is has one rung
     reference: Model
     answers: Mapping[str, Answers]  # of the reference on the choosing rows, by benchmark
-    models: dict[tuple[str, Step], Model]  # by `model_key`
+    models: dict[ModelKey, Model]
     parts: dict[Rung, CandidateParts[Artifact]] = field(default_factory=dict)
     candidates: dict[Rung, Candidate] = field(default_factory=dict)  # before smoothing
     failed: dict[str, Exception] = field(default_factory=dict)
 
-    def locate(self, rung: Rung) -> tuple[Base, GgufType | None, Step]:
+    def locate(self, rung: Rung) -> tuple[Base, FileType, Step]:
         """The base model, the type of file and the step of a rung."""
         base, kind = self.ladders[rung.ladder]
         return base, kind, base.steps[rung.position]
 
-    def model_key(self, rung: Rung) -> tuple[str, Step]:
+    def model_key(self, rung: Rung) -> ModelKey:
         """What rungs have in common that are one model in several types of file."""
-        base, _, step = self.locate(rung)
-        return base.config.model.source, step
+        base, kind, step = self.locate(rung)
+        return base.config.model.source, step, kind == "source"
 
     def label(self, rung: Rung) -> str:
         base, kind, step = self.locate(rung)
+        if kind == "source":
+            return f"{base.config.model.short_name}, the file as it is"
         return f"{base.config.model.short_name} {step.label}, {kind or '16 bits'}"
 
 
-def begin(run: Runner, config: SmallestConfig) -> SearchState:
+def start_search(run: Runner, config: SmallestConfig) -> SearchState:
     """Prepare the base models, and choose the reference: the better of the dense model as it is and tuned.
 
-    The choosing rows decide. Ladders of many bits come first: what loses too much there need not be tried in fewer.
+    The choosing rows decide. A file that llama.cpp can serve as it is comes first, then ladders of many bits: what
+    loses too much there need not be tried in fewer.
 
     Raises:
         InputError: a benchmark has fewer than ten rows to choose with.
     """
     bases = [_prepare(run, own) for own in bases_of(config)]
     dense = [_better_dense(run, base) for base in bases]
-    ladders = [(base, kind) for kind in sorted(config.file_types, key=serving.bits_of, reverse=True) for base in bases]
-    whole = {(own.config.model.source, own.steps[0]): model for own, (model, _) in zip(bases, dense, strict=True)}
+    ladders: list[tuple[Base, FileType]] = []
+    if config.goal.runtime == "llama.cpp":
+        ladders += [(base, "source") for base in bases if _source(base).kind in ("wheel", "gguf")]
+    ladders += [(base, kind) for kind in sorted(config.file_types, key=serving.bits_of, reverse=True) for base in bases]
+    whole: dict[ModelKey, Model] = {}
+    for base, (better, _) in zip(bases, dense, strict=True):
+        key = base.config.model.source, base.steps[0]
+        whole |= {(*key, False): better, (*key, True): replace(better, label=_dense_label(base), adapter=None)}
     return SearchState(run, config, bases, ladders, *dense[0], whole)
+
+
+def _source(base: Base) -> models.ModelSource:
+    return models.find_model(base.config.model)
+
+
+def _dense_label(base: Base) -> str:
+    return f"{base.config.model.short_name} dense"
 
 
 def _prepare(run: Runner, config: SmallestConfig) -> Base:
@@ -156,7 +176,7 @@ def _steps(run: Runner, config: SmallestConfig, dense: Dense) -> tuple[tuple[Ste
 
 def _better_dense(run: Runner, base: Base) -> tuple[Model, Mapping[str, Answers]]:
     """The dense model as it is or tuned, whichever has more right on the choosing rows; and its answers to these."""
-    checkpoint, label = base.dense.checkpoint, f"{base.config.model.short_name} dense"
+    checkpoint, label = base.dense.checkpoint, _dense_label(base)
     adapters = steps.tune_adapters(run, base.config, 0.0, checkpoint, base.prompts)
     dense = [Model(label, checkpoint, None)]
     dense += [Model(f"{label}, tuned", checkpoint, adapter) for adapter in list(adapters.values())[:1]]
@@ -167,12 +187,15 @@ def _better_dense(run: Runner, base: Base) -> tuple[Model, Mapping[str, Answers]
     return dense[best], answers[best]
 
 
-def score(run: Runner, base: Base, model: Model, split: ScoredSplit, kind: GgufType | None = None) -> OfBenchmarks:
-    """Score a model on one set of rows of every benchmark, with the weights of a type of file."""
+def score(run: Runner, base: Base, model: Model, split: ScoredSplit, kind: FileType = None) -> OfBenchmarks:
+    """Score a model on one set of rows of every benchmark, with the weights of a type of file.
+
+    Those of a file as it is are in the dense checkpoint, which was made from it.
+    """
     config, scores = base.config, {}
     for name, prompts in base.rows[split].items():
         title = f"{model.label}, {kind or '16 bits'}, {'to choose' if split == 'selection' else 'to prove'}"
-        if kind:
+        if kind and kind != "source":
             settings = QuantisedSettings.of(named_benchmark(config, name), kind, split)
             inputs = {"checkpoint": model.checkpoint, "gguf": gguf(run, base, model, kind), "prompts": prompts}
             scores[name] = run(stages.QUANTISED, settings, f"score {name} {title}", **inputs)
@@ -181,8 +204,11 @@ def score(run: Runner, base: Base, model: Model, split: ScoredSplit, kind: GgufT
     return scores
 
 
-def gguf(run: Runner, base: Base, model: Model, kind: GgufType) -> Artifact:
+def gguf(run: Runner, base: Base, model: Model, kind: GgufType | Literal["source"]) -> Artifact:
     """The GGUF file of a model, named as the answer; it is written once, and scored, timed and shipped as it is."""
+    if kind == "source":
+        source = SourceSettings(_source(base), answer_name(base.config))
+        return run(stages.SOURCE_FILE, source, f"copy {model.label}, the file as it is")
     settings, title = GgufSettings(kind, answer_name(base.config)), f"write {model.label}, {kind}"
     return run(stages.GGUF_FILE, settings, title, checkpoint=model.checkpoint, adapter=model.adapter)
 
@@ -261,7 +287,10 @@ def _read(state: SearchState, rung: Rung, parts: CandidateParts[Artifact]) -> Me
     answers, known = read_all(state.run, base, parts.choosing, "selection"), state.answers
     losses = {name: float(np.mean(known[name].values) - np.mean(own.values)) for name, own in answers.items()}
     size = 2 * structure.parameters
-    if kind:
+    if kind == "source":
+        file = gguf(state.run, base, state.models[state.model_key(rung)], kind)
+        size = serving.gguf_file(state.run.open(file)).stat().st_size
+    elif kind:
         size = int(evaluation.read_metrics(state.run.open(next(iter(parts.choosing.values()))))["bytes"])
     cost: float = size
     smallest = state.config.goal.smallest

@@ -1,4 +1,4 @@
-"""What can be run from a configuration file: the compositions, how each is checked, and what it shows at its end."""
+"""The compositions that a configuration file can run, how each is checked, and what it shows at its end."""
 
 import sys
 import time
@@ -52,7 +52,7 @@ COMPOSITIONS = {
         RunConfig,
         preflight.preflight_tailor,
         tailor,
-        lambda config, report: [own.folder for own in exports(config)],
+        lambda config, report: [exported.folder for exported in exports(config)],
     ),
     "sweep": Composition(
         "Measure every cell of a grid of settings, and draw the curves.",
@@ -158,18 +158,19 @@ def place_report(folder: Path, target: Path | None) -> Path:
 
 
 def _costs(artifacts: store.ArtifactStore, report: ArtifactRef, begun: float) -> str:
-    """What was computed for a report since a run has begun, and what was found, with their times."""
-    new, old, seen, waiting = list[float](), list[float](), {report.key}, [report]
+    """Say what was computed for a report since a run has begun, and what was found, with their times."""
+    new, old, seen, waiting = list[float](), list[float](), set[str](), [report]
     while waiting:
-        part = waiting.pop()
+        if (part := waiting.pop()).key in seen:  # several manifests name it, or one by several labels
+            continue
+        seen.add(part.key)
         folder = artifacts.folder(part.stage, part.key)
         try:
             is_new, manifest = (folder / store.MANIFEST).stat().st_mtime >= begun, store.read_manifest(folder)
         except (OSError, InputError):  # it was removed, or is on another machine
             continue
         (new if is_new else old).append(manifest.seconds)
-        waiting += [used for used in manifest.inputs.values() if used.key not in seen]
-        seen |= {used.key for used in manifest.inputs.values()}
+        waiting += manifest.inputs.values()
     found = f"; {len(old)} found in the store, which took {_minutes(old)} to compute" if old else ""
     return f"{len(new)} computed in this run, in {_minutes(new)}{found}"
 

@@ -9,7 +9,7 @@ from types import NoneType
 from typing import Any, NoReturn, Protocol, TypeVar, get_args
 
 from tailored_llama.errors import one_line
-from tailored_llama.pipeline.stage import is_container, leaves, map_leaves
+from tailored_llama.pipeline.stage import flatten, is_container, map_leaves
 from tailored_llama.store import ArtifactRef
 
 T = TypeVar("T")
@@ -101,7 +101,7 @@ def result(value: T) -> T:
 def failures(value: Any) -> dict[str, Exception]:
     """The stages that failed of all that a value is made of, by name; waits for all of it. Cancelled is raised."""
     failed: dict[str, Exception] = {}
-    for _, leaf in leaves(value):
+    for _, leaf in flatten(value):
         if hasattr(leaf, "failures"):
             failed |= leaf.failures()
     if cancelled := next((error for error in failed.values() if isinstance(error, Cancelled)), None):
@@ -109,26 +109,26 @@ def failures(value: Any) -> dict[str, Exception]:
     return failed
 
 
-def surviving(value: Any) -> Any:
-    """What has not failed of nested values; waits for all of it.
+def without_failures(value: Any) -> Any:
+    """Return nested values without what has failed; waits for all of it.
 
     What failed is left out of mappings and lists. In a dataclass it is None; if it must not be, so is the dataclass.
     """
     if value is None or hasattr(value, "failures"):
         return None if value is None or failures(value) else value
     if isinstance(value, Mapping):
-        return {name: part for name, own in value.items() if (part := surviving(own)) is not None}
+        return {name: part for name, nested in value.items() if (part := without_failures(nested)) is not None}
     if isinstance(value, list):
-        return [part for own in value if (part := surviving(own)) is not None]
+        return [part for nested in value if (part := without_failures(nested)) is not None]
     if not is_container(value):
         return value
-    parts = {field.name: surviving(getattr(value, field.name)) for field in fields(value)}
+    parts = {field.name: without_failures(getattr(value, field.name)) for field in fields(value)}
     lost = any(parts[field.name] is None and NoneType not in get_args(field.type) for field in fields(value))
     return None if lost else replace(value, **parts)
 
 
 def attempt(name: str, build: Callable[[], T]) -> T | Failed:
-    """What a part of a run that may fail alone is made of, or its failure in this process."""
+    """Build a part of a run that may fail alone; if this process fails to, return the failure."""
     try:
         return build()
     except Exception as error:
@@ -136,7 +136,7 @@ def attempt(name: str, build: Callable[[], T]) -> T | Failed:
         return Failed(name, error)
 
 
-def settle(attempts: Iterable[tuple[str, Any, Any]]) -> tuple[list[Any], dict[str, Exception]]:
+def wait_for_rows(attempts: Iterable[tuple[str, Any, Any]]) -> tuple[list[Any], dict[str, Exception]]:
     """Wait for the rows of a study; returns them, and the failures by name. Cancelled is raised.
 
     An attempt is a name, an empty row, to which a failure adds its `error`, and what `attempt` made of it.
@@ -151,7 +151,7 @@ def settle(attempts: Iterable[tuple[str, Any, Any]]) -> tuple[list[Any], dict[st
     return rows, failed
 
 
-def conclude(report: Artifact | None, failed: Mapping[str, Exception]) -> ArtifactRef:
+def report_or_raise(report: Artifact | None, failed: Mapping[str, Exception]) -> ArtifactRef:
     """The reference of a run's report; if stages failed, the report among them, IncompleteRun is raised."""
     lost = failures(report)
     reference: ArtifactRef | None = report.result() if report is not None and not lost else None

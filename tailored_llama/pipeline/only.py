@@ -19,11 +19,11 @@ class Reached(BaseException):
     """Ends a composition of which one stage alone is wanted: it has called that, or asks for all others."""
 
 
-class _Unbegun:
+class _Deferred:
     """The future of a stage that runs when it is opened, or read by the stage that is wanted."""
 
-    def __init__(self, start: Callable[[], Artifact]) -> None:
-        self.begun = cache(start)
+    def __init__(self, run: Callable[[], Artifact]) -> None:
+        self.start = cache(run)
 
     def result(self) -> NoReturn:
         raise Reached  # the composition is at its end, where it asks for everything
@@ -32,8 +32,8 @@ class _Unbegun:
         raise Reached
 
 
-def _begin(leaf: Any) -> Any:
-    return leaf.begun() if isinstance(leaf, _Unbegun) else leaf
+def _start(leaf: Any) -> Any:
+    return leaf.start() if isinstance(leaf, _Deferred) else leaf
 
 
 class OnlyRunner:
@@ -41,17 +41,17 @@ class OnlyRunner:
 
     def __init__(self, run: Runner, only: str) -> None:
         self.run, self.only = run, only
-        self.calls: dict[str, _Unbegun] = {}
+        self.calls: dict[str, _Deferred] = {}
 
     def __call__(self, stage: Stage[S], settings: S, name: str, /, **inputs: Any) -> Artifact:
-        call = _Unbegun(lambda: self.run(stage, settings, name, **map_leaves(_begin, inputs)))
+        call = _Deferred(lambda: self.run(stage, settings, name, **map_leaves(_start, inputs)))
         self.calls[name] = call
         if name == self.only:
             raise Reached
         return call
 
     def open(self, artifact: Artifact) -> Path:
-        return self.run.open(_begin(artifact))
+        return self.run.open(_start(artifact))
 
 
 def run_only(compose: Callable[[Runner], ArtifactRef], run: Runner, only: str) -> ArtifactRef:
@@ -65,5 +65,5 @@ def run_only(compose: Callable[[Runner], ArtifactRef], run: Runner, only: str) -
         compose(runner)
     if only not in runner.calls:
         raise InputError(f"only: got {only!r}; allowed: {'; '.join(runner.calls)}")
-    reference: ArtifactRef = runner.calls[only].begun().result()  # here, as the composition may go on after a failure
+    reference: ArtifactRef = runner.calls[only].start().result()  # here, as the composition may go on after a failure
     return reference

@@ -13,7 +13,7 @@ from tailored_llama import data, evaluation, models, reports, serving, training
 from tailored_llama.config import PromptStudyConfig, RunConfig, SmallestConfig, SweepConfig, Work, named_benchmark
 from tailored_llama.data import PromptSplit
 from tailored_llama.evaluation import Answer, Answers, MeasuredModel, Proof, StudiedBenchmark, TransferScore
-from tailored_llama.pipeline.stage import leaves, plain
+from tailored_llama.pipeline.stage import as_json, flatten
 from tailored_llama.store import MANIFEST, read_manifest, sha256_file, write_table
 
 CERTIFICATE, PROOF = "certificate.json", "proof.parquet"
@@ -55,7 +55,7 @@ def write_run_report(
         config,
         evaluation.read_metrics(dense.perplexity) if dense.perplexity else {},
         prompts,
-        [(label, read_manifest(folder)) for label, folder in leaves(read) if isinstance(folder, Path)],
+        [(label, read_manifest(folder)) for label, folder in flatten(read) if isinstance(folder, Path)],
         settings.failed,
     )
     reports.write_report(inputs, out=work.out)
@@ -97,7 +97,7 @@ def write_transfer_report(*, scores: Sequence[TransferScore[Path]], settings: Re
 
 @dataclass(frozen=True)
 class StudySettings:
-    """What the report of a prompt study shows beside the scores: its settings, and the scored model in words."""
+    """The settings of a prompt study's report: those of the study, and the scored model in words."""
 
     config: PromptStudyConfig
     model: str
@@ -142,7 +142,7 @@ def _lost(config: SmallestConfig, proof: Proof[Path]) -> Iterator[tuple[str, str
     """Rows that only the dense model gets right, an equal number of each benchmark: its name, and the row as text."""
     for name, folder in proof.small.items():
         metric = data.headline_metric(named_benchmark(config, name))
-        before, after = (evaluation.read_answers(own, metric) for own in (proof.dense[name], folder))
+        before, after = (evaluation.read_answers(scores, metric) for scores in (proof.dense[name], folder))
         asked = {prompt.example: prompt for prompt in data.read_prompts(proof.prompts[name], "evaluation")}
         chosen = evaluation.read_chosen(folder, metric)
         only_dense = before.examples[(before.values == 1) & (after.values != 1)].tolist()
@@ -155,14 +155,14 @@ def _lost(config: SmallestConfig, proof: Proof[Path]) -> Iterator[tuple[str, str
 
 def shown_identity(config: RunConfig) -> dict[str, Any]:
     """The settings without folder names, as the manifest leaves with the model, and what the base's card says."""
-    shown = {name: part for name, part in plain(config).items() if name not in ("execution", "store")}
+    shown = {name: part for name, part in as_json(config).items() if name not in ("execution", "store")}
     base = models.base_of(models.find_model(config.model))
-    return {"config": reports.without_folders(shown), "base": plain(base)}
+    return {"config": reports.without_folders(shown), "base": as_json(base)}
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What the finished model of a benchmark depends on, beside the artifacts: the settings that its card shows."""
+    """The settings of a benchmark's finished model, beside its artifacts: those that its card shows."""
 
     config: RunConfig
     benchmark: str
@@ -191,7 +191,7 @@ def export_model(
 
 @dataclass(frozen=True)
 class ShipSettings:
-    """What the shipped model depends on, beside its weights and scores: its base's search, what was found, its name."""
+    """The settings of a shipped model, beside its weights and scores: its base's search, what was found, its name."""
 
     config: SmallestConfig
     answer: Answer
@@ -205,7 +205,7 @@ class ShipSettings:
 
     def identity(self) -> dict[str, Any]:
         template = self.template and sha256_file(self.template)
-        return shown_identity(self.config) | {"answer": plain(self.answer), "name": self.name, "template": template}
+        return shown_identity(self.config) | {"answer": as_json(self.answer), "name": self.name, "template": template}
 
 
 def ship_model(
@@ -227,8 +227,8 @@ def ship_model(
     if settings.template:
         shutil.copy(settings.template, out)
     _write_proof(config, proof, out / PROOF)
-    size = sum(own.stat().st_size for own in files)
-    hashes = {own.relative_to(out).as_posix(): sha256_file(own) for own in sorted(out.rglob("*")) if own.is_file()}
+    size = sum(file.stat().st_size for file in files)
+    hashes = {file.relative_to(out).as_posix(): sha256_file(file) for file in sorted(out.rglob("*")) if file.is_file()}
     hashes.pop(models.CARD, None)
     facts = {"name": settings.name, "bytes": size, "sha256": hashes}
     certificate = reports.certificate_of(answer, config, facts) | {"run": settings.identity()["config"]}
@@ -242,7 +242,7 @@ def _write_proof(config: SmallestConfig, proof: Proof[Path], file: Path) -> None
     """Write the answers of both models to every proving row."""
     columns: dict[str, list[Any]] = {name: [] for name in PROOF_SCHEMA.names}
     for name, prompts in proof.prompts.items():
-        before, after = (answers_of(config, name, own[name], prompts) for own in (proof.dense, proof.small))
+        before, after = (answers_of(config, name, scores[name], prompts) for scores in (proof.dense, proof.small))
         columns["benchmark"] += [name] * len(before.examples)
         columns["example"] += before.examples.tolist()
         columns["dense"] += before.values.tolist()

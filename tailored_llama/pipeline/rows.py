@@ -1,4 +1,4 @@
-"""What a run says of its rows before it starts: how many there are of each part, and what so many can show."""
+"""Messages of a run about its rows before it starts: how many each part has, and what so many can show."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ FEW = 50  # rows in a part; below, an accuracy has a standard error of 7 points 
 
 
 def rows_of(config: RunConfig) -> Iterator[str]:
-    """What there is to say of every file that is divided, with a warning for every part with few rows."""
+    """Yield what there is to say of every file that is divided, with a warning for every part with few rows."""
     for benchmark in config.benchmarks:
         if not (file := benchmark.data):
             continue
@@ -40,9 +40,9 @@ def rows_of_search(config: SmallestConfig) -> Iterator[str]:
     for benchmark in config.benchmarks:
         rows, least, needed = _provable(config, benchmark)
         yield (
-            f"{benchmark.name}: {rows:,} rows to prove on. A model that loses nothing, but differs on "
-            f"{100 * DISCORDANT:.0f} % of them, is proven to lose less than {least:.1f} points once in two times; for "
-            f"{config.goal.lose_at_most:g} points, {needed:,} rows to prove on do so four times in five."
+            f"{benchmark.name}: {rows:,} rows to prove on. If a model loses nothing, but differs on "
+            f"{100 * DISCORDANT:.0f} % of them, half of all searches prove that it loses less than {least:.1f} points. "
+            f"For {config.goal.lose_at_most:g} points, four in five succeed with {needed:,} rows to prove on."
         )
 
 

@@ -72,7 +72,10 @@ class StoreRunner:
 
 
 class FolderRunner:
-    """Runs every stage at once, in a new folder below a scratch folder; nothing is kept, and nothing found again."""
+    """Runs every stage at once, in a new folder below a scratch folder; nothing is kept, and nothing found again.
+
+    A stage on the device waits for its turn there, as in every other run.
+    """
 
     def __init__(self, scratch: Path, downloads: str, execution: ExecutionConfig) -> None:
         self.scratch, self.downloads, self.execution = scratch, downloads, execution
@@ -84,7 +87,7 @@ class FolderRunner:
         label = f"{name} {time.strftime('%Y%m%d-%H%M%S')}"
         with progress_bar(name) as progress:
             work = Work(out, self.execution, self.downloads, progress, name=label)
-            self.facts[out] = stage.function()(**result(inputs), settings=settings, work=work)
+            self.facts[out] = run_stage(stage, result(inputs), settings, work)
         return Done(out)
 
     def open(self, artifact: Artifact) -> Path:
@@ -138,7 +141,7 @@ def build(
 
 
 def describe(call: Call[Any], manifest: Manifest, found: bool) -> str:
-    """What became of a call, as one line of a log; `found`: its artifact was there."""
+    """Say what became of a call, as one line of a log; `found`: its artifact was there."""
     line = f"{call.name}: {call.stage.name} {manifest.key[:12]}"
     if found:
         return f"{line}, found, nothing to do"

@@ -21,13 +21,13 @@ from tailored_llama.errors import InputError, one_line
 from tailored_llama.evaluation import Answer, Ladder, LossTest, Measured, Proof, RowSet, Rung
 from tailored_llama.pipeline import candidates, stages
 from tailored_llama.pipeline.candidates import SearchState
-from tailored_llama.pipeline.futures import Artifact, conclude, failures
+from tailored_llama.pipeline.futures import Artifact, failures, report_or_raise
 from tailored_llama.pipeline.only import OnlyRunner
 from tailored_llama.pipeline.proven import publish_answer
 from tailored_llama.pipeline.reporting import ShipSettings, SmallestSettings
 from tailored_llama.pipeline.rows import check_provable
 from tailored_llama.pipeline.runner import Runner
-from tailored_llama.pipeline.stage import Stage, leaves
+from tailored_llama.pipeline.stage import Stage, flatten
 from tailored_llama.store import ArtifactRef
 
 S = TypeVar("S")
@@ -47,14 +47,14 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
         raise InputError(f"only: got {run.only!r}; allowed: in the other flows, as a search goes by its stages' scores")
     run = recorded = _Recorder(run)
     margin = config.goal.lose_at_most / 100
-    state = candidates.begin(run, config)
+    state = candidates.start_search(run, config)
     measured = evaluation.search(_ladders(state), partial(candidates.measure, state), margin)
     if not state.parts:
         raise next(iter(state.failed.values()))
     order, sets, base = evaluation.sequence(measured, margin), _sets(state), state.bases[0]
     if share := _discordant(state):
         needed = evaluation.rows_needed(margin, evaluation.level_of(1, config.goal.confidence), share)
-        told = "in fewer bits the dense model differs on %.0f %% of the rows: about %d prove a model that loses nothing"
+        told = "in fewer bits the dense model differs on %.0f %% of the rows: proving no loss then takes about %d rows"
         log.info(told, 100 * share, needed)
     opening, record = _open(state, order, sets) if order else (None, "")
     proving, tests = _prove(state, order, opening) if opening else ({}, [])
@@ -92,7 +92,7 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
             publish_answer(target, answer_folder(config) if answer.proven is not None else None)
         except Exception as error:
             failed["publish"] = error
-    return conclude(report, failed)
+    return report_or_raise(report, failed)
 
 
 class _Recorder:
@@ -138,10 +138,14 @@ def _ladders(state: SearchState) -> list[Ladder]:
     told = state.config.goal.smallest in ("file", "memory")
     ladders: list[Ladder] = []
     for base, kind in state.ladders:
+        if kind == "source":  # it is measured in any case
+            ladders.append(Ladder((0.0,)))
+            continue
         structure = models.read_structure(state.run.open(base.dense.checkpoint))
         whole = structure.parameters * serving.bits_of(kind) / 8
         costs = tuple(whole * (1 - step.ratio) if told else 0.0 for step in base.steps)
-        above = max((i for i, (other, _) in enumerate(state.ladders[: len(ladders)]) if other is base), default=None)
+        before = enumerate(state.ladders[: len(ladders)])
+        above = max((i for i, (other, known) in before if other is base and known != "source"), default=None)
         reference = base is state.bases[0] and serving.bits_of(kind) >= 16
         ladders.append(Ladder(costs, reference, above))
     return ladders
@@ -150,8 +154,8 @@ def _ladders(state: SearchState) -> list[Ladder]:
 def _discordant(state: SearchState) -> float | None:
     """The share of choosing rows on which the reference differs from itself in fewer bits."""
     for rung, parts in state.parts.items():
-        base, _, step = state.locate(rung)
-        if base is state.bases[0] and not step.ratio:
+        base, kind, step = state.locate(rung)
+        if base is state.bases[0] and not step.ratio and kind != "source":
             answers = candidates.read_all(state.run, base, parts.choosing, "selection")
             return float(
                 np.mean([np.mean((state.answers[name].values - own.values) ** 2) for name, own in answers.items()])
@@ -168,7 +172,7 @@ def _open(state: SearchState, order: Sequence[Measured], sets: Sets) -> tuple[in
     """
     goal, config = state.config.goal, state.config
     made_of = [(parts.checkpoint, parts.adapter, parts.choosing) for parts in (state.parts[one.rung] for one in order)]
-    tested = [[part.result().key for _, part in leaves(parts)] for parts in made_of]
+    tested = [[part.result().key for _, part in flatten(parts)] for parts in made_of]
     plan = {"margin": goal.lose_at_most, "confidence": goal.confidence, "measure": goal.measure, "tested": tested}
     rows = sorted(own["proving"].digest for own in sets.values())
     dense = sorted(base.dense.checkpoint.result().digest for base in state.bases)

@@ -1,4 +1,4 @@
-"""What a stage is: a name, a version, and a function from input artifacts and settings to one artifact.
+"""Stages: a name, a version, and a function from input artifacts and settings to one artifact.
 
 All that the function receives enters the key, but for what cannot change its bytes.
 """
@@ -64,13 +64,13 @@ class Call(Generic[S]):
     @property
     def references(self) -> dict[str, ArtifactRef]:
         """Every input artifact by its label, such as `prompts arc_easy`."""
-        return {label: leaf for label, leaf in leaves(self.inputs) if isinstance(leaf, ArtifactRef)}
+        return {label: leaf for label, leaf in flatten(self.inputs) if isinstance(leaf, ArtifactRef)}
 
     @property
     def fields(self) -> dict[str, Any]:
         """The settings, and whatever values stand among the inputs, as JSON."""
-        values = {label: plain(leaf) for label, leaf in leaves(self.inputs) if not isinstance(leaf, ArtifactRef)}
-        return (plain(self.settings) or {}) | ({"inputs": values} if values else {})
+        values = {label: as_json(leaf) for label, leaf in flatten(self.inputs) if not isinstance(leaf, ArtifactRef)}
+        return (as_json(self.settings) or {}) | ({"inputs": values} if values else {})
 
     @property
     def key(self) -> str:
@@ -90,27 +90,27 @@ def run_stage(stage: Stage[S], inputs: Mapping[str, Any], settings: S, work: Wor
         return function(**inputs, settings=settings, work=work)
 
 
-def plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """A value as JSON for a key. What has an `identity`, such as a file, counts by it, and not by its place."""
     if hasattr(value, "identity"):
-        return plain(value.identity())
+        return as_json(value.identity())
     if isinstance(value, BaseModel):
-        return {name: plain(getattr(value, name)) for name in type(value).model_fields}
+        return {name: as_json(getattr(value, name)) for name in type(value).model_fields}
     if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {str(name): plain(part) for name, part in value.items()}
+        return {str(name): as_json(part) for name, part in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain(part) for part in value]
+        return [as_json(part) for part in value]
     if value is None or isinstance(value, str | int | float | bool):
         return value
     raise TypeError(f"settings: got {value!r}; allowed: plain values, sections, dataclasses, and what has an identity")
 
 
-def leaves(value: Any, label: str = "") -> list[tuple[str, Any]]:
-    """Every part of nested mappings, sequences and dataclasses that is none of these, with a label; None is left out.
+def flatten(value: Any, label: str = "") -> list[tuple[str, Any]]:
+    """Return the leaves of nested mappings, sequences and dataclasses, each with a label; None is left out.
 
-    A part of a sequence is labelled by its attribute `label`, if it has one, else by its position.
+    A label is the path to the leaf. In a sequence it has the part's attribute `label`, or else its position.
     """
     if value is None:
         return []
@@ -122,7 +122,7 @@ def leaves(value: Any, label: str = "") -> list[tuple[str, Any]]:
         parts = [(str(getattr(part, "label", i)), part) for i, part in enumerate(value)]
     else:
         return [(label, value)]
-    return [leaf for name, part in parts for leaf in leaves(part, f"{label} {name}".strip())]
+    return [leaf for name, part in parts for leaf in flatten(part, f"{label} {name}".strip())]
 
 
 def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
@@ -140,5 +140,5 @@ def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def is_container(value: Any) -> bool:
-    """Whether a value is a dataclass that holds artifacts, not one itself."""
+    """Return whether a value is a dataclass that holds artifacts, not one itself."""
     return is_dataclass(value) and not isinstance(value, ArtifactRef | type)

@@ -8,16 +8,16 @@ from tailored_llama.pipeline import reporting
 from tailored_llama.pipeline.stage import Stage
 from tailored_llama.store import ANSWER, FINISHED, GGUF
 
-DENSE = Stage("dense", 4, lambda: models.prepare_dense, models.DenseSettings)
+DENSE = Stage("dense", 5, lambda: models.prepare_dense, models.DenseSettings)
 EXAMPLES = Stage("examples", 2, lambda: data.load_benchmark, data.BenchmarkSource)
 PROMPTS = Stage("prompts", 5, lambda: data.render_prompts, data.PromptSettings)
 TOKENS = Stage("tokens", 3, lambda: pruning.count_tokens, pruning.CountSettings)
 CALIBRATION = Stage("calibration", 4, lambda: data.load_calibration, data.CalibrationSettings)
 GROUPS = Stage("groups", 2, lambda: pruning.build_graph, NoneType)
-REACH = Stage("reach", 2, lambda: pruning.check_ratio, pruning.PruneSettings)
+REACH = Stage("reach", 3, lambda: pruning.check_ratio, pruning.PruneSettings)
 IMPORTANCE = Stage("importance", 5, lambda: pruning.score_importance, pruning.ImportanceSettings, on_device=True)
-SPLIT = Stage("split", 2, lambda: pruning.choose_split, pruning.SplitSettings, on_device=True)
-PRUNED = Stage("pruned", 7, lambda: pruning.prune_model, pruning.PruneSettings, on_device=True)
+SPLIT = Stage("split", 3, lambda: pruning.choose_split, pruning.SplitSettings, on_device=True)
+PRUNED = Stage("pruned", 8, lambda: pruning.prune_model, pruning.PruneSettings, on_device=True)
 TEACHER = Stage("teacher", 4, lambda: training.teach, training.TeachSettings, on_device=True)
 HEALED = Stage("healed", 6, lambda: training.heal, training.HealSettings, on_device=True)
 ADAPTER = Stage("adapter", 10, lambda: training.tune, training.TuneSettings, on_device=True)
@@ -31,12 +31,13 @@ PROFILE = Stage(
 )
 FINISHED_MODEL = Stage(FINISHED, 6, lambda: reporting.export_model, reporting.ExportSettings)
 GGUF_FILE = Stage(GGUF, 4, lambda: serving.export_gguf, serving.GgufSettings)
-REPORT = Stage("report", 7, lambda: reporting.write_run_report, reporting.ReportSettings)
-SWEEP = Stage("sweep", 5, lambda: reporting.write_sweep_report, reporting.SweepSettings)
-TRANSFER = Stage("transfer", 4, lambda: reporting.write_transfer_report, reporting.ReportSettings)
+SOURCE_FILE = Stage("source", 1, lambda: serving.copy_source, serving.SourceSettings)
+REPORT = Stage("report", 8, lambda: reporting.write_run_report, reporting.ReportSettings)
+SWEEP = Stage("sweep", 6, lambda: reporting.write_sweep_report, reporting.SweepSettings)
+TRANSFER = Stage("transfer", 5, lambda: reporting.write_transfer_report, reporting.ReportSettings)
 SPEED = Stage("speed", 3, lambda: serving.measure_speed, NoneType, on_device=True, timed=True)
 SHIPPED = Stage(ANSWER, 3, lambda: reporting.ship_model, reporting.ShipSettings)
 SMALLEST = Stage("smallest", 4, lambda: reporting.write_smallest_report, reporting.SmallestSettings)
-STUDY = Stage("prompt-study", 4, lambda: reporting.write_study_report, reporting.StudySettings)
+STUDY = Stage("prompt-study", 5, lambda: reporting.write_study_report, reporting.StudySettings)
 
-STAGES: dict[str, Stage[Any]] = {own.name: own for own in list(globals().values()) if isinstance(own, Stage)}
+STAGES: dict[str, Stage[Any]] = {stage.name: stage for stage in list(globals().values()) if isinstance(stage, Stage)}

@@ -68,13 +68,16 @@ def render(
 
 def render_train(run: Runner, config: RunConfig) -> Prompts:
     """Render the train prompts of every benchmark, and nothing else."""
-    train = {own.name: render(run, config, own.name, "train", load_examples(run, own)) for own in config.benchmarks}
+    train = {
+        benchmark.name: render(run, config, benchmark.name, "train", load_examples(run, benchmark))
+        for benchmark in config.benchmarks
+    }
     return Prompts(train, train)
 
 
 def render_all(run: Runner, config: RunConfig) -> Prompts:
     """Render the prompts of every benchmark; the shots of a mixture use the generic template."""
-    examples = {own.name: load_examples(run, own) for own in config.benchmarks}
+    examples = {benchmark.name: load_examples(run, benchmark) for benchmark in config.benchmarks}
     read = {name: table for name, table in examples.items() if reads_train(config, name)}
     train = {name: render(run, config, name, "train", table) for name, table in read.items()}
     shots = train

@@ -28,7 +28,7 @@ from tailored_llama.config import (
 from tailored_llama.data import PromptSplit
 from tailored_llama.evaluation import MeasuredModel, StudiedBenchmark, SweptCell, TransferScore
 from tailored_llama.pipeline import stages, steps
-from tailored_llama.pipeline.futures import Artifact, Failed, attempt, conclude, settle
+from tailored_llama.pipeline.futures import Artifact, Failed, attempt, report_or_raise, wait_for_rows
 from tailored_llama.pipeline.reporting import ReportSettings, StudySettings, SweepSettings
 from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pipeline.steps import Prompts
@@ -46,9 +46,9 @@ def sweep(run: Runner, config: SweepConfig) -> ArtifactRef:
     cells = sweep_cells(config)
     models, tuned = dense_runs(config, cells), tuned_dense_cells(config, cells)
     attempts: list[tuple[str, Row, Row | Failed]] = []
-    for label, own in models.items():
-        row: Row = SweptCell(label, 0.0, own.seed)
-        measured = attempt(label, partial(_dense_row, run, config, own, row))
+    for label, run_config in models.items():
+        row: Row = SweptCell(label, 0.0, run_config.seed)
+        measured = attempt(label, partial(_dense_row, run, config, run_config, row))
         if isinstance(measured, Failed) and len(models) == 1:  # then no cell can be measured
             raise measured.error
         attempts.append((label, row, measured))
@@ -61,40 +61,40 @@ def sweep(run: Runner, config: SweepConfig) -> ArtifactRef:
         row = SweptCell(cell.label, cell.run.pruning.ratios[0], cell.run.seed, cell.curve, cell.place)
         name = f"cell {row.name} @ {row.ratio:g}, seed {row.seed}"
         of_cells[i] = name, row, attempt(name, partial(_pruned_row, run, config, cell, row))
-    rows, failed = settle([*attempts, *(of_cells[i] for i in range(len(cells)))])
-    return conclude(run(stages.SWEEP, SweepSettings(as_shown(config)), "sweep report", cells=rows), failed)
+    rows, failed = wait_for_rows([*attempts, *(of_cells[i] for i in range(len(cells)))])
+    return report_or_raise(run(stages.SWEEP, SweepSettings(as_shown(config)), "sweep report", cells=rows), failed)
 
 
-def _dense_row(run: Runner, config: SweepConfig, own: RunConfig, row: Row, tuned: bool = False) -> Row:
+def _dense_row(run: Runner, config: SweepConfig, run_config: RunConfig, row: Row, tuned: bool = False) -> Row:
     """Measure a dense model, as it is or `tuned` on the shots of a cell."""
-    prompts = _prompts(run, config, own)
-    dense = model = steps.measure(run, own, "dense", steps.load_dense(run, own), prompts)
+    prompts = _prompts(run, config, run_config)
+    dense = model = steps.measure(run, run_config, "dense", steps.load_dense(run, run_config), prompts)
     if tuned:
-        model = replace(dense, scores=steps.tune_dense(run, own, dense.checkpoint, prompts).scores)
+        model = replace(dense, scores=steps.tune_dense(run, run_config, dense.checkpoint, prompts).scores)
     return replace(row, model=model, dense=dense)
 
 
 def _pruned_row(run: Runner, config: SweepConfig, cell: SweepCell, row: Row) -> Row:
     """Prune, heal and tune the model of a cell as configured, and measure it."""
-    own, ratio, label = cell.run, row.ratio, f"{row.name} @ {row.ratio:g}"
-    prompts = _prompts(run, config, own)
-    dense = steps.prepare_dense(run, own, prompts)
-    pruned = steps.prune_to(run, own, dense, ratio, prompts)
-    healed = steps.heal_if_asked(run, own, dense.checkpoint, ratio, pruned, prompts)
-    perplexity = steps.measure_perplexity(run, own, label, healed, dense.checkpoint)
-    asked, templates = _search_templates(run, own, healed) if cell.searched else (prompts, {})
-    adapters = steps.tune_adapters(run, own, ratio, healed, asked) if config.tailored else {}
-    scores = steps.score_all(run, own, label, healed, asked, adapters) if prompts.evaluation else {}
+    run_config, ratio, label = cell.run, row.ratio, f"{row.name} @ {row.ratio:g}"
+    prompts = _prompts(run, config, run_config)
+    dense = steps.prepare_dense(run, run_config, prompts)
+    pruned = steps.prune_to(run, run_config, dense, ratio, prompts)
+    healed = steps.heal_if_asked(run, run_config, dense.checkpoint, ratio, pruned, prompts)
+    perplexity = steps.measure_perplexity(run, run_config, label, healed, dense.checkpoint)
+    asked, templates = _search_templates(run, run_config, healed) if cell.searched else (prompts, {})
+    adapters = steps.tune_adapters(run, run_config, ratio, healed, asked) if config.tailored else {}
+    scores = steps.score_all(run, run_config, label, healed, asked, adapters) if prompts.evaluation else {}
     model = MeasuredModel(healed, perplexity, scores, templates)
-    return replace(row, model=model, dense=steps.measure(run, own, "dense", dense.checkpoint, prompts))
+    return replace(row, model=model, dense=steps.measure(run, run_config, "dense", dense.checkpoint, prompts))
 
 
-def _prompts(run: Runner, config: SweepConfig, own: RunConfig) -> Prompts:
+def _prompts(run: Runner, config: SweepConfig, run_config: RunConfig) -> Prompts:
     """The prompts of a cell, if anything reads them; those to score only if the sweep scores any."""
     if config.scored or config.tailored:
-        return steps.render_all(run, own)
-    needed = reads_prompts(own) or trims_vocabulary(own)
-    return replace(steps.render_all(run, own), evaluation={}) if needed else Prompts()
+        return steps.render_all(run, run_config)
+    needed = reads_prompts(run_config) or trims_vocabulary(run_config)
+    return replace(steps.render_all(run, run_config), evaluation={}) if needed else Prompts()
 
 
 def _search_templates(run: Runner, config: RunConfig, model: Artifact) -> tuple[Prompts, dict[str, str]]:
@@ -142,8 +142,8 @@ def transfer(run: Runner, config: TransferConfig) -> ArtifactRef:
         return steps.tune(run, mixed, names, ratio, pruned, steps.render_all(run, mixed))
 
     tuned = {GENERIC: attempt(GENERIC, tune_generic)}
-    for own in names:
-        tuned[own] = attempt(own, partial(steps.tune, run, config, [own], ratio, pruned, prompts))
+    for tuned_on in names:
+        tuned[tuned_on] = attempt(tuned_on, partial(steps.tune, run, config, [tuned_on], ratio, pruned, prompts))
 
     def scored(row: TransferScore[Artifact]) -> TransferScore[Artifact]:
         checkpoint, adapter = dense.checkpoint if row.model == DENSE else pruned, tuned.get(row.model)
@@ -153,9 +153,9 @@ def transfer(run: Runner, config: TransferConfig) -> ArtifactRef:
         return replace(row, scores=steps.score(run, config, row.benchmark, label, checkpoint, asked, adapter))
 
     cells = [TransferScore[Artifact](model, name) for model in (DENSE, UNTUNED_MODEL, *tuned) for name in names]
-    scores, failed = settle([(cell.label, cell, attempt(cell.label, partial(scored, cell))) for cell in cells])
+    scores, failed = wait_for_rows([(cell.label, cell, attempt(cell.label, partial(scored, cell))) for cell in cells])
     settings = ReportSettings(as_shown(config, UNREAD_BY_TRANSFER))
-    return conclude(run(stages.TRANSFER, settings, "transfer report", scores=scores), failed)
+    return report_or_raise(run(stages.TRANSFER, settings, "transfer report", scores=scores), failed)
 
 
 def prompts(run: Runner, config: PromptStudyConfig) -> ArtifactRef:
@@ -178,7 +178,7 @@ def prompts(run: Runner, config: PromptStudyConfig) -> ArtifactRef:
             scored[template] = steps.score(run, config, name, template, checkpoint, asked[template])
         studied.append(StudiedBenchmark(name, chosen, selection, scored, asked))
     settings = StudySettings(as_shown(config), model)
-    return conclude(run(stages.STUDY, settings, "prompt study report", studied=studied), {})
+    return report_or_raise(run(stages.STUDY, settings, "prompt study report", studied=studied), {})
 
 
 def _render_slices(

@@ -10,7 +10,7 @@ from tailored_llama.config import TUNED_DENSE, GgufType, RunConfig, as_shown, ex
 from tailored_llama.errors import one_line
 from tailored_llama.evaluation import ByType, MeasuredModel, ProfileSettings, TailoredRun, TunedDense
 from tailored_llama.pipeline import stages, steps
-from tailored_llama.pipeline.futures import Artifact, Failed, attempt, conclude, failures, surviving
+from tailored_llama.pipeline.futures import Artifact, Failed, attempt, failures, report_or_raise, without_failures
 from tailored_llama.pipeline.reporting import ExportSettings, ReportSettings
 from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pipeline.steps import Dense, Prompts
@@ -36,26 +36,26 @@ def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
     if config.tuning.dense and config.tuning.examples != "none":
         tuned = attempt(TUNED_DENSE, partial(steps.tune_dense, run, config, dense.checkpoint, prompts))
 
-    failed = failures((asked, dense.importance, [replace(one, profile=None) for one in tailored], tuned))
-    measured, whole = surviving(asked), surviving(tailored)
-    if not measured or not (measured.scores or any(one.pruned.scores or one.tailored for one in whole)):
-        return conclude(None, failed)
+    failed = failures((asked, dense.importance, [replace(result, profile=None) for result in tailored], tuned))
+    measured, whole = without_failures(asked), without_failures(tailored)
+    if not measured or not (measured.scores or any(result.pruned.scores or result.tailored for result in whole)):
+        return report_or_raise(None, failed)
     scored = [_quantised(run, config, prompts, "dense", dict.fromkeys(measured.scores, (measured.checkpoint, None)))]
-    for one in whole:
-        tuned_on = {name: (one.base, one.adapter(name)) for name in one.tailored if one.adapters}
-        scored.append(_quantised(run, config, prompts, _label("tailored", one.ratio), tuned_on))
+    for result in whole:
+        tuned_on = {name: (result.base, result.adapter(name)) for name in result.tailored if result.adapters}
+        scored.append(_quantised(run, config, prompts, _label("tailored", result.ratio), tuned_on))
     failed |= failures(scored)
-    of_dense, *of_runs = surviving(scored)
+    of_dense, *of_runs = without_failures(scored)
     shown = {
         "dense": replace(measured, quantised=of_dense),
-        "runs": [replace(one, quantised=own) for one, own in zip(whole, of_runs, strict=True)],
-        "prompts": surviving(prompts.evaluation),
-        "tuned_dense": surviving(tuned) or TunedDense(),
+        "runs": [replace(result, quantised=quantised) for result, quantised in zip(whole, of_runs, strict=True)],
+        "prompts": without_failures(prompts.evaluation),
+        "tuned_dense": without_failures(tuned) or TunedDense(),
     }
     settings = ReportSettings(as_shown(config), {name: one_line(error) for name, error in failed.items()})
     report = run(stages.REPORT, settings, "report", **shown)
-    finished = [model for one in whole for model in _exported(run, config, measured, one)]
-    return conclude(report, failed | failures((report, finished)))
+    finished = [model for result in whole for model in _exported(run, config, measured, result)]
+    return report_or_raise(report, failed | failures((report, finished)))
 
 
 def _label(model: str, ratio: float) -> str:
@@ -71,7 +71,7 @@ def _tailored(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompt
     base = steps.heal_if_asked(run, config, dense.checkpoint, ratio, checkpoint, prompts)
     adapters = steps.tune_adapters(run, config, ratio, base, prompts)
     profile = healed = None
-    if config.profile.batches:  # two models may not fit where one does, which must not cost the scores
+    if config.profile.batches:  # timing holds two models in memory; if they do not fit, the scores must still come
         settings, title = ProfileSettings.of(config.profile, config.execution.device), f"profile {name}"
         compared = {"checkpoint": checkpoint, "against": dense.checkpoint}
         profile = attempt(title, partial(run, stages.PROFILE, settings, title, **compared))
@@ -90,49 +90,49 @@ def _quantised(
 
     def score(kind: GgufType, name: str, title: str) -> Artifact:
         (checkpoint, adapter), asked = models[name], prompts.evaluation[name]
-        own = GgufSettings(kind, config.model.short_name)
-        file = run(stages.GGUF_FILE, own, f"write {title}", checkpoint=checkpoint, adapter=adapter)
+        written_as = GgufSettings(kind, config.model.short_name)
+        file = run(stages.GGUF_FILE, written_as, f"write {title}", checkpoint=checkpoint, adapter=adapter)
         settings = QuantisedSettings.of(named_benchmark(config, name), kind)
         return run(stages.QUANTISED, settings, title, checkpoint=checkpoint, gguf=file, prompts=asked)
 
     scores: dict[str, dict[str, Artifact]] = {}
-    for kind, name in product(dict.fromkeys(own.type for own in exports(config) if own.type), models):
+    for kind, name in product(dict.fromkeys(export.type for export in exports(config) if export.type), models):
         title = f"score {name} {label}, {kind}"
         scores.setdefault(kind, {})[name] = attempt(title, partial(score, kind, name, title))
     return scores
 
 
 def _exported(
-    run: Runner, config: RunConfig, dense: MeasuredModel[Artifact], one: TailoredRun[Artifact]
+    run: Runner, config: RunConfig, dense: MeasuredModel[Artifact], result: TailoredRun[Artifact]
 ) -> Iterator[Artifact]:
     """Export the models of a run that have all their scores. This comes last: a full disk must not cost the report."""
-    scored = [one.pruned.scores, one.tailored]
-    if one.healed and config.tuning.keep == "better":
-        scored.append(one.healed.scores)
-    for name in [own for own in dense.scores if all(own in scores for scores in scored)]:
-        wanted = [own for own in exports(config) if (own.ratio, own.benchmark) == (one.ratio, name)]
+    scored = [result.pruned.scores, result.tailored]
+    if result.healed and config.tuning.keep == "better":
+        scored.append(result.healed.scores)
+    for name in [benchmark for benchmark in dense.scores if all(benchmark in scores for scores in scored)]:
+        wanted = [export for export in exports(config) if (export.ratio, export.benchmark) == (result.ratio, name)]
         if not wanted:
             return
-        title = f"export {name} @ {one.ratio:.2f}"
+        title = f"export {name} @ {result.ratio:.2f}"
         of_benchmark = replace(
-            one,
-            pruned=_on(one.pruned, name),
-            healed=_on(one.healed, name) if one.healed else None,
-            tailored={name: one.tailored[name]},
-            adapters={name: one.adapter(name)},
+            result,
+            pruned=_on(result.pruned, name),
+            healed=_on(result.healed, name) if result.healed else None,
+            tailored={name: result.tailored[name]},
+            adapters={name: result.adapter(name)},
             profile=None,
         )
         settings = ExportSettings(as_shown(config, ("profile",)), name)
         finished = run(stages.FINISHED_MODEL, settings, title, dense=_on(dense, name), run=of_benchmark)
         yield finished
-        for own in wanted:
+        for export in wanted:
             written, mark = finished, FINISHED
-            if own.type:
-                gguf, about = GgufSettings(own.type, own.name), f"{title}, gguf {own.type}"
+            if export.type:
+                gguf, about = GgufSettings(export.type, export.name), f"{title}, gguf {export.type}"
                 written, mark = run(stages.GGUF_FILE, gguf, about, checkpoint=finished, adapter=None), GGUF
                 yield written
-            place(run.open(written), own.folder, "store.export", "an exported model", [mark])
-            log.info("finished model: %s", own.folder)
+            place(run.open(written), export.folder, "store.export", "an exported model", [mark])
+            log.info("finished model: %s", export.folder)
 
 
 def _on(model: MeasuredModel[Artifact], benchmark: str) -> MeasuredModel[Artifact]:

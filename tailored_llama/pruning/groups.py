@@ -79,8 +79,7 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
     """
     structure, shapes, out = models.read_structure(dense), models.all_tensor_shapes(dense), work.out
     # Four heads, as layers are wired alike whatever their number: torch-pruning 1.6 never ends on two of Gemma 3.
-    channels = next((layer.channels for layer in structure.layers if layer.channels), 1)
-    check_coupling(models.read_config(dense), (models.Layer(4, 4, channels),))
+    check_coupling(models.read_config(dense), (models.Layer(4, 4, structure.layers[0].channels),))
     rows: list[Array] = []  # of every layer and kind: layer, kind, index, parameters, [groups, 4]
     members: list[Array] = []  # of every parameter: group, parameter, dim, start, stop, [groups, 5]
     names: list[str] = []
@@ -183,7 +182,7 @@ def check_coupling(config: dict[str, Any], layers: tuple[models.Layer, ...]) -> 
 def _slices(
     shapes: dict[str, list[int]], structure: models.Structure, number: int, kind: str, count: int
 ) -> Iterator[tuple[str, int, int, int]]:
-    """Where the groups of a layer and kind are: (parameter, dim, start of group 0, width of every group).
+    """Return where the groups of a layer and kind are: (parameter, dim, start of group 0, width of every group).
 
     A projection that reads the groups holds them in columns; one that produces them, in rows (and the bias).
     """

@@ -119,7 +119,7 @@ def taylor_scores(
     """
     layers, scores = models.layers_of(model), _zeros(owners)
     gates, samples = criterion == "taylor_gate", len(text.input_ids)
-    parts = {name: own for name, own in owners.items() if own[0] == 1} if gates else owners
+    parts = {name: owned for name, owned in owners.items() if owned[0] == 1} if gates else owners
     chunks = text.batches() if gates else (text.input_ids,)
     projections = {n: m for n, m in model.named_modules() if f"{n}.weight" in parts or f"{n}.bias" in parts}
     generator = torch.Generator().manual_seed(seed) if gates else None
@@ -136,10 +136,10 @@ def taylor_scores(
                     _add_gates(scores, owner, own_inputs.float() * (own_gradient @ module.weight).float(), samples)
             else:
                 for parameter, factor in (("weight", states), ("bias", torch.ones_like(gradient[..., :1]))):
-                    if own := parts.get(f"{name}.{parameter}"):
+                    if owned := parts.get(f"{name}.{parameter}"):
                         weight = getattr(module, parameter).detach().view(gradient.shape[-1], -1)
                         sums = gradient.flatten(0, 1).float().T @ factor.flatten(0, 1).float()  # [out, in]
-                        add_scores(scores, own[1], sums.mul_(weight).div_(samples).abs_().sum(1 - own[0]))
+                        add_scores(scores, owned[1], sums.mul_(weight).div_(samples).abs_().sum(1 - owned[0]))
             progress(done := done + 1, len(projections) * len(chunks))
 
         states = inputs[0].detach()
@@ -223,15 +223,15 @@ def _loss_gradient(model: Any, states: Tensor, input_ids: Tensor, generator: tor
     states = states.detach().requires_grad_()
     hidden = model.model.norm(states)[:, :-1]
     gradient = torch.empty_like(hidden)
-    for own, of_own, labels in zip(hidden.detach(), gradient, input_ids[:, 1:], strict=True):
-        draws = torch.rand(len(own), 1, generator=generator) if generator is not None else None
-        for start in range(0, len(own), _POSITIONS):
+    for sample, of_own, labels in zip(hidden.detach(), gradient, input_ids[:, 1:], strict=True):
+        draws = torch.rand(len(sample), 1, generator=generator) if generator is not None else None
+        for start in range(0, len(sample), _POSITIONS):
             part = slice(start, start + _POSITIONS)
-            inputs = own[part].requires_grad_()
+            inputs = sample[part].requires_grad_()
             logits = models.head_logits(model, inputs).float()
             targets = labels[part] if draws is None else draw_tokens(logits.detach(), draws[part])
             # not divided by the samples: float16 gradients would vanish
-            loss = cross_entropy(logits, targets, reduction="sum") / len(own)
+            loss = cross_entropy(logits, targets, reduction="sum") / len(sample)
             (of_own[part],) = torch.autograd.grad(loss, inputs)
     (of_states,) = torch.autograd.grad(hidden, states, gradient)
     return of_states

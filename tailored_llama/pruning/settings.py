@@ -1,4 +1,4 @@
-"""What token counts, importance and a pruned checkpoint depend on, beside the artifacts that they are made from."""
+"""The settings of token counts, importance and pruned checkpoints, beside the artifacts that they are made from."""
 
 from dataclasses import dataclass
 from typing import Self

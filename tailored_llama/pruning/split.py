@@ -148,7 +148,7 @@ def possible_sizes(dense: Path, tokens: models.Tokens, ratio: float, pruning: Pl
         check_size(tokens, pruning.vocabulary)
         return [max(pruning.vocabulary, least)]
     first = max(least, whole_rows(len(tokens.always)))
-    return [*takewhile(lambda own: own < size.vocab_size, (first * 2**step for step in count())), size.vocab_size]
+    return [*takewhile(lambda tokens: tokens < size.vocab_size, (first * 2**step for step in count())), size.vocab_size]
 
 
 def first_cut(
@@ -215,4 +215,4 @@ def _loss(cut: Cut, prompts: Sequence[Prompt], work: Work) -> float:
         texts = [_text(prompt).encode()[-limit:].decode(errors="ignore") for prompt in prompts]
         encoded = [encode_answer(tokenizer, Prompt(0, ("",), (text,), 0, (1,)), limit) for text in texts]
         likelihoods = loglikelihoods(model, encoded, models.token_budget(work.execution.batch_tokens, model))
-    return -sum(sum(own) for own in likelihoods) / sum(len(text.encode()) for text in texts)
+    return -sum(sum(of_text) for of_text in likelihoods) / sum(len(text.encode()) for text in texts)

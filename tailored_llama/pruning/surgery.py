@@ -23,7 +23,7 @@ _MODELING_FILE = Path(models.modeling_tailored_llama.__file__)
 
 @dataclass(frozen=True)
 class Folders:
-    """What a cut is planned from; without importance, a plan has the right numbers of groups, not the right groups."""
+    """The folders that a cut is planned from. Without importance, only the numbers of groups are right."""
 
     model: Path
     original: Path  # the model before the first step
@@ -33,7 +33,7 @@ class Folders:
 
 @dataclass(frozen=True)
 class Cut:
-    """What stays of a model: groups, bool [groups]; the indices of each parameter; layers; and tokens (None: all)."""
+    """The parts that stay: groups, bool [groups]; the indices of each parameter; layers; and tokens (None: all)."""
 
     model: Path
     groups: Groups
@@ -76,7 +76,7 @@ def prune_checkpoint(
     """Write a checkpoint without the groups that a plan removes, and its tokenizer, into an existing folder.
 
     `fitted` are safetensors files whose tensors, in the pruned model's shapes, replace the dense ones. Without
-    `tokens`, all tokens stay. Memory holds a shard of 2 GB, or one tensor if that is larger: the model is never built.
+    `tokens`, all tokens stay. The model is never built: memory holds a shard of 500 MB, or one larger tensor.
     """
     config, dense_shapes = models.read_config(dense), models.all_tensor_shapes(dense)
     fitted_shapes = {name: shape for file in fitted for name, shape in models.tensor_shapes(file).items()}
@@ -85,8 +85,8 @@ def prune_checkpoint(
         config = models.renumbered(config, tokens.kept)
         indices |= {name: (0, np.array(tokens.kept)) for name in models.VOCABULARY if name in dense_shapes}
     shapes = dense_shapes | fitted_shapes
-    for name, (dim, own) in indices.items():  # a tensor without indices stays whole
-        shapes[name][dim] = len(own)
+    for name, (dim, kept_indices) in indices.items():  # a tensor without indices stays whole
+        shapes[name][dim] = len(kept_indices)
     pruned_config = models.layout_config(config, tuple(layers))
     dtype = getattr(torch, str(pruned_config.dtype or "float32").removeprefix("torch."))
     read = models.tensor_reader((*models.weight_files(dense), *fitted))

@@ -52,20 +52,20 @@ def count_tokens(dense: Path, prompts: Mapping[str, Path], *, settings: CountSet
     rows, tokenizer, texts = read_tokens(dense).rows, load_tokenizer(dense), settings.texts
     columns = {"token": np.arange(rows), "general": word_counts(tokenizer, read_general_words(), rows)}
     used = []  # of each text: of the documents that are not measured, and of those that are, int64 [2, rows]
-    for own in texts:
-        if own.source.benchmark and own.source.kind == "questions":  # by the number of the example, with its choices
-            documents = load_questions(own.source.benchmark, work.downloads, choices=True)
-            folders = [folder for name, folder in prompts.items() if name == own.source.benchmark.name]
+    for text_config in texts:
+        if text_config.source.benchmark and text_config.source.kind == "questions":  # by example, with its choices
+            documents = load_questions(text_config.source.benchmark, work.downloads, choices=True)
+            folders = [folder for name, folder in prompts.items() if name == text_config.source.benchmark.name]
             apart = {prompt.example for prompt in measured_prompts(folders)}
         else:
-            documents, apart = dict(enumerate(load_texts(own.source, work.downloads))), set()
+            documents, apart = dict(enumerate(load_texts(text_config.source, work.downloads))), set()
         step = max(1, math.ceil(sum(map(len, documents.values())) / _CHARACTERS))
         read = [(index in apart, documents[index][:_CHARACTERS]) for index in list(documents)[::step]]
         split = ([text for is_measured, text in read if is_measured == measured] for measured in (False, True))
         used.append(np.stack([_counts(tokenizer, part, rows) for part in split]))
-    mixed, total, weights = np.zeros((2, rows)), sum(int(own.sum()) for own in used), sum(own.weight for own in texts)
-    for counts, own in zip(used, texts, strict=True):  # scaled to its share, and no used token to 0
-        mixed += counts * (total * own.weight / weights / max(1, int(counts.sum())))
+    mixed, total, weights = np.zeros((2, rows)), sum(int(counts.sum()) for counts in used), sum(t.weight for t in texts)
+    for counts, text_config in zip(used, texts, strict=True):  # scaled to its share, and no used token to 0
+        mixed += counts * (total * text_config.weight / weights / max(1, int(counts.sum())))
     unmeasured, columns["measured_text"] = np.ceil(mixed).astype(np.int64)
     columns["text"] = unmeasured + columns["measured_text"]
     splits: tuple[PromptSplit, ...] = ("shots", "held_out")
@@ -88,7 +88,7 @@ def _written(prompts: Iterable[Prompt]) -> Iterator[str]:
 
 
 def _counts(tokenizer: Any, texts: Iterable[str], rows: int) -> Counts:
-    """How often each token occurs in texts, int64 [rows]."""
+    """Count how often each token occurs in texts, int64 [rows]."""
     counts, texts = np.zeros(rows, dtype=np.int64), iter(texts)
     while batch := list(islice(texts, 1000)):
         ids = chain.from_iterable(tokenizer(batch, add_special_tokens=False)["input_ids"])
@@ -97,7 +97,7 @@ def _counts(tokenizer: Any, texts: Iterable[str], rows: int) -> Counts:
 
 
 def word_counts(tokenizer: Any, words: Mapping[str, int], rows: int) -> Counts:
-    """How often each token occurs in words with their counts, int64 [rows]."""
+    """Count how often each token occurs in words with their counts, int64 [rows]."""
     # After a line break, since some tokenizers put a space of their own before the first word.
     # The tokenizer's core counts 80,000 words in a third of the time that transformers takes around it.
     core = tokenizer.backend_tokenizer
@@ -105,8 +105,8 @@ def word_counts(tokenizer: Any, words: Mapping[str, int], rows: int) -> Counts:
     core.no_truncation()
     start = len(core.encode("\n", add_special_tokens=False).ids)
     written = core.encode_batch_fast([f"\n{word}" for word in words], add_special_tokens=False)
-    ids = [own.ids[start:] for own in written]
-    weights = np.repeat(np.fromiter(words.values(), dtype=np.int64), [len(own) for own in ids])
+    ids = [encoding.ids[start:] for encoding in written]
+    weights = np.repeat(np.fromiter(words.values(), dtype=np.int64), [len(encoding) for encoding in ids])
     return np.bincount(np.fromiter(chain.from_iterable(ids), dtype=np.int64), weights, rows)[:rows].astype(np.int64)
 
 
@@ -118,9 +118,9 @@ def read_shares(counts: Path, unmeasured: bool = False) -> Counts:
     """
     table = read_table(counts / "tokens.parquet", COUNTS_SCHEMA)
     columns = {name: table[name].to_numpy().astype(np.float64) for name in COUNTS_SCHEMA.names[1:]}
-    own = [columns[name] - unmeasured * columns[f"measured_{name}"] for name in ("text", "prompts")]
-    shares = [uses / uses.sum() for uses in own if uses.any()]
-    return _expected(sum(own), np.mean(shares, axis=0) if shares else np.zeros(len(table)), columns["general"])
+    uses_by_text = [columns[name] - unmeasured * columns[f"measured_{name}"] for name in ("text", "prompts")]
+    shares = [uses / uses.sum() for uses in uses_by_text if uses.any()]
+    return _expected(sum(uses_by_text), np.mean(shares, axis=0) if shares else np.zeros(len(table)), columns["general"])
 
 
 def _expected(counts: Counts, shares: Counts, general: Counts) -> Counts:
@@ -199,7 +199,7 @@ def enough_tokens(dense: Path, counts: Path) -> int:
 
 
 def _needed(tokens: Tokens, shares: Counts, counts: Counts) -> int:
-    """How many tokens counted texts use, and the likeliest of further ones up to 99.9 %, with all they are made of."""
+    """Count the tokens that texts use, and the likeliest further ones up to 99.9 %, with all that they are made of."""
     order = np.argsort(-shares, kind="stable")
     likely = order[: int(np.searchsorted(np.cumsum(shares[order]), 0.999)) + 1].tolist()
     return len(tokens.made_of({*tokens.always, *np.flatnonzero(counts).tolist(), *likely}))

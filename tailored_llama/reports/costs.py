@@ -31,12 +31,12 @@ def speed_table(rows: Sequence[ProfileRow], other: str = "other") -> Table:
 def _how_timed(rows: Sequence[ProfileRow], other: str) -> str:
     row, threads, memory = rows[0], "", "what torch allocated"
     if row.device == "cpu":
-        base = listed(list(dict.fromkeys(megabytes(one.base_memory_bytes) for one in rows)))
+        base = listed(list(dict.fromkeys(megabytes(timed.base_memory_bytes) for timed in rows)))
         threads = f", {row.threads} thread{'s' * (row.threads > 1)}"
         memory = f"that of the process; {base} of it are the interpreter and libraries"
-    types = listed(list(dict.fromkeys(one.dtype for one in rows)))
+    types = listed(list(dict.fromkeys(timed.dtype for timed in rows)))
     against = f"; × {other}: the speed ÷ its, the median and range of pairs of passes, which take turns"
-    passes = f"{row.repeats} passes{against if any(one.prefill_speedup for one in rows) else ''}"
+    passes = f"{row.repeats} passes{against if any(timed.prefill_speedup for timed in rows) else ''}"
     return (
         f"Timed on {row.device}{threads}, in {types}: {row.prompt_tokens} tokens a prompt, {row.new_tokens} new ones. "
         f"Median of {passes}. Memory is {memory}. Other machines give other numbers."
@@ -51,11 +51,11 @@ def profile_table(rows: Sequence[ProfileRow]) -> rich.table.Table:
 
 
 def cost_table(costs: Sequence[tuple[str, Manifest]]) -> Table:
-    """What the artifacts of each stage and label took, and all together."""
+    """Show the time that the artifacts of each stage and label took, and all together."""
     groups: dict[tuple[str, str], list[Manifest]] = {}
     for label, cost in costs:
         groups.setdefault((cost.stage, label), []).append(cost)
-    rows = [_cost_row(*group, own) for group, own in groups.items()]
+    rows = [_cost_row(*group, of_stage) for group, of_stage in groups.items()]
     if rows:
         rows.append(replace(_cost_row("together", "", [cost for _, cost in costs]), bold=True))
     columns = (Column("stage", left=True), Column("of", left=True), Column("wall time"), Column("peak memory"))

@@ -100,4 +100,4 @@ def diagnose(runs: Sequence[RunResults], config: RunConfig | None = None) -> lis
             if finding:
                 signature, evidence, lever = finding
                 cases.setdefault((signature, lever), []).append(f"{name}{of}: {evidence}")
-    return [f"{signature}. {'; '.join(own)}. Try: {lever}." for (signature, lever), own in cases.items()]
+    return [f"{signature}. {'; '.join(evidences)}. Try: {lever}." for (signature, lever), evidences in cases.items()]

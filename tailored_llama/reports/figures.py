@@ -114,10 +114,10 @@ def xy(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]
 def name_ticks(axes: Axes, names: Sequence[str], width: float, ha: str) -> None:
     """Names at x = 0, 1, …, on lines of 13 characters; tilted if such a line is wider than so many CSS pixels."""
     pieces = [re.findall(r".{1,13}(?:(?<=[-_.])|$)|[^-_.]+[-_.]?", name) for name in names]
-    if max(len(piece) for own in pieces for piece in own) * 8 > width:
+    if max(len(piece) for of_name in pieces for piece in of_name) * 8 > width:
         axes.set_xticks(range(len(names)), names, rotation=45, ha=ha, rotation_mode="anchor")
     else:
-        axes.set_xticks(range(len(names)), ["\n".join(own) for own in pieces])
+        axes.set_xticks(range(len(names)), ["\n".join(of_name) for of_name in pieces])
 
 
 @styled

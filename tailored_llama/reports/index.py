@@ -47,7 +47,7 @@ def write_index(folder: Path) -> str:
 
 
 def _models(stage: str, report: Path) -> Iterator[tuple[str, *tuple[Cell, ...]]]:
-    """What the page shows of each model: which it is, and its `FIGURES`, of which the last may be absent."""
+    """Return what the page shows of each model: which it is, and its `FIGURES`, of which the last may be absent."""
     if stage == "report":
         for table in evaluation.recovery_tables(*evaluation.read_recovery(report)):
             count = table.size(PRUNED).parameters

@@ -1,4 +1,4 @@
-"""What a run's report is written from: the rows of each ratio, and the folders and manifests behind them."""
+"""The inputs of a run's report: the rows of each ratio, and the folders and manifests behind them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -89,7 +89,7 @@ def recovery_table(
         InputError: scores of a benchmark have different examples or metrics, or a file is missing or broken.
     """
     scores = {
-        model: {name: evaluation.read_score(path) for name, path in own.items()} for model, own in folders.items()
+        model: {name: evaluation.read_score(path) for name, path in named.items()} for model, named in folders.items()
     }
     sizes = {row.model: row for row in (ModelRow(None, DENSE), ModelRow(ratio, PRUNED), *models)}
     return RecoveryTable(ratio, tuple(evaluation.recovery_rows(scores, ratio, seed)), sizes)

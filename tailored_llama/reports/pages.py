@@ -35,9 +35,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """What is shown on every surface; a terminal shows the first table, the lead and the notes.
+    """The content of a report, the same on every surface; a terminal shows the first table, the lead and the notes.
 
-    `lead` is the result in sentences. `notes` are what to know of it, and what failed.
+    `lead` is the result in sentences. `figures` are its main figures, each with a name; they follow the first sentence.
+    `notes` are what to know of it, and what failed.
     """
 
     title: str
@@ -45,6 +46,7 @@ class Report:
     notes: Sequence[str]
     sections: Sequence[Section]
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    figures: Sequence[tuple[str, str]] = ()
 
 
 def write_pages(report: Report, name: str, out: Path, **measured: Any) -> None:
@@ -53,7 +55,7 @@ def write_pages(report: Report, name: str, out: Path, **measured: Any) -> None:
     `measured` is read by `measured_NAME.html.j2`, which says how the figures came about.
     """
     table = next(section.table for section in report.sections if section.table.rows)
-    shown = replace(table, notes=(*table.notes, *report.lead, *report.notes))
+    shown = replace(table, notes=(*table.notes, *lines_of(report.lead, report.figures), *report.notes))
     (out / "table.json").write_bytes(TypeAdapter(Table).dump_json(shown))
     page = from_template("page.html.j2", report=report, name=name, **measured)
     (out / f"{name}.html").write_text(page, encoding="utf-8")
@@ -61,6 +63,11 @@ def write_pages(report: Report, name: str, out: Path, **measured: Any) -> None:
     for section in report.sections:
         for file, picture in section.pictures.items():
             picture.save_png(out / f"{file}.png")
+
+
+def lines_of(lead: Sequence[str], figures: Sequence[tuple[str, str]]) -> list[str]:
+    """The sentences of a result with its figures behind the first, as lines of text."""
+    return [*lead[:1], *(f"{name}: {value}" for name, value in figures), *lead[1:]]
 
 
 def from_template(template: str, **context: Any) -> str:

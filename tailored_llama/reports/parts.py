@@ -76,7 +76,7 @@ def share_cell(value: float | None, low: float | None, high: float | None, more:
 
 
 def speedup(row: ModelRow | ProfileRow, phase: str) -> str:
-    """How many times the dense model's speed a row has in a phase, prefill or decode; empty where nothing was timed.
+    """Return a row's speed ÷ the dense model's in a phase, prefill or decode; empty where nothing was timed.
 
     The figure is the median of pairs of passes. Where some pairs say faster and others slower, there is no figure.
     """

@@ -24,9 +24,9 @@ def write_study(config: PromptStudyConfig, model: str, studied: Sequence[Studied
     settings = settings_of(config, ("perplexity", "profile", *making))
     settings["tuning"] = {name: settings["tuning"][name] for name in ("shots", "held_out")}  # not in the slice
     samples = [
-        (f"{one.benchmark}, {template}{' (chosen)' if template == one.chosen else ''}", first_sample(folder))
-        for one in studied
-        for template, folder in one.prompts.items()
+        (f"{results.benchmark}, {template}{' (chosen)' if template == results.chosen else ''}", first_sample(folder))
+        for results in studied
+        for template, folder in results.prompts.items()
     ]
     report = Report(
         f"Prompts for {model}",
@@ -79,8 +79,8 @@ def notes(rows: Sequence[TemplateRow]) -> list[str]:
 
 def _table(rows: Sequence[TemplateRow], differences: Sequence[Difference]) -> Table:
     """The chosen set and the references on the evaluation split, benchmark by benchmark, and the mean difference."""
-    scored = {(one.benchmark, one.template): one for one in rows if one.split == EVALUATION}
-    found = {(one.benchmark, one.other): one for one in differences}
+    scored = {(row.benchmark, row.template): row for row in rows if row.split == EVALUATION}
+    found = {(compared.benchmark, compared.other): compared for compared in differences}
     columns = (
         Column("benchmark", left=True),
         Column("examples", wide=True),
@@ -91,8 +91,8 @@ def _table(rows: Sequence[TemplateRow], differences: Sequence[Difference]) -> Ta
         *(Column(f"chosen −\n{other}") for other in REFERENCES),
     )
     lines = []
-    for name, chosen in {one.benchmark: one.template for one in differences}.items():
-        gains = [_gain(found.get((name, other)), len({one.benchmark for one in rows})) for other in REFERENCES]
+    for name, chosen in {compared.benchmark: compared.template for compared in differences}.items():
+        gains = [_gain(found.get((name, other)), len({row.benchmark for row in rows})) for other in REFERENCES]
         if chosen is None:
             lines.append(table_row("mean", *[""] * (len(columns) - 1 - len(gains)), *gains, bold=True))
             continue
@@ -103,30 +103,30 @@ def _table(rows: Sequence[TemplateRow], differences: Sequence[Difference]) -> Ta
     return Table(columns, tuple(lines), (legend,))
 
 
-def _gain(one: Difference | None, benchmarks: int) -> Cell:
+def _gain(compared: Difference | None, benchmarks: int) -> Cell:
     """A difference in points, its interval, and what else there is to say of it; a mean is over some benchmarks."""
-    if one is None:
+    if compared is None:
         return Cell("–")
-    difference, low, high = map(points, (one.difference, one.low, one.high))
+    difference, low, high = map(points, (compared.difference, compared.low, compared.high))
     under = [f"{low} to {high}"]
-    if one.template == one.other:
+    if compared.template == compared.other:
         under = ["same set"]
-    elif not one.same_measure:
+    elif not compared.same_measure:
         under.append("different measure")
-    elif one.benchmark == MEAN:
-        under.append(f"over {one.benchmarks} of {benchmarks}")
+    elif compared.benchmark == MEAN:
+        under.append(f"over {compared.benchmarks} of {benchmarks}")
     return Cell(difference, tuple(under), f"{difference} ({low}, {high})")
 
 
 def _selection(studied: Sequence[StudiedBenchmark[Path]], rows: Sequence[TemplateRow]) -> Table:
-    scored = {(one.benchmark, one.template): one for one in rows if one.split != EVALUATION}
-    templates = list(dict.fromkeys(name for one in studied for name in one.selection))
+    scored = {(row.benchmark, row.template): row for row in rows if row.split != EVALUATION}
+    templates = list(dict.fromkeys(name for results in studied for name in results.selection))
     columns = [Column("benchmark", left=True), *map(Column, ["examples", "floor", *templates])]
     lines = []
-    for one in studied:
-        name, best = one.benchmark, scored[one.benchmark, one.chosen]
+    for results in studied:
+        name, best = results.benchmark, scored[results.benchmark, results.chosen]
         cells = [accuracy_of(scored.get((name, template))) for template in templates]
-        cells[templates.index(one.chosen)] = replace(accuracy_of(best), under=("chosen",))
+        cells[templates.index(results.chosen)] = replace(accuracy_of(best), under=("chosen",))
         lines.append(table_row(name, number(best.examples, 0), number(best.floor), *cells))
     return Table(tuple(columns), tuple(lines))
 

@@ -133,12 +133,12 @@ def _sizes(runs: Sequence[RunResults]) -> Table:
     """The size and the perplexity of the dense model, and of each pruned and healed one, as far as they are known."""
     models = [runs[0].table.size(DENSE), *(run.table.size(model) for run in runs for model in (PRUNED, HEALED))]
     rows = []
-    for one in models:
-        if one.parameters or one.perplexity:
-            of = () if one.ratio is None else (text.run_name(one.ratio),)
-            whole = () if one.whole is None else (f"{percent(one.whole, 2)} whole",)
-            counts = (number(one.parameters, 0), number(one.body, 0), Cell(number(one.vocab_size, 0), whole))
-            rows.append(table_row(Cell(one.model, of), *counts, number(one.perplexity, 1), number(one.byte_perplexity)))
+    for row in models:
+        if row.parameters or row.perplexity:
+            of = () if row.ratio is None else (text.run_name(row.ratio),)
+            whole = () if row.whole is None else (f"{percent(row.whole, 2)} whole",)
+            counts = (number(row.parameters, 0), number(row.body, 0), Cell(number(row.vocab_size, 0), whole))
+            rows.append(table_row(Cell(row.model, of), *counts, number(row.perplexity, 1), number(row.byte_perplexity)))
     titles = ("parameters", "outside the\nembeddings", "tokens", "perplexity\na token", "perplexity\na byte")
     return Table((Column("model", left=True), *map(Column, titles)), tuple(rows))
 
@@ -157,11 +157,18 @@ def _verdicts(runs: Sequence[RunResults]) -> Table:
     verdicts = {True: "better than none", False: "brought nothing", None: "none"}
     for run in runs:
         for name in run.adapters:
-            if one := run.comparison(name):
-                cells = [number(one.examples, 0), number(one.untuned_accuracy), number(one.tuned_accuracy)]
-                cells.append(points(one.accuracy_gain) + text.plus_minus(one.accuracy_error, 100, 1))
-                cells += [number(one.untuned_loss), number(one.tuned_loss)]
-                cells += [number(0 - one.loss_gain) + text.plus_minus(one.loss_error, 1, 3), verdicts[is_better(one)]]
+            if comparison := run.comparison(name):
+                cells = [
+                    number(comparison.examples, 0),
+                    number(comparison.untuned_accuracy),
+                    number(comparison.tuned_accuracy),
+                ]
+                cells.append(points(comparison.accuracy_gain) + text.plus_minus(comparison.accuracy_error, 100, 1))
+                cells += [number(comparison.untuned_loss), number(comparison.tuned_loss)]
+                cells += [
+                    number(0 - comparison.loss_gain) + text.plus_minus(comparison.loss_error, 1, 3),
+                    verdicts[is_better(comparison)],
+                ]
                 rows.append(table_row(Cell(name, (text.run_name(run.table.ratio),) * (len(runs) > 1)), *cells))
     legend = (
         "The loss in this table is the cross-entropy over the choices; for written answers, that of their tokens. "
@@ -172,7 +179,7 @@ def _verdicts(runs: Sequence[RunResults]) -> Table:
 
 
 def report_notes(runs: Sequence[RunResults]) -> list[str]:
-    """What to know of the accuracies: what the tuned dense model has, and where a recovery says little."""
+    """Return notes on the accuracies: what the tuned dense model has, and where a recovery says little."""
     notes, first, shares = text.floor_notes([run.table for run in runs]), runs[0].table, []
     tuned = [row for name in first.lines if (row := first.row(TUNED_DENSE, name)) and row.accuracy is not None]
     if not tuned:
@@ -206,14 +213,14 @@ def _bars(table: RecoveryTable, caption: str) -> Picture:
     name_ticks(axes, names, (96 * figure.get_figwidth() - 80) / len(names), "right")
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="y")
-    legend = (own[1:] + own[:1] for own in axes.get_legend_handles_labels())  # the floor comes last
+    legend = (entries[1:] + entries[:1] for entries in axes.get_legend_handles_labels())  # the floor comes last
     figure.legend(*legend, loc="outside upper left", ncols=5, borderpad=0)
     return Picture(figure, f"Accuracy by benchmark: {', '.join(models)} and the floor", caption)
 
 
 @styled
 def _split(tried: Sequence[Split], caption: str) -> Picture:
-    """What each split of the ratio between tokens and layers costs, the chosen one ringed."""
+    """Draw what each split of the ratio between tokens and layers costs, the chosen one ringed."""
     figure = new_figure(260, width=WIDTH // 2 + 110)
     axes, points = figure.subplots(), [(split.tokens, split.nats_per_byte or 0.0) for split in tried]
     axes.plot(*xy(points), color=COLOURS["pruned"], linewidth=2, marker="o", markersize=5)

@@ -10,10 +10,10 @@ from typing import Any
 from tailored_llama import evaluation
 from tailored_llama.config import SmallestConfig
 from tailored_llama.evaluation import FIRST_SHARE, Answer, Candidate, LossTest
-from tailored_llama.reports.cards import claim, cost_of
+from tailored_llama.reports.cards import claim, cost_of, size_of
 from tailored_llama.reports.costs import cost_table
 from tailored_llama.reports.figures import COLOURS, DASHES, Picture, curve_style, new_figure, styled, xy
-from tailored_llama.reports.pages import Report, Section, settings_of, shorten, write_pages
+from tailored_llama.reports.pages import Report, Section, lines_of, settings_of, shorten, write_pages
 from tailored_llama.reports.parts import lost, megabytes, number, p_value, percent
 from tailored_llama.reports.tables import Cell, Column, Table, table_row
 from tailored_llama.serving import bits_of
@@ -31,10 +31,11 @@ def write_smallest(
     evaluation.write_answer(answer, out)
     stages = Counter(cost.stage for cost in costs)
     by_stage = [(f"{(n := stages[cost.stage])} artifact{'s' * (n > 1)}", cost) for cost in costs]
-    unopened = [] if answer.tests else ["No candidate came so far that the proving rows were opened."]
+    unopened = [] if answer.tests else ["No candidate was good enough to open the proving rows."]
+    lead, figures = _result(answer)
     report = Report(
         f"The smallest model for {', '.join(benchmark.name for benchmark in config.benchmarks)}",
-        verdict(answer),
+        lead,
         [*unopened, *(f"{label} failed: {error}" for label, error in answer.failed.items())],
         [
             Section("What was tried", {"frontier": _picture(answer)}, _candidates(answer)),
@@ -44,31 +45,51 @@ def write_smallest(
             Section("What the search cost", table=cost_table(by_stage)),
         ],
         settings_of(config),
+        figures,
     )
     write_pages(report, "smallest", out, answer=answer)
 
 
-def verdict(answer: Answer) -> list[str]:
-    """The result in sentences: what is proven and what was measured, or what a proof lacks."""
-    if (place := answer.proven) is None:
-        return _unproven(answer)
-    best = answer.candidates[place]
-    several, tests = len(answer.tests[0]) > 1, answer.tests[answer.order.index(place)]
-    measured = [
-        f"Measured{f' on {name}' if several else ''}: it {_loses(test.loss)} on {number(test.rows, 0)} rows; the "
-        f"largest loss not excluded is {lost(test.bound, 2)} points."
-        for name, test in tests.items()
+def verdict(answer: Answer) -> str:
+    """The result in lines: the verdict, its figures, and what was compared; or what a proof lacks."""
+    lead, figures = _result(answer)
+    return "\n".join(lines_of(lead, figures))
+
+
+def _result(answer: Answer) -> tuple[list[str], list[tuple[str, str]]]:
+    """The result in sentences, the verdict first, and its figures by name; of several benchmarks, the worst one's."""
+    if (position := answer.proven) is None:
+        return _unproven(answer), []
+    candidate, tests = answer.candidates[position], answer.tests[answer.order.index(position)]
+    benchmark, test = max(tests.items(), key=lambda item: item[1].bound)
+    rows = f"rows of {benchmark}, the worst" if len(tests) > 1 else "rows"
+    figures = [
+        ("size", size_of(answer, candidate)),
+        ("parameters removed", _removed(candidate)),
+        (f"measured loss on {number(test.rows, 0)} {rows}", f"{lost(test.loss)} points"),
+        ("largest loss not excluded", f"{lost(test.bound, 2)} points"),
     ]
-    sentences = [claim(answer), f"The reference is {answer.reference}.", *measured]
-    if not best.ratio and bits_of(best.type) < 16:
-        return ["The dense model in fewer bits is the answer: do not prune, quantise.", *sentences]
-    if not best.ratio:
-        return ["The dense model in 16 bits is the answer: nothing smaller is proven.", *sentences]
-    return [*sentences, *(["Only tokens were removed from it, nothing else."] if best.trimmed else [])]
+    compared = f"The model is {candidate.label}. The reference is {answer.reference}."
+    return [_verdict(answer, candidate), compared], figures
+
+
+def _verdict(answer: Answer, candidate: Candidate) -> str:
+    """The verdict on a proven candidate, in one sentence."""
+    if candidate.type == "source":
+        return claim(answer, "Nothing smaller is proven: the file as it is")
+    if candidate.ratio:
+        return claim(answer, "Proven: a pruned model")
+    if bits_of(candidate.type) < 16:
+        return claim(answer, f"Do not prune, quantise: the dense model in {candidate.type}")
+    return claim(answer, "Nothing smaller is proven: the dense model in 16 bits")
+
+
+def _removed(candidate: Candidate) -> str:
+    return f"{percent(candidate.ratio, 0)}{', only tokens' * candidate.trimmed}" if candidate.ratio else "none"
 
 
 def _unproven(answer: Answer) -> list[str]:
-    """What the nearest candidate lacks: rows, if it loses less than the margin, or else a larger margin."""
+    """Say what the nearest candidate lacks: rows, if it loses less than the margin, or else a larger margin."""
     margin = answer.goal.lose_at_most / 100
     nearest = answer.candidates[answer.order[0] if answer.tests else answer.nearest]
     failed = {name: test for name, test in answer.tests[0].items() if not test.proven} if answer.tests else {}
@@ -82,11 +103,11 @@ def _unproven(answer: Answer) -> list[str]:
         missing = f"What is missing, if it loses no more than measured: {rows}; or {options}."
     else:
         missing = f"More rows will not help, as it loses too much. What is missing: {options}."
-    return [f"No candidate is proven. The nearest is {nearest.label}: it {text}.", missing]
+    return ["No candidate is proven.", f"The nearest is {nearest.label}: it {text}.", missing]
 
 
 def _rows_missing(name: str, test: LossTest) -> str:
-    """How many rows would prove the measured loss, four times in five."""
+    """Say how many rows would prove the measured loss, four times in five."""
     widest = evaluation.provable_margin(test.rows, test.level, 1)
     share = ((test.bound - test.loss) / widest) ** 2  # which explains the bound
     needed = evaluation.rows_needed(test.margin - max(test.loss, 0), test.level, share)
@@ -124,13 +145,19 @@ def _candidates(answer: Answer) -> Table:
         Column("outcome", left=True),
     ]
     rows = []
-    for place, one in enumerate(answer.candidates):
-        cost = [] if answer.goal.smallest == "file" else [number(cost_of(answer, one.cost)[0], 1)]
-        share = percent(one.ratio, 0) if one.ratio else "–"
-        removed = Cell(share, ("only tokens",) if one.trimmed else (), share)
-        cells: list[Cell | str] = [bases[one.base], removed]
-        cells += [one.type or "16 bits", "yes" if one.tuned else "no", number(one.parameters, 0)]
-        cells += [megabytes(one.bytes), *cost, *(lost(one.losses[name]) for name in names), lost(one.smoothed)]
+    for place, candidate in enumerate(answer.candidates):
+        cost = [] if answer.goal.smallest == "file" else [number(cost_of(answer, candidate.cost)[0], 1)]
+        share = percent(candidate.ratio, 0) if candidate.ratio else "–"
+        removed = Cell(share, ("only tokens",) if candidate.trimmed else (), share)
+        kind = "as it is" if candidate.type == "source" else candidate.type or "16 bits"
+        cells: list[Cell | str] = [bases[candidate.base], removed]
+        cells += [kind, "yes" if candidate.tuned else "no", number(candidate.parameters, 0)]
+        cells += [
+            megabytes(candidate.bytes),
+            *cost,
+            *(lost(candidate.losses[name]) for name in names),
+            lost(candidate.smoothed),
+        ]
         rows.append(table_row(*cells, _outcome(answer, place), bold=place == answer.proven))
     return Table(tuple(columns), tuple(rows))
 
@@ -142,8 +169,8 @@ def _tests(answer: Answer) -> Table:
     titles = ("rows", *counts, "loss", "largest loss\nnot excluded", "p", "bootstrap")
     rows = []
     for place, tests in zip(answer.order, answer.tests, strict=False):
-        one = answer.candidates[place]
-        base, how = _names(answer)[one.base], one.label.removeprefix(f"{one.base}, ")
+        candidate = answer.candidates[place]
+        base, how = _names(answer)[candidate.base], candidate.label.removeprefix(f"{candidate.base}, ")
         for name, test in tests.items():
             found = astuple(test.counts) if test.counts else (None,) * len(counts)
             cells: list[Cell | str] = [Cell(base, (how, *([name] if len(tests) > 1 else [])))]
@@ -166,11 +193,12 @@ def _level(answer: Answer) -> str:
 
 
 def _sets(answer: Answer) -> Table:
-    """How many rows each benchmark has for each purpose, with the first characters of their digest."""
+    """Show how many rows each benchmark has for each purpose, with the first characters of their digest."""
     purposes, rows = list(dict.fromkeys(use for sets in answer.sets.values() for use in sets)), []
     for name, sets in answer.sets.items():
         known = [sets.get(use) for use in purposes]
-        rows.append(table_row(name, *(Cell(number(one.rows, 0), (one.digest[:12],)) if one else "–" for one in known)))
+        cells = [Cell(number(part.rows, 0), (part.digest[:12],)) if part else "–" for part in known]
+        rows.append(table_row(name, *cells))
     legend = "With the first characters of the SHA-256 of their texts and right answers. No row is in two sets."
     return Table((Column("benchmark", left=True), *map(Column, purposes)), tuple(rows), (legend,))
 
@@ -184,25 +212,27 @@ def _picture(answer: Answer) -> Picture:
     """
     names, margin, lines = _names(answer), answer.goal.lose_at_most, dict[str, list[Candidate]]()
     for base, name in names.items():
-        members = [one for one in answer.candidates if one.base == base]
-        if dense := [one for one in members if not one.ratio]:
-            lines[f"{name}, dense"] = dense
-        for kind in dict.fromkeys(one.type for one in members if one.ratio):
-            lines[f"{name}, {kind or '16 bits'}"] = [one for one in members if one.type == kind]
+        members = [candidate for candidate in answer.candidates if candidate.base == base]
+        as_it_is = [candidate for candidate in members if candidate.type == "source"]
+        dense = [candidate for candidate in members if not candidate.ratio and candidate not in as_it_is]
+        lines |= {f"{name}, {how}": points for how, points in (("as it is", as_it_is), ("dense", dense)) if points}
+        for kind in dict.fromkeys(candidate.type for candidate in members if candidate.ratio):
+            lines[f"{name}, {kind or '16 bits'}"] = [candidate for candidate in members if candidate.type == kind]
     figure = new_figure(440 + 11 * len(lines))
     axes, losses, dense_lines, ladders = figure.subplots(), [0.0, 1.5 * margin], count(), count()
     for label, members in lines.items():
-        is_dense = not any(one.ratio for one in members)
+        is_dense = not any(candidate.ratio for candidate in members)
         grey = {"color": COLOURS["dense"], "linestyle": DASHES[1 + next(dense_lines) % 2]} if is_dense else None
         style = grey or curve_style(next(ladders))
-        path = [_at(answer, one, one.smoothed) for one in members]
-        points = [_at(answer, one, one.loss) for one in members if one.ratio or is_dense]  # those of dense models once
+        path = [_at(answer, candidate, candidate.smoothed) for candidate in members]
+        # Points of dense models are drawn once.
+        points = [_at(answer, candidate, candidate.loss) for candidate in members if candidate.ratio or is_dense]
         axes.plot(*xy(sorted(path)), **style, linewidth=2, label=label)
         axes.plot(*xy(points), "s" if is_dense else "o", color=style["color"], markersize=6)
         losses += [loss for _, loss in (*path, *points)]
     ring: Any = {"linestyle": "none", "marker": "o", "markerfacecolor": "none", "markeredgecolor": COLOURS["ink"]}
     if chosen := [answer.candidates[place] for place in answer.order]:
-        ringed = xy([_at(answer, one, one.loss) for one in chosen])
+        ringed = xy([_at(answer, candidate, candidate.loss) for candidate in chosen])
         axes.plot(*ringed, **ring, markersize=13, label="chosen for the proof")
     if answer.proven is not None:
         proven = answer.candidates[answer.proven]
@@ -223,10 +253,10 @@ def _picture(answer: Answer) -> Picture:
 
 def _names(answer: Answer) -> dict[str, str]:
     """The base models with their names, without folders or owners where these tell nothing apart."""
-    bases = list(dict.fromkeys(one.base for one in answer.candidates))
+    bases = list(dict.fromkeys(candidate.base for candidate in answer.candidates))
     short = [base.rstrip("/").rsplit("/", 1)[-1] for base in bases]
     return dict(zip(bases, short if len(set(short)) == len(bases) else bases, strict=True))
 
 
-def _at(answer: Answer, one: Candidate, loss: float) -> tuple[float, float]:
-    return cost_of(answer, one.cost)[0], 100 * loss
+def _at(answer: Answer, candidate: Candidate, loss: float) -> tuple[float, float]:
+    return cost_of(answer, candidate.cost)[0], 100 * loss

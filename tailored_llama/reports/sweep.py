@@ -27,7 +27,7 @@ def write_sweep(config: SweepConfig, measured: Sequence[tuple[SweepRow, Sequence
     """Stage: write the pages, `sweep.parquet` and `benchmarks.parquet`; dense models come first."""
     rows = [row for row, _ in measured]
     write_rows(out / "sweep.parquet", rows, SweepRow)
-    write_rows(out / "benchmarks.parquet", [one for _, by_benchmark in measured for one in by_benchmark], RecoveryRow)
+    write_rows(out / "benchmarks.parquet", [row for _, by_benchmark in measured for row in by_benchmark], RecoveryRow)
     settings = settings_of(config, ["profile"] if config.tailored else ["profile", "tuning"])
     for field in (*SWEEP_FIELDS, RATIOS, *(field for table in config.grid for field in table)):
         section, _, name = field.rpartition(".")
@@ -45,7 +45,7 @@ def write_sweep(config: SweepConfig, measured: Sequence[tuple[SweepRow, Sequence
         ],
         settings,
     )
-    searched = any(one.template for _, by_benchmark in measured for one in by_benchmark)
+    searched = any(row.template for _, by_benchmark in measured for row in by_benchmark)
     write_pages(report, "sweep", out, rows=rows, searched=searched)
 
 
@@ -106,11 +106,11 @@ def _by_benchmark(measured: Sequence[tuple[SweepRow, Sequence[RecoveryRow]]]) ->
         return Table()
     first = scored[0][1]
     columns = [Column("setting", left=True), Column("removed /\nof the body")]
-    rows = [table_row("floor", "–", *(number(one.floor) for one in first))]
+    rows = [table_row("floor", "–", *(number(score.floor) for score in first))]
     for row, found in scored:
-        cells = [Cell(number(one.accuracy), (f"± {number(one.stderr)}", one.template or "")) for one in found]
+        cells = [Cell(number(score.accuracy), (f"± {number(score.stderr)}", score.template or "")) for score in found]
         rows.append(table_row(row.label, _removed(row), *cells, bold=not row.ratio))
-    columns += [Column(one.benchmark, under=(str(one.metric),)) for one in first]
+    columns += [Column(score.benchmark, under=(str(score.metric),)) for score in first]
     return Table(tuple(columns), tuple(rows))
 
 
@@ -147,8 +147,8 @@ def _by_size(drawn: Sequence[SweepRow], dense: Sequence[SweepRow]) -> dict[str, 
     series: dict[str, list[tuple[float, float]]] = {}
     for row in drawn:
         if row.accuracy is not None:
-            base = [own for own in dense if own.parameters == row.dense_parameters and own.accuracy is not None]
-            points = [(2 * (own.parameters or 0) / 1e6, own.accuracy or 0.0) for own in (row, *base)]
+            base = [swept for swept in dense if swept.parameters == row.dense_parameters and swept.accuracy is not None]
+            points = [(2 * (swept.parameters or 0) / 1e6, swept.accuracy or 0.0) for swept in (row, *base)]
             series.setdefault(str(row.curve), []).extend(points)
     return series
 
@@ -185,7 +185,10 @@ def _beside(rows: Sequence[SweepRow]) -> Section:
     names = [row.label for row in rows]
     if not _recovered(rows):
         seeds = [(row, (row.perplexity, row.perplexity_least, row.perplexity_most)) for row in rows]
-        values = [[(one or math.nan) / (row.dense_perplexity or math.nan) for one in own] for row, own in seeds]
+        values = [
+            [(value or math.nan) / (row.dense_perplexity or math.nan) for value in perplexities]
+            for row, perplexities in seeds
+        ]
         panel = {"perplexity ÷ dense, from the lowest to the highest seed": values}
         return Section("Perplexity", {"perplexity": intervals(names, panel, 1, "times", "Perplexity ÷ dense", scale=1)})
     panels = {"mean recovery": [(row.recovery, row.recovery_low, row.recovery_high) for row in rows]}

@@ -32,7 +32,7 @@ def summary(table: RecoveryTable, config: RunConfig | None, model: str = TAILORE
 
 
 def _size_sentence(table: RecoveryTable) -> str:
-    """What pruning removed, and what became of perplexity and speed; empty if nothing of it is known."""
+    """Say what pruning removed, and what became of perplexity and speed; empty if nothing of it is known."""
     dense, pruned = table.size(DENSE), table.size(PRUNED)
     parts = []
     if dense.parameters and pruned.parameters:
@@ -72,12 +72,12 @@ def perplexities(table: RecoveryTable) -> tuple[str, tuple[str, str, str]]:
 
 
 def _recovery_sentence(table: RecoveryTable, config: RunConfig | None, model: str) -> str:
-    """What a model reaches, or else the pruned one, of the dense model's accuracy; empty if neither was scored."""
+    """Say what a model reaches, or else the pruned one, of the dense model's accuracy; empty if neither was scored."""
     row, compared, pruned = table.overall(model), _compared(table, model), _compared(table, PRUNED)
     if row is None or row.recovery is None:
         return "" if model == PRUNED else _recovery_sentence(table, config, PRUNED)
     where = next(iter(compared)) if len(compared) == 1 else f"mean over {len(compared)} benchmarks"
-    measured = [f"{where}, {sum(one.examples for one in compared.values()):,} examples"]
+    measured = [f"{where}, {sum(compared_row.examples for compared_row in compared.values()):,} examples"]
     measured.append(f"95 % interval {span(row.recovery_low, row.recovery_high)}")
     tuned = model == TAILORED
     if tuned and compared.keys() <= pruned.keys():
@@ -113,7 +113,7 @@ def gained_by(config: RunConfig | None) -> str:
 
 
 def held_out_evidence(compared: Comparison) -> str:
-    """What an adapter did on held-out examples, as part of a sentence; differences ± their paired standard error."""
+    """Say in part of a sentence what an adapter did on held-out examples; differences ± paired standard error."""
     gain, loss, parts = compared.accuracy_gain, "the loss of the answer", []
     if gain is not None:
         went = f"accuracy went from {number(compared.untuned_accuracy)} to {number(compared.tuned_accuracy)}"
@@ -131,7 +131,7 @@ def plus_minus(error: float | None, scale: int, digits: int) -> str:
 
 
 def verdict_line(compared: Comparison) -> str:
-    """Whether an adapter is better than none on held-out examples, with the evidence."""
+    """Say whether an adapter is better than none on held-out examples, with the evidence."""
     verdicts = {True: "Better than no adapter", False: NOTHING, None: "No verdict from a single example"}
     return f"{verdicts[is_better(compared)]}: {held_out_evidence(compared)} (differences ± paired standard error)."
 

@@ -52,12 +52,12 @@ def bounds(row: TransferRow) -> str:
 def findings(rows: Sequence[TransferRow]) -> list[str]:
     """The results in sentences: gains on own and other benchmarks, their significance, and which say little."""
     models, names, field = field_of(rows)
-    own, others, difference = (field[label, MEAN] for label in (OWN, OTHERS, DIFFERENCE))
+    own_row, others, difference = (field[label, MEAN] for label in (OWN, OTHERS, DIFFERENCE))
     sentences = []
-    if own.gain is not None:
+    if own_row.gain is not None:
         sentences.append(
-            f"On the benchmark that it was tuned on, an adapter gains {points(own.gain)} points over the pruned model "
-            f"(95 % interval {bounds(own)}; mean over {own.benchmarks} benchmarks), and on the others "
+            f"On the benchmark that it was tuned on, an adapter gains {points(own_row.gain)} points over the pruned "
+            f"model (95 % interval {bounds(own_row)}; mean over {own_row.benchmarks} benchmarks), and on the others "
             f"{points(others.gain)} points ({bounds(others)}). The difference, {points(difference.gain)} "
             f"({bounds(difference)}), {'is significant' if difference.significant else 'may be chance'}."
         )
@@ -90,7 +90,7 @@ def _table(rows: Sequence[TransferRow]) -> Table:
     models, names, field = field_of(rows)
     columns = [Column("tuned on", left=True)]
     for name in names:
-        known = next((one for one in rows if one.benchmark == name and one.metric), None)
+        known = next((row for row in rows if row.benchmark == name and row.metric), None)
         under = (f"{known.metric}", f"floor {number(known.floor)}", f"n = {number(known.examples, 0)}") if known else ()
         columns.append(Column(name.replace("_", "_\n"), under=under))
     lines = []
@@ -102,44 +102,44 @@ def _table(rows: Sequence[TransferRow]) -> Table:
     return Table((*columns, Column("others")), tuple(lines), (_LEGEND,))
 
 
-def _cell(one: TransferRow) -> Cell:
-    error = "" if one.accuracy is None else f"± {number(one.stderr)}"
-    return Cell(_shown(one), (error, bounds(one)), _shown(one).replace("0.", ".", 1))
+def _cell(row: TransferRow) -> Cell:
+    error = "" if row.accuracy is None else f"± {number(row.stderr)}"
+    return Cell(_shown(row), (error, bounds(row)), _shown(row).replace("0.", ".", 1))
 
 
-def _shown(one: TransferRow) -> str:
+def _shown(row: TransferRow) -> str:
     """The accuracy, in brackets if it is not significantly above the floor, and the gain in a second line."""
-    if one.accuracy is None:
+    if row.accuracy is None:
         return "failed"
-    accuracy = number(one.accuracy)
-    return "\n".join(filter(None, [accuracy if one.above_floor else f"({accuracy})", _gain(one)]))
+    accuracy = number(row.accuracy)
+    return "\n".join(filter(None, [accuracy if row.above_floor else f"({accuracy})", _gain(row)]))
 
 
-def _gain(one: TransferRow) -> str:
+def _gain(row: TransferRow) -> str:
     """A gain in points, with * if it is significant; empty for None."""
-    return "" if one.gain is None else points(one.gain) + "*" * one.significant
+    return "" if row.gain is None else points(row.gain) + "*" * row.significant
 
 
 @styled
 def _picture(rows: Sequence[TransferRow]) -> Picture:
     models, names, field = field_of(rows)
-    gains = [one.gain for one in rows if one.gain is not None and one.benchmark in names]
+    gains = [row.gain for row in rows if row.gain is not None and row.benchmark in names]
     most = max([1, *(math.ceil(abs(100 * gain)) for gain in gains)])
     figure = new_figure(110 + 54 * (len(models) + 1), width=max(560, 160 + 112 * len(names)))
     axes = figure.subplots()
     for i, model in enumerate(models):
         for j, name in enumerate(names):
-            one, box = field[model, name], ((j - 0.5, i - 0.5), 1, 1)
+            cell, box = field[model, name], ((j - 0.5, i - 0.5), 1, 1)
             edge: Any = {"edgecolor": COLOURS["grid"], "linewidth": 1}
             if model == name:
                 edge = {"edgecolor": COLOURS["ink"], "linewidth": 2, "zorder": 3}
-            if one.gain is not None:
-                colour = COLOURS["tailored" if one.gain > 0 else "line-2"]
-                shade = 0.55 * abs(100 * one.gain / most)  # faint enough to read the text on it
+            if cell.gain is not None:
+                colour = COLOURS["tailored" if cell.gain > 0 else "line-2"]
+                shade = 0.55 * abs(100 * cell.gain / most)  # faint enough to read the text on it
                 axes.add_patch(Rectangle(*box, linewidth=0, facecolor=colour, alpha=shade))
             axes.add_patch(Rectangle(*box, fill=False, **edge))
-            weight = "bold" if one.significant else "normal"
-            axes.text(j, i, _shown(one), ha="center", va="center", weight=weight, linespacing=1.35)
+            weight = "bold" if cell.significant else "normal"
+            axes.text(j, i, _shown(cell), ha="center", va="center", weight=weight, linespacing=1.35)
     name_ticks(axes, names, 112, "left")
     axes.set_yticks(range(len(models)), models)
     axes.set(xlim=(-0.52, len(names) - 0.48), ylim=(len(models) - 0.48, -0.52))

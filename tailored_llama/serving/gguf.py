@@ -41,7 +41,7 @@ _MOVED = {"lora_b": ("q_proj", "k_proj", "gate_proj", "up_proj"), "lora_a": ("do
 
 @dataclass(frozen=True)
 class Written:
-    """What a GGUF file holds: its architecture, bytes, MLP channels added as padding, and matrices of a wider type."""
+    """A written GGUF file: its architecture, bytes, MLP channels added as padding, and matrices of a wider type."""
 
     architecture: str
     size: int
@@ -95,25 +95,8 @@ def _tensors(checkpoint: Path, layout: Layout, config: Any, gguf_type: GgufType)
         yield tensor("rope_freqs.weight", factors.shape, lambda: factors)
     for name, shape in written_shapes(checkpoint).items():
         for part, rows in unfused(name, layout).items():
-            own = (len(range(*rows.indices(shape[0]))), *shape[1:])
-            yield tensor(layout.tensor_name(part), padded_shape(part, own, layout), partial(stored, name, part, rows))
-    for name, shape in _stand_ins(layout):
-        yield tensor(layout.tensor_name(name), shape, partial(np.zeros, shape, np.float32))
-
-
-def _stand_ins(layout: Layout) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the tensors of zeros in the place of blocks that the checkpoint does not have."""
-    hidden, head = layout.structure.hidden_size, layout.structure.head_dim
-    for number, (own, written) in enumerate(zip(layout.structure.layers, layout.written, strict=True)):
-        prefix = f"model.layers.{number}"
-        if written.heads and not own.heads:
-            yield f"{prefix}.input_layernorm.weight", (hidden,)
-            yield from ((f"{prefix}.self_attn.{name}_proj.weight", (head, hidden)) for name in "qkv")
-            yield f"{prefix}.self_attn.o_proj.weight", (hidden, head)
-        if not own.channels:
-            yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
-            yield from ((f"{prefix}.mlp.{name}_proj.weight", (written.channels, hidden)) for name in ("gate", "up"))
-            yield f"{prefix}.mlp.down_proj.weight", (hidden, written.channels)
+            dims = (len(range(*rows.indices(shape[0]))), *shape[1:])
+            yield tensor(layout.tensor_name(part), padded_shape(part, dims, layout), partial(stored, name, part, rows))
 
 
 def _tensor_type(name: str, shape: tuple[int, ...], gguf_type: GgufType) -> GGMLQuantizationType:

@@ -1,4 +1,4 @@
-"""How llama.cpp's architectures express the project's: one line for each, and what becomes of every tensor."""
+"""The project's architectures as llama.cpp expresses them: one line for each, and what becomes of every tensor."""
 
 import math
 import re
@@ -45,7 +45,7 @@ _ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class Layout:
-    """How a checkpoint is written: its own widths, and those in the file, which has zeros where it has nothing."""
+    """The widths of a checkpoint, and those of its GGUF file, whose channels fill whole blocks."""
 
     architecture: Architecture
     structure: models.Structure
@@ -66,7 +66,7 @@ class Layout:
 
 
 def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
-    """How a checkpoint is written in a type; an `InputError` if it is broken, or llama.cpp cannot express it."""
+    """Decide how a checkpoint is written in a type; an `InputError` if it is broken, or llama.cpp cannot express it."""
     structure, config = models.read_structure(checkpoint), models.read_config(checkpoint)
     kind = structure.model_type.removeprefix(models.LAYERED_PREFIX)
     architecture = _ARCHITECTURES[kind]
@@ -83,20 +83,13 @@ def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
             field = f"{checkpoint / 'config.json'}: no_rope_layers"
             raise InputError(f"{field}: got {got}; allowed for llama.cpp: {rotated}")
     block = 32 if gguf_type in K_QUANTS else GGML_QUANT_SIZES[GGMLQuantizationType[gguf_type.upper()]][0]
-    written = tuple(_written(layer, number, block) for number, layer in enumerate(structure.layers))
+    written = tuple(
+        models.Layer(layer.heads, layer.kv_heads, math.ceil(layer.channels / block) * block)
+        for layer in structure.layers
+    )
     names = get_tensor_name_map(architecture.arch, len(written))
     scaled = math.sqrt(models.query_scale(config) / config["query_pre_attn_scalar"]) if architecture.queries else 1.0
     return Layout(architecture, structure, written, names, scaled)
-
-
-def _written(layer: models.Layer, number: int, block: int) -> models.Layer:
-    """The widths of a layer in the file.
-
-    llama.cpp's `deci` skips the attention of a layer without MLP, too, and takes the size of all heads to be 0 if the
-    first layer has none. So a missing MLP is written as one block of zeros, and that attention as one head of zeros.
-    """
-    heads, kv_heads = (layer.heads, layer.kv_heads) if layer.heads or number else (1, 1)
-    return models.Layer(heads, kv_heads, math.ceil(max(1, layer.channels) / block) * block)
 
 
 def written_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:

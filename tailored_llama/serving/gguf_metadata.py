@@ -1,4 +1,4 @@
-"""What a GGUF file states about a model: name and licence, sizes, rotary embedding, windows, bounds; its tokenizer."""
+"""The metadata of a GGUF file: name and licence, sizes, rotary embedding, windows, bounds; its tokenizer."""
 
 import json
 import math
@@ -96,7 +96,7 @@ def _write_windows(writer: GGUFWriter, config: Any, checkpoint: Path) -> None:
         full = [layer for layer in layers if not windowed[layer]]
         raise InputError(
             f"{checkpoint / 'config.json'}: layer_types: full attention in layers {full}; allowed for llama.cpp: in "
-            "the last of every so many (set pruning.kinds without layer)"
+            "the last of every so many"
         )
     writer.add_sliding_window(config.sliding_window)
     writer.add_sliding_window_pattern(periods[0])
@@ -162,7 +162,7 @@ def _scores(texts: dict[int, str], merges: list[list[str]], vocab_size: int) -> 
 
 
 def _adds_space(state: dict[str, Any]) -> bool:
-    """Whether text gets a space in front, by a normaliser or a pre-tokenizer."""
+    """Return whether text gets a space in front, by a normaliser or a pre-tokenizer."""
     steps = [state.get("normalizer") or {}, state.get("pre_tokenizer") or {}]
     steps += [step for outer in steps for step in outer.get("normalizers", []) + outer.get("pretokenizers", [])]
     return any(

@@ -1,4 +1,4 @@
-"""How GGUF files are written: tensor by tensor, and complete or not at all."""
+"""The writing of GGUF files: tensor by tensor, and complete or not at all."""
 
 import math
 import os

@@ -81,5 +81,5 @@ def measure_speed(gguf: Path, *, settings: None, work: Work) -> None:
 
 
 def read_speed(folder: Path) -> dict[str, float]:
-    """What `measure_speed` wrote."""
+    """Read what `measure_speed` wrote."""
     return dict(json.loads((folder / "speed.json").read_text()))

@@ -1,4 +1,4 @@
-"""What GGUF files and their scores depend on, beside the checkpoint."""
+"""The settings of GGUF files and their scores, beside the checkpoint."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -6,6 +6,7 @@ from typing import Self
 from tailored_llama.config import BenchmarkConfig, GgufType
 from tailored_llama.data import PromptSplit
 from tailored_llama.evaluation import ScoreSettings
+from tailored_llama.models import ModelSource
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,14 @@ class GgufSettings:
     """The type of a GGUF file's matrices, and the model's name in it."""
 
     type: GgufType
+    name: str
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """The GGUF file that a user started from, and the model's name."""
+
+    source: ModelSource
     name: str
 
 

@@ -32,7 +32,7 @@ _SHOWN = 8  # tokens that left
 
 @dataclass(frozen=True)
 class Trimmed:
-    """What trimming did: bytes and tokens before and after, the share of text left whole, and some tokens that left."""
+    """The result of trimming: bytes and tokens before and after, the share of text left whole, some removed tokens."""
 
     bytes: tuple[int, int]
     tokens: tuple[int, int]
@@ -100,7 +100,7 @@ def _size_name(values: dict[str, Any]) -> str:
 
 
 def _has_rows(tensor: ReaderTensor) -> bool:
-    """Whether a tensor has a row for each token."""
+    """Return whether a tensor has a row for each token."""
     return _ROWS.fullmatch(tensor.name) is not None
 
 

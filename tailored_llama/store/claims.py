@@ -136,9 +136,10 @@ class Claim:
 def claimed(at: Remote, stage: str, key: str, mark: Path, adopt: Callable[[], object], lease: Lease) -> Iterator[Claim]:
     """Hold the claim to an artifact, waiting while another machine holds it, and renew it until the block ends.
 
-    `mark` is a file that every process of this working copy locks, this one now. It lists the earlier claims of the
-    working copy, whose processes are therefore done or dead: nobody waits for those. `adopt` takes the artifact over if
-    another machine published it, and then returns something true. That ends the wait, and the claim is not held.
+    `mark` is a lock file of this working copy, and this process holds its lock. It lists the earlier claims of the
+    working copy. Their processes have ended, as they held the lock: nobody waits for those claims. `adopt` takes the
+    artifact over if another machine published it, and then returns something true. That ends the wait, and the claim is
+    not held.
     """
     claim, ended = Claim(at, stage, key, mark, adopt, lease), Event()
     claim.hold()

@@ -3,17 +3,21 @@
 A repository, hf://user/name, holds one model at a time, as a folder does. Its history keeps the earlier ones.
 """
 
+import ctypes
+import errno
+import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from tailored_llama.errors import InputError
 from tailored_llama.store.downloads import at_hub
+from tailored_llama.store.files import file_lock
 from tailored_llama.store.manifests import ANSWER, read_manifest
 
 HUB = "hf://"
 _FIELD = "store.publish"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 _OF_A_NEW_REPOSITORY = {".gitattributes", "README.md"}
 
 
@@ -30,19 +34,56 @@ def check_target(target: Path, field: str, what: str, stages: Sequence[str]) -> 
 
 
 def place(artifact: Path, target: Path, field: str, what: str, stages: Sequence[str]) -> None:
-    """Copy an artifact to a folder that passes `check_target`, whole or not at all; an earlier copy is replaced."""
-    check_target(target, field, what, stages)
-    if target.exists() and read_manifest(target).digest == read_manifest(artifact).digest:
-        return
+    """Copy an artifact to a folder that passes `check_target`; an earlier copy there is replaced in one step.
+
+    Whatever fails, and wherever the process is killed, the old copy or the new one stands whole at the target. Some
+    file systems, such as NFS, cannot exchange two folders. There a kill between two renames leaves no target; the old
+    copy is kept beside it, and the next call puts it back. A call also removes what killed ones left, and waits for
+    another process that has the same target.
+    """
+    lock, scratch = target.parent / f".{target.name}.lock", _scratch(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-            new = shutil.copytree(artifact, Path(scratch) / "new")
-            if target.exists():
-                target.rename(Path(scratch) / "old")
-            new.rename(target)
+        with file_lock(lock):
+            try:
+                _clear(scratch, target)
+                check_target(target, field, what, stages)
+                if not (target.exists() and read_manifest(target).digest == read_manifest(artifact).digest):
+                    _replace(target, shutil.copytree(artifact, scratch / "new"))
+            finally:
+                _clear(scratch, target)
+                lock.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{field}: {target}: {error}; allowed: a writable folder with room") from None
+
+
+def _scratch(target: Path) -> Path:
+    return target.parent / f".{target.name}.replacing"
+
+
+def _clear(scratch: Path, target: Path) -> None:
+    """Put back the old copy if nothing has replaced it, and remove all else that is unfinished."""
+    if (old := scratch / "old").is_dir() and not target.exists():
+        old.rename(target)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _replace(target: Path, new: Path) -> None:
+    if not target.exists():
+        new.rename(target)
+        return
+    try:
+        _exchange(new, target)
+    except OSError:  # the kernel or the file system cannot
+        target.rename(new.with_name("old"))
+        new.rename(target)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Exchange two folders in one step, by renameat2(2); an OSError if it cannot be done."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # glibc has it since 2.28
+    if not renameat2 or renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+        number = ctypes.get_errno() if renameat2 else errno.ENOSYS
+        raise OSError(number, os.strerror(number), str(other))
 
 
 def check_published(target: str) -> None:
@@ -59,7 +100,8 @@ def published_file(target: str, name: str) -> bytes | None:
     """A file of the model that is published at a target; None if none is. Something else there is refused."""
     repository = target.removeprefix(HUB)
     if repository == target:
-        file = Path(target).expanduser() / name
+        folder = Path(target).expanduser()
+        file = (folder if folder.exists() else _scratch(folder) / "old") / name  # see `place`
         present = {path.name for path in file.parent.iterdir()} if file.parent.is_dir() else set()
     else:
         from huggingface_hub import HfApi

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import fsspec
 
-from tailored_llama.errors import InputError, UnreachableError, one_line
+from tailored_llama.errors import InputError, UnreachableError, one_line, secret_in
 from tailored_llama.store import manifests
 from tailored_llama.store.files import NO_ROOM
 from tailored_llama.store.manifests import MANIFEST, ArtifactRef
@@ -50,7 +50,12 @@ class Remote:
 
 
 def open_remote(root: str) -> Remote:
-    """The folder behind an fsspec URL; no request is sent yet. A URL whose package is not installed is refused."""
+    """The folder behind an fsspec URL; no request is sent yet.
+
+    InputError: there is a secret in the URL, or a package that it needs is not installed.
+    """
+    if told := secret_in(root):
+        raise InputError(f"store.root: {told}")
     try:
         return Remote(root, *fsspec.core.url_to_fs(root))
     except (ImportError, ValueError) as error:

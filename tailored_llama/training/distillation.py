@@ -63,7 +63,7 @@ def teach(dense: Path, text: Path, *, settings: TeachSettings, work: Work) -> di
             tokens, logprobs = (np.empty((len(part), length * settings.top), kind) for kind in (np.int32, np.float32))
             items = [models.Encoded(models.Document(ids), [range(length)]) for ids in part.tolist()]
             for batch, outputs in models.run_packed(model, items, budget, finish):
-                tokens[batch], logprobs[batch] = (own.reshape(len(batch), -1) for own in outputs)
+                tokens[batch], logprobs[batch] = (output.reshape(len(batch), -1) for output in outputs)
                 work.progress(done := done + len(batch), count)
             starts = pa.array(np.arange(len(part) + 1) * length * settings.top, pa.int32())
             columns = {
@@ -84,7 +84,7 @@ def _likeliest(
         _logits(model, part, settings.temperature).log_softmax(-1).topk(settings.top)
         for part in torch.split(states, models.HEAD_POSITIONS)
     ]
-    logprobs, tokens = (torch.cat(own) for own in zip(*parts, strict=True))
+    logprobs, tokens = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return tokens.cpu().numpy(), logprobs.cpu().numpy()
 
 
@@ -94,7 +94,7 @@ def _logits(model: Any, states: Tensor, temperature: float) -> Tensor:
 
 
 class Teacher(Sequence[SoftTargets]):
-    """What `teach` wrote, in the order of its text; each sequence is read from disk when it is asked for.
+    """The teacher outputs that `teach` wrote, in the order of its text; a sequence is read from disk on access.
 
     Raises:
         InputError: `teacher.parquet` is missing, unreadable, or has another schema.

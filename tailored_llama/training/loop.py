@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Course:
-    """What is trained on, and for how long.
+    """The samples of a training, and its length.
 
     `samples` are examples or texts, in an order by `seed`. `held_out` are examples with all their choices, or texts. In
     an epoch there are `checks` of the loss on them; a training stops after `patience` checks without a lower one.
@@ -72,7 +72,7 @@ def train(
     """
     held_out, per_epoch = course.held_out, math.ceil(len(course.samples) / training.batch_size)
     steps, tokens, started = per_epoch * course.epochs, 0, time.perf_counter()
-    now = _begin(model, training, bool(held_out) and course.keeps_best, work)
+    now = _start_or_resume(model, training, bool(held_out) and course.keeps_best, work)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     with packed_attention(base), step_log(work, now.step + 1) as show:
         if held_out and not now.step:
@@ -107,7 +107,7 @@ def train(
     return measured, (now.untrained, now.kept)
 
 
-def _begin(model: Any, settings: TrainingConfig, keeps_best: bool, work: Work) -> Training:
+def _start_or_resume(model: Any, settings: TrainingConfig, keeps_best: bool, work: Work) -> Training:
     """Share the model out, and find the state of an earlier training."""
     call = share_out(model, settings.precision)
     optimizer = _make_optimizer(trained(model).values(), settings)
@@ -172,15 +172,15 @@ def _evaluate(now: Training, held_out: Sequence[Sample]) -> float:
 
 
 def _outcomes(now: Training, held_out: Sequence[Sample]) -> list[Outcome]:
-    """What the model does on held-out samples; several processes share them out."""
+    """Measure what the model does on held-out samples; several processes share them out."""
     if rank_and_count()[1] == 1:
         budget = min(now.budget, token_budget(None, now.model))
         return list(now.call(outcomes, held_out, now.settings, budget))
-    own: dict[int, Outcome] = {}
+    mine: dict[int, Outcome] = {}
     for part in passes(list(map(len, held_out)), now.budget):
         batch = [held_out[i] for i in part] or [min(held_out, key=len)]
-        own |= zip(part, now.call(outcomes, batch, now.settings, sys.maxsize), strict=False)  # none of an empty part
-    by_number = gathered(own)
+        mine |= zip(part, now.call(outcomes, batch, now.settings, sys.maxsize), strict=False)  # none of an empty part
+    by_number = gathered(mine)
     return [by_number[i] for i in range(len(held_out))]
 
 

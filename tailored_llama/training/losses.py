@@ -1,4 +1,4 @@
-"""What is trained on, its loss and gradients, and what a model does on held-out examples.
+"""Samples to train on, their losses and gradients, and what a model does on held-out examples.
 
 The gradients of a step are computed in passes that fit into memory and keep a CPU's threads busy.
 """
@@ -38,7 +38,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class TextSamples(Sequence[Sample]):
-    """One sample for each sequence of a text that is meant. Its teacher outputs are read from disk on access."""
+    """The samples of a text, one for each sequence in `numbers`. Teacher outputs are read from disk on access."""
 
     teacher: Teacher
     table: models.IdTable | None  # from the teacher's tokens to the samples', if the vocabulary was trimmed
@@ -60,7 +60,7 @@ def autocast(model: Any, training: TrainingConfig) -> torch.autocast:
 
 def sample_losses(model: Any, batch: Sequence[Sample]) -> list[Tensor]:
     """Loss of every sample of a packed row: the mean over its right choice's tokens, or a text's divergence."""
-    return [own[sample.answer].mean() for sample, own in zip(batch, choice_losses(model, batch), strict=True)]
+    return [nll[sample.answer].mean() for sample, nll in zip(batch, choice_losses(model, batch), strict=True)]
 
 
 def choice_losses(model: Any, batch: Sequence[Sample]) -> list[list[Tensor]]:
@@ -100,10 +100,10 @@ class _LossesInParts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         gradient, losses = torch.empty_like(logits), []
-        for part, own, wanted in zip(*(each.split(_AT_ONCE) for each in (logits, gradient, targets)), strict=True):
+        for part, grad, wanted in zip(*(each.split(_AT_ONCE) for each in (logits, gradient, targets)), strict=True):
             logprobs = part.float().log_softmax(-1)
             losses.append(-logprobs.gather(1, wanted[:, None])[:, 0])
-            own.copy_(logprobs.exp_().scatter_add_(1, wanted[:, None], -torch.ones_like(losses[-1])[:, None]))
+            grad.copy_(logprobs.exp_().scatter_add_(1, wanted[:, None], -torch.ones_like(losses[-1])[:, None]))
         ctx.save_for_backward(gradient)
         return torch.cat(losses)
 
@@ -120,8 +120,8 @@ def add_gradients(now: Training, batch: Sequence[Sample]) -> float:
         parts = passes(list(map(len, batch)), now.budget)
         try:
             for part in parts:
-                own = [batch[i] for i in part] or [min(batch, key=len)]
-                loss += _pass(now, own, 1 / len(batch) if part else 0.0)
+                micro_batch = [batch[i] for i in part] or [min(batch, key=len)]
+                loss += _pass(now, micro_batch, 1 / len(batch) if part else 0.0)
         except (RuntimeError, MemoryError) as error:
             if max(map(len, parts)) == 1 or not out_of_memory(error):
                 raise
@@ -168,7 +168,7 @@ def _pass_in_parts(now: Training, parts: Sequence[Sequence[Sample]], share: floa
             return float(loss.item()), torch.autograd.grad(loss, parameters, allow_unused=True)
 
     results = models.side_by_side(run, parts, models.threads_each(len(parts)))
-    for parameter, *gradients in zip(parameters, *(own for _, own in results), strict=True):
+    for parameter, *gradients in zip(parameters, *(gradients_of_part for _, gradients_of_part in results), strict=True):
         for gradient in gradients:
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
@@ -181,7 +181,7 @@ def _weighted_loss(model: Any, settings: TrainingConfig, batch: Sequence[Sample]
 
 
 def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig, budget: int) -> list[Outcome]:
-    """What a model does on held-out samples, with all choices encoded, in their order, `budget` tokens a pass.
+    """Measure what a model does on held-out samples, with all choices encoded, in their order, `budget` tokens a pass.
 
     One choice alone is a written answer; none is text with a teacher.
     """
@@ -191,7 +191,7 @@ def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig, bu
     def run(part: list[int]) -> list[Outcome]:
         batch = [samples[i] for i in part]
         with autocast(model, training):
-            return [_outcome(own, sample) for own, sample in zip(choice_losses(model, batch), batch, strict=True)]
+            return [_outcome(nll, sample) for nll, sample in zip(choice_losses(model, batch), batch, strict=True)]
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     with torch.no_grad(), models.packed_attention(base):  # FSDP cannot train weights that it gathered in inference mode

@@ -81,7 +81,7 @@ def rank_and_count() -> tuple[int, int]:
 
 
 class _Root(torch.nn.Module):
-    """What FSDP wraps: the weights outside the layers are gathered where its forward pass begins."""
+    """The module that FSDP wraps: the weights outside the layers are gathered where its forward pass begins."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -118,17 +118,17 @@ def passes(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
     Every process has as many passes as the one with the most, since they compute each layer together; some are empty.
     """
-    own, count = rank_and_count()
+    rank, count = rank_and_count()
     dealt = [range(number, len(lengths), count) for number in range(count)]
     parts = [[[mine[i] for i in part] for part in batches([lengths[i] for i in mine], budget)] for mine in dealt]
-    return parts[own] + [[]] * (max(map(len, parts)) - len(parts[own]))
+    return parts[rank] + [[]] * (max(map(len, parts)) - len(parts[rank]))
 
 
-def gathered(own: dict[K, T]) -> dict[K, T]:
-    """What all processes have, together; all of them call this."""
-    parts = [own] * rank_and_count()[1]
+def gathered(values: dict[K, T]) -> dict[K, T]:
+    """Gather what all processes have; all of them call this."""
+    parts = [values] * rank_and_count()[1]
     if len(parts) > 1:
-        distributed.all_gather_object(parts, own)
+        distributed.all_gather_object(parts, values)
     return {key: value for part in parts for key, value in part.items()}
 
 
@@ -162,9 +162,9 @@ def on_first(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def gather(model: Any) -> None:
     """Put whole tensors in place of the parts of an adapter, so that it can be saved."""
     for name, parameter in trained(model).items():
-        owner, _, own = name.rpartition(".")
+        owner, _, attribute = name.rpartition(".")
         if isinstance(parameter, DTensor):
-            model.get_submodule(owner).register_parameter(own, torch.nn.Parameter(whole(parameter)))
+            model.get_submodule(owner).register_parameter(attribute, torch.nn.Parameter(whole(parameter)))
 
 
 def put(model: Any, weights: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What a training leaves beside the weights: its logs, and what an adapter does on held-out examples beside none.
+"""The records of a training beside the weights: its logs, and what an adapter does on held-out examples beside none.
 
 Tuning lowers the loss of the right answer's words. That can fall while the accuracy does not rise, so both models are
 compared on the same examples, by what the metric counts.
@@ -85,7 +85,7 @@ class Comparison:
 
 
 def is_better(comparison: Comparison | None) -> bool | None:
-    """Whether an adapter is better than none on held-out examples; None without two examples, for their error.
+    """Return whether an adapter is better than none on held-out examples; None without two examples, for their error.
 
     Accuracy decides where it differs by more than its paired standard error. Where it does not, or where the model
     writes its answers, the loss has to be lower by more than its own. Otherwise tuning brought nothing.
@@ -99,7 +99,7 @@ def is_better(comparison: Comparison | None) -> bool | None:
 
 
 def ships_adapter(tuning: TuningConfig, comparison: Comparison | None) -> bool:
-    """Whether a finished model gets its adapter (`tuning.keep`); without a verdict it does."""
+    """Return whether a finished model gets its adapter (`tuning.keep`); without a verdict it does."""
     return tuning.keep == "always" or is_better(comparison) is not False
 
 
@@ -116,7 +116,7 @@ def write_comparison(
         return None
     columns: dict[str, Any] = {"example": examples}
     for name, model in (("untuned", untuned), ("tuned", tuned)):
-        columns |= {f"{name}_loss": [one.loss for one in model], f"{name}_right": [one.right for one in model]}
+        columns |= {f"{name}_loss": [row.loss for row in model], f"{name}_right": [row.right for row in model]}
     write_table(out / FILE, columns, HELD_OUT_SCHEMA)
     return read_comparison(out)
 
@@ -134,14 +134,14 @@ def read_comparison(adapter: Path) -> Comparison | None:
 
 def _paired(untuned: Sequence[float], tuned: Sequence[float]) -> tuple[float, float, float | None]:
     """Both means, and the standard error of their difference."""
-    one, other = np.array(untuned, float), np.array(tuned, float)
-    error = float(np.std(other - one, ddof=1)) / math.sqrt(len(one)) if len(one) > 1 else None
-    return float(one.mean()), float(other.mean()), error
+    before, after = np.array(untuned, float), np.array(tuned, float)
+    error = float(np.std(after - before, ddof=1)) / math.sqrt(len(before)) if len(before) > 1 else None
+    return float(before.mean()), float(after.mean()), error
 
 
 @contextmanager
 def step_log(work: Work, first: int) -> Iterator[Callable[[dict[str, Any], int], None]]:
-    """What shows people the figures of a step as `execution.log_to` says, by accelerate's trackers; None is no figure.
+    """Yield a function that logs a step's figures by accelerate's trackers, as `execution.log_to` says; None is none.
 
     A training that is resumed at the step `first` goes on with the log of its name.
     """

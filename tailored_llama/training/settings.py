@@ -1,4 +1,4 @@
-"""What teacher outputs, healed checkpoints and adapters depend on, beside the artifacts that they are made from."""
+"""The settings of teacher outputs, healed checkpoints and adapters, beside the artifacts that they are made from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class HealSettings:
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """How an adapter is tuned."""
+    """The settings of an adapter."""
 
     adapter: AdapterConfig  # adapter, optimiser, epochs and patience
     metrics: tuple[tuple[str, Metric], ...]  # headlines, in the order in which benchmarks give their parts of examples

@@ -92,7 +92,9 @@ def load_state(folder: Path, now: Training) -> None:
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         _log.warning("%s: unusable state (%s); training from the start", folder / FILE, error)
         return
-    entries = numbers.pop("optimizer") | {name: own for name, own in tensors.items() if name.startswith("optimizer ")}
+    entries = numbers.pop("optimizer") | {
+        name: tensor for name, tensor in tensors.items() if name.startswith("optimizer ")
+    }
     numbers["budget"] = min(now.budget, numbers["budget"])
     for name, value in numbers.items():
         setattr(now, name, [Outcome(*row) for row in value] if name in _OUTCOMES else value)
@@ -102,8 +104,8 @@ def load_state(folder: Path, now: Training) -> None:
     states: dict[int, dict[str, Any]] = {}  # by the number of the parameter
     for entry, value in entries.items():
         _, key, name = entry.split(" ")
-        own = part_like(value, parameters[name]) if isinstance(value, Tensor) else value
-        states.setdefault(list(parameters).index(name), {})[key] = own
+        part = part_like(value, parameters[name]) if isinstance(value, Tensor) else value
+        states.setdefault(list(parameters).index(name), {})[key] = part
     now.optimizer.load_state_dict(now.optimizer.state_dict() | {"state": states})
     _log.info("going on after step %d", now.step)
 

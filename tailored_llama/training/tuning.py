@@ -143,7 +143,7 @@ def _heal(pruned: Path, teacher: Path, settings: HealSettings, work: Work) -> di
     outputs, table = Teacher(teacher), models.read_id_table(pruned)
     texts = range(len(outputs))
     trained_on = len(texts) - min(settings.held_out, len(texts) // 10)
-    samples, held_out = (TextSamples(outputs, table, own) for own in (texts[:trained_on], texts[trained_on:]))
+    samples, held_out = (TextSamples(outputs, table, numbers) for numbers in (texts[:trained_on], texts[trained_on:]))
     # Another copy of all weights would be much, so the last ones are kept.
     course = Course(samples, held_out, settings.seed, patience=2, checks=10, keeps_best=False)
     measured, _ = train(model, course, training, work)

@@ -20,6 +20,7 @@ FOLDER = ROOT / "deployments" / "kubernetes"
 TEMPLATE = json.loads((FOLDER / "base-job-template.json").read_text())
 CLUSTER = list(yaml.safe_load_all((FOLDER / "cluster.yaml").read_text()))
 NEWEST = kubernetes_validate.latest_version()
+USER = "10001:10001"  # of deployments/Dockerfile
 
 
 def job(site: Site, **variables: Any) -> dict[str, Any]:
@@ -71,11 +72,43 @@ def test_a_job_is_valid_and_has_a_gpu_the_store_s_credentials_and_no_right_in_th
 
 
 def test_what_a_run_asks_for_is_in_its_job(site: Site) -> None:
-    made = job(site, gpus=4, memory="200Gi", env={"HF_HOME": "/root/.cache/hf"})
+    made = job(site, gpus=4, memory="200Gi", env={"HF_HOME": "/home/tailored-llama/.cache/hf"})
     kubernetes_validate.validate(made, NEWEST, strict=True)
     (container,) = made["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"memory": "200Gi", "nvidia.com/gpu": 4}
-    assert {"name": "HF_HOME", "value": "/root/.cache/hf"} in container["env"]
+    assert {"name": "HF_HOME", "value": "/home/tailored-llama/.cache/hf"} in container["env"]
+
+
+def test_no_container_is_root_s_or_may_gain_rights(site: Site) -> None:
+    """What Kubernetes' profile `restricted` asks of a pod, and the user of the image."""
+    (namespace,) = [manifest for manifest in CLUSTER if manifest["kind"] == "Namespace"]
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert f"\nUSER {USER}\n" in (ROOT / "deployments" / "Dockerfile").read_text()
+    (worker,) = [manifest for manifest in CLUSTER if manifest["kind"] == "Deployment"]
+    for pod in (made["spec"]["template"]["spec"] for made in (worker, job(site))):
+        assert pod["securityContext"]["fsGroup"] == int(USER.split(":")[1])  # who may write to the volumes
+        assert not any(pod.get(shared) for shared in ("hostNetwork", "hostPID", "hostIPC"))
+        assert all(set(volume) <= {"name", "emptyDir"} for volume in pod.get("volumes", []))
+        for container in pod["containers"]:
+            context = pod["securityContext"] | container["securityContext"]
+            assert context["runAsNonRoot"]
+            assert f"{context['runAsUser']}:{context['runAsGroup']}" == USER
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert not context.get("privileged")
+
+
+def test_the_server_s_login_is_in_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect_kubernetes.settings import KubernetesSettings
+
+    (worker,) = [manifest for manifest in CLUSTER if manifest["kind"] == "Deployment"]
+    (container,) = worker["spec"]["template"]["spec"]["containers"]
+    for variable in container["env"]:
+        monkeypatch.setenv(variable["name"], variable["value"])
+    settings = KubernetesSettings().worker  # with these, a job names the Secret where its worker has the text
+    named = (settings.api_auth_string_secret_name, settings.api_auth_string_secret_key)
+    assert named == ("tailored-llama", "PREFECT_API_AUTH_STRING")
 
 
 def test_the_cluster_s_manifests_are_valid_and_name_one_another() -> None:

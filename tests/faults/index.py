@@ -39,12 +39,12 @@ def index_of(wheels: Path) -> Iterator[Index]:
             if self.path.startswith("/simple/"):
                 name = self.path.split("/")[2].replace("-", "_")
                 links = "".join(f'<a href="/files/{w.name}">{w.name}</a>' for w in wheels.glob(f"{name}-*.whl"))
-                self._begin("text/html", len(links))
+                self._send_headers("text/html", len(links))
                 self.wfile.write(links.encode())
                 return
             file = wheels / Path(self.path).name
             size = file.stat().st_size
-            self._begin("application/zip", size)
+            self._send_headers("application/zip", size)
             with file.open("rb") as source, contextlib.suppress(OSError):  # pip was killed
                 while data := source.read(CHUNK):
                     if source.tell() > index.share * size:
@@ -53,7 +53,7 @@ def index_of(wheels: Path) -> Iterator[Index]:
                         return
                     self.wfile.write(data)
 
-        def _begin(self, kind: str, size: int) -> None:
+        def _send_headers(self, kind: str, size: int) -> None:
             self.send_response(200)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(size))

@@ -6,11 +6,12 @@ The workers are threads here: each does what the flow `stage` does, with a deplo
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event, Thread
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -43,6 +44,7 @@ from tailored_llama.pipeline import IncompleteRun
 from tailored_llama.pipeline.runner import ALONE
 from tailored_llama.preflight import preflight_prompts, preflight_tailor
 from tailored_llama.store import read_rows
+from tasks._dispatch import Ordered, Waiting
 from tasks.runner import open_store
 
 DISPATCH = {"execution": {"device": "cpu", "dispatch": "pool"}}
@@ -177,6 +179,42 @@ def test_more_scores_than_workers_are_shared_out_among_as_many_runs(
     after = built(two["store"]["root"])
     assert {path: after[path] for path in before} == before
     assert tailor(validate_config(two)) == report
+
+
+@pytest.mark.parametrize("ends", ["waiting", "sharing out"])
+def test_a_call_that_is_interrupted_ends_those_that_wait_for_its_runs(ends: str) -> None:
+    error, ended = KeyboardInterrupt(), list[BaseException]()
+    call, runner = Ordered(name="score", stage="scores", settings={}, inputs={}), Waiting()
+
+    def gather() -> None:
+        try:
+            runner.gather(call, share_out)
+        except BaseException as raised:
+            ended.append(raised)
+
+    def end(where: str) -> Sequence[FlowRun]:
+        if ends == where:
+            raise error
+        return ()
+
+    def share_out(calls: list[Ordered]) -> Sequence[FlowRun]:
+        return end("sharing out")
+
+    class Moment(Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            other.start()
+            while len(runner._gathering["scores"][0]) < 2:
+                time.sleep(0.001)
+            end("waiting")
+            return False
+
+    first, other = (Thread(target=gather, daemon=True) for _ in range(2))
+    runner.stopped = Moment()
+    first.start()
+    first.join(10)
+    other.join(10)
+    assert ended == [error, error]
+    assert not runner._gathering
 
 
 def test_a_failed_stage_stops_what_reads_it_and_the_rest_is_reported(two: dict[str, Any], workers: Workers) -> None:

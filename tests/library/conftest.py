@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from helpers import prune, remove_blocks, save_tiny_llama
+from helpers import prune, save_tiny_llama
 from s3 import S3Server
 from tailored_llama.config import PruningConfig, Work
 from tailored_llama.pruning import ImportanceSettings, build_graph, score_importance, vocabulary
@@ -22,7 +22,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma3": {"architecture": "gemma3_text", "query_pre_attn_scalar": 8, "sliding_window": 8},
     "phi3": {"architecture": "phi3", "pad_token_id": 0, "sliding_window": None},
     "per-layer": {},
-    "missing blocks": {},
 }
 
 
@@ -48,8 +47,6 @@ def _few_general_words(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A tiny checkpoint of each kind that the code must tell apart."""
     dense = save_tiny_llama(tmp_path / "dense", noise=0.1, **MODELS[request.param])
-    if request.param == "missing blocks":
-        return remove_blocks(dense, tmp_path / "missing", [(0, "attention"), (2, "mlp")])
     return _pruned(dense, tmp_path) if request.param == "per-layer" else dense
 
 

@@ -17,7 +17,7 @@ from tailored_llama.config import SmallestConfig, load_config
 from tailored_llama.evaluation import Rung
 from tailored_llama.models import read_structure
 from tailored_llama.pipeline import StoreRunner
-from tailored_llama.pipeline.candidates import SearchState, begin, measure, score
+from tailored_llama.pipeline.candidates import SearchState, measure, score, start_search
 
 
 def main(
@@ -25,7 +25,7 @@ def main(
 ) -> None:
     run_config = load_config(config, overrides, SmallestConfig)
     run = StoreRunner(run_config.store, run_config.execution)
-    state = begin(run, run_config)
+    state = start_search(run, run_config)
     reference = score(run, state.bases[0], state.reference, "evaluation")
     sixteen_bits = 2 * read_structure(run.open(state.reference.checkpoint)).parameters
     for number, (base, kind) in enumerate(state.ladders):

@@ -1,6 +1,7 @@
 """The calls that one types in a notebook: the results of the flows, on rows in any form, and errors by argument."""
 
 import re
+import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -111,6 +112,16 @@ def test_the_smallest_model_comes_with_its_verdict(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     with pytest.raises(InputError, match=r"^store: got none, to record .* Not a directory: .*; allowed: a store, or "):
         tl.smallest(model, rows, lose_at_most=40, settings=own)
+
+
+def test_a_call_leaves_the_warnings_of_the_process_as_they_were(small: tl.Small, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        before = warnings.filters.copy()
+        tl.compare(small, benchmark=[{"question": f"{i}?", "a": "x", "b": "y", "answer": "a"} for i in range(9)])
+        assert warnings.filters == before
+        with pytest.raises(FutureWarning):
+            warnings.warn("this goes to the user", FutureWarning, stacklevel=1)
 
 
 def test_an_error_names_the_argument(model: Path, rows: list[dict[str, Any]]) -> None:

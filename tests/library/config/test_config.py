@@ -112,6 +112,10 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
 
 CRITERIA = "'taylor_gate', 'taylor_first', 'magnitude_l2' or 'random'"
 SECTIONS = ", ".join(RunConfig.model_fields)
+NO_SECRET = (
+    "allowed: a URL without password or token, which belong in the environment (AWS_SECRET_ACCESS_KEY, "
+    "FSSPEC_SFTP_PASSWORD, …) or in ~/.config/fsspec"
+)
 WRONG = {
     "pruning.ratios=[0]": "pruning.ratios.0: got 0; allowed: greater than 0",
     "pruning.ratios=[0.2, 1]": "pruning.ratios.1: got 1; allowed: less than 1",
@@ -161,6 +165,13 @@ WRONG = {
     "'^(lm_eval:)?[A-Za-z0-9][A-Za-z0-9_.-]{0,95}$'",
     "epochs": "--set 'epochs': allowed: key=value, such as tuning.epochs=5",
     "=5": "--set '=5': allowed: key=value, such as tuning.epochs=5",
+    "store.root=s3://AK:se/c+et@bucket/x": f"store.root: got 's3://AK:***@bucket/x'; {NO_SECRET}",
+    "store.root=simplecache::sftp://u:a b@c@host": f"store.root: got 'simplecache::sftp://u:***@host'; {NO_SECRET}",
+    "store.root=jlab://host/x?token=a1&X-Sig=b2": f"store.root: got 'jlab://host/x?token=***&X-Sig=***'; {NO_SECRET}",
+    "store=s3://AK:secret@bucket": f"store: got 's3://AK:***@bucket'; {NO_SECRET}",
+    "benchmarks=['https://u:secret@host/x']": f"benchmarks.0.name: got 'https://u:***@host/x'; {NO_SECRET}",
+    "store.root sftp://u:secret@host": "--set 'store.root sftp://u:***@host': allowed: key=value, such as "
+    "tuning.epochs=5",
 }
 
 
@@ -168,6 +179,13 @@ WRONG = {
 def test_a_wrong_value_is_one_line_with_field_value_and_what_is_allowed(override: str, message: str) -> None:
     with pytest.raises(InputError, match=exactly(message)):
         load_config(None, [override])
+
+
+@pytest.mark.parametrize(
+    "root", ["sftp://u@host:22/x", "s3://bucket/a:b@c", "abfs://box@account.dfs.core.windows.net/x", "/mnt/a:b@c?key=d"]
+)
+def test_a_location_without_a_secret_is_taken(root: str) -> None:
+    assert load_config(None, [f"store.root={root}"]).store.root == root
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The pages keep up with the code: configurations load; the settings, commands and options that they name exist."""
 
+import csv
 import re
 import shlex
 import tomllib
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+import claims
+import generated
 from tailored_llama.cli.main import app
 from tailored_llama.config import PromptStudyConfig, Section, SmallestConfig, SweepConfig, validate_as
 from tailored_llama.data import load_template
@@ -21,8 +24,29 @@ PAGES = [
     *(ROOT / folder / "README.md" for folder in ("data", "deployments")),
     *sorted((ROOT / "docs").glob("*/*.md")),
 ]
+CLAIM = """
+[[part]]
+title = "A part"
+[[part.study]]
+id = "a-study"
+title = "A study"
+conditions = "Some."
+csv = []
+[[part.study.claim]]
+claim = "It gains"
+figure = "+2.0 points"
+error = "1.2"
+seeds = "0"
+examples = "200"
+commit = "5143fa5"
+command = "make quickstart"
+"""
 STUDIES = (SmallestConfig, SweepConfig, PromptStudyConfig)
+RESULTS = ROOT / "docs/results/index.md"  # names settings and options as they were at the commit of each figure
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+current_pages = pytest.mark.parametrize(
+    "page", [page for page in PAGES if page != RESULTS], ids=lambda path: str(path.relative_to(ROOT))
+)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -68,13 +92,57 @@ def test_a_file_that_is_linked_exists(page: Path) -> None:
 
 
 @pages
+def test_an_anchor_that_is_linked_exists_on_a_code_host(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text())
+    assert not [(file, anchor) for file, anchor in links if anchor not in anchors(page.parent / file if file else page)]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a code host gives a page: its headings in lower case with dashes, and what `<a id>` names."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in headings} | set(
+        re.findall(r'<a id="([^"]+)">', text)
+    )
+
+
+@pytest.mark.parametrize("page", generated.PAGES)
+def test_a_generated_page_says_what_the_code_and_the_tables_say(page: str) -> None:
+    assert (ROOT / "docs" / page).read_text() == generated.page(page), "run `make pages`"
+
+
+@pytest.mark.parametrize(
+    ("page", "table"), [("README.md", "search.csv"), ("docs/tutorials/own-model.md", "tutorial-search.csv")]
+)
+def test_a_search_that_a_page_shows_is_that_of_the_results(page: str, table: str) -> None:
+    line = r"^\S+\s+(?:–|(\d+)\s%)\s(\w+)\s+(\d+)\sMB\s+([−\d.]+)\s(.+)$"  # some of the spaces do not break
+    shown = re.findall(line, (ROOT / page).read_text(), flags=re.MULTILINE)
+    with (ROOT / "docs/results" / table).open(newline="") as file:
+        rows = [list(row.values())[1:6] for row in csv.DictReader(file)]
+    assert [[cell.replace("−", "-") for cell in row] for row in shown] == rows
+
+
+@pytest.mark.parametrize("field", ["error", "seeds", "examples", "commit", "command"])
+def test_a_claim_without_a_field_is_not_built(field: str, tmp_path: Path) -> None:
+    (tmp_path / "claims.toml").write_text(re.sub(rf"(?m)^{field} = .*\n", "", CLAIM))
+    with pytest.raises(ValueError, match=rf"^claims\.toml: A part, a-study, It gains: {field}: not set; allowed: "):
+        claims.read_claims(tmp_path / "claims.toml")
+
+
+def test_a_timing_without_its_machine_is_not_built(tmp_path: Path) -> None:
+    (tmp_path / "claims.toml").write_text(CLAIM.replace('seeds = "0"', 'seeds = "none: a timing"'))
+    with pytest.raises(ValueError, match="machine, repetitions: not set"):
+        claims.read_claims(tmp_path / "claims.toml")
+
+
+@current_pages
 def test_a_setting_exists(page: Path) -> None:
     named = re.findall(rf"(?<![\w./-])((?:{'|'.join(SECTIONS)})\.[a-z_]+)(?![\w(/.])", page.read_text())
     files = re.compile(r"\.(toml|md|py|csv|parquet|json|html|gguf|txt)$")
     assert {name for name in named if not files.search(name)} <= KNOWN
 
 
-@pages
+@current_pages
 def test_a_command_and_its_options_exist(page: Path) -> None:
     for block in blocks(page, "sh"):
         for line in block.replace("\\\n", " ").splitlines():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers import CPU, load_and_render, write_jsonl
-from tailored_llama.config import BenchmarkConfig, Work, validate_config
+from tailored_llama.config import WRITTEN, BenchmarkConfig, Work, validate_config
 from tailored_llama.data import (
     BenchmarkSource,
     Example,
@@ -23,7 +23,7 @@ from tailored_llama.data import (
 from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import ScoreSettings, WrittenAnswer, score_benchmark
-from tailored_llama.evaluation.generation import exact_match, f1, generate, normalise, written_floor
+from tailored_llama.evaluation.generation import exact_match, f1, generate, normalise, written_floor, written_metrics
 from tailored_llama.evaluation.scores import ANSWERS_SCHEMA, read_answers
 from tailored_llama.models import load_model, load_tokenizer
 from tailored_llama.store import read_table
@@ -101,6 +101,12 @@ def test_the_floor_is_always_writing_the_commonest_accepted_text() -> None:
     cars = [prompt(" red car"), prompt(" blue car"), prompt(" green car"), prompt(" car")]
     assert written_floor(cars, "exact_match") == 0.25
     assert written_floor(cars, "f1") == pytest.approx((3 * 2 / 3 + 1) / 4)  # always "car"
+
+
+def test_a_metric_of_written_answers_has_a_floor_of_its_own() -> None:
+    assert set(written_metrics(None)) == set(WRITTEN)
+    with pytest.raises(KeyError, match="bleu"):
+        written_floor([Prompt(0, ("q",), (" no",), 0, (3,))], "bleu")
 
 
 ROWS = [

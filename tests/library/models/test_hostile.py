@@ -98,6 +98,10 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         {"model_type": "tailored_llama", "per_layer_config": {"0": {"intermediate_size": 10**9}}},
         "intermediate_size: got 1000000000; *",
     ),
+    "a layer without attention": (
+        {"model_type": "tailored_llama", "per_layer_config": {"0": {"num_attention_heads": 0}}},
+        "num_attention_heads: got 0; allowed: a whole number from 1 to *",
+    ),
     "layers that are none": (
         {"model_type": "tailored_llama", "per_layer_config": [24, 24]},
         "per_layer_config is not a table of layers",

@@ -28,7 +28,7 @@ from tailored_llama.models import (
 )
 from tailored_llama.models.checkpoints import SUPPORTED, weights_digest
 from tailored_llama.models.convert import _convert
-from tailored_llama.pipeline.stage import plain
+from tailored_llama.pipeline.stage import as_json
 
 IDS = torch.arange(1, 25)[None]
 
@@ -557,7 +557,7 @@ def test_the_type_auto_is_what_the_machine_computes_in_and_the_key_says_which(
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
 
     def key(dtype: Any) -> Any:
-        return plain(DenseSettings.of(ModelConfig(source=str(tiny), dtype=dtype)))
+        return as_json(DenseSettings.of(ModelConfig(source=str(tiny), dtype=dtype)))
 
     assert key("auto") == key(expected)
     assert key("float16") == key(expected) | {"dtype": "float16"}

@@ -110,6 +110,23 @@ def test_special_tokens_and_template_words_stay_and_have_their_new_ids(tmp_path:
     assert after.tokenize("<|user|>user said") == before.tokenize("<|user|>user said")
 
 
+def test_the_words_of_a_template_that_refuses_chats_stay(tmp_path: Path) -> None:
+    tokenizer = bpe_tokenizer()
+    written, quoted = sorted(tokenizer.get_vocab().values(), key=lambda token: len(tokenizer.decode([token])))[-2:]
+    words, string = tokenizer.decode([written]), repr(tokenizer.decode([quoted]))
+    tokenizer.chat_template = f"{{{{ raise_exception('no') }}}}{{% if tools %}}.{words}{{{{ {string} }}}}{{% endif %}}"
+    dense = save_worded_llama(tmp_path / "dense", tokenizer)
+    assert {written, quoted} <= read_tokens(dense).always
+
+
+def test_a_template_that_is_none_is_refused(tmp_path: Path) -> None:
+    tokenizer = bpe_tokenizer()
+    tokenizer.chat_template = "{{ 'open"
+    dense = save_worded_llama(tmp_path / "dense", tokenizer)
+    with pytest.raises(InputError, match=f"^{dense}: chat template: .*; allowed: a Jinja template, or none$"):
+        read_tokens(dense)
+
+
 def test_what_only_generation_names_and_what_bytes_cannot_write_stays(tmp_path: Path) -> None:
     dense = save_worded_llama(tmp_path / "dense", vocab_size=768)
     longest = max(read_tokens(dense).texts)

@@ -13,7 +13,7 @@ from tailored_llama.config import PromptStudyConfig
 from tailored_llama.data import read_prompts
 from tailored_llama.evaluation import Difference, TemplateRow
 from tailored_llama.pipeline import IncompleteRun
-from tailored_llama.pipeline.futures import Failed, conclude
+from tailored_llama.pipeline.futures import Failed, report_or_raise
 from tailored_llama.store import read_rows
 
 
@@ -74,4 +74,4 @@ def test_the_command_prints_a_table_and_the_path_of_the_report(own_run: dict[str
 
 def test_a_failure_behind_the_report_is_told() -> None:
     with pytest.raises(IncompleteRun, match="score colours harness: no memory"):
-        conclude(Failed("score colours harness", RuntimeError("no memory")), {})
+        report_or_raise(Failed("score colours harness", RuntimeError("no memory")), {})

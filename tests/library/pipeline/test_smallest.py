@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from compositions import built, compose, kinds, run_command
-from helpers import as_toml, save_worded_llama, words
+from helpers import as_toml, save_worded_llama, worded_gguf, words
 from tailored_llama import evaluation
 from tailored_llama.cli.main import app
 from tailored_llama.config import SmallestConfig
@@ -110,10 +111,27 @@ def test_the_smallest_proven_model_is_shipped_and_found_again(run: dict[str, Any
 def test_the_answer_is_published_with_all_that_is_exported(run: dict[str, Any], tmp_path: Path) -> None:
     run["store"] |= {"publish": str(tmp_path / "published"), "reports": str(tmp_path / "reports")}
     (tmp_path / "run.toml").write_text(as_toml(run | {"benchmarks": [{"data": run["benchmarks"][0]}]}))
-    assert run_command(tmp_path / "run.toml")[0] == 0
+    before = built(run["store"]["root"])
+    status, told, _ = run_command(tmp_path / "run.toml")
+    assert status == 0
+    computed, found = map(int, re.findall(r"(\d+) (?:computed in this run|found in the store)", told))
+    assert computed == len(built(run["store"]["root"])) - len(before) - 1  # the model is shipped after the report
+    assert found <= len(before)
     files = {path.name: path.read_bytes() for path in (tmp_path / "small" / "job").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "published").iterdir()} == files
     assert {"README.md", "certificate.json", "proof.parquet"} < files.keys()
+
+
+def test_the_file_that_one_starts_from_is_the_first_candidate_as_it_is(tmp_path: Path) -> None:
+    file = worded_gguf(tmp_path, "q8_0")
+    run = search(tmp_path, file)
+    answer = answer_to(with_goal(run, types=["f32"], lose_at_most=90))
+    (source,) = (candidate for candidate in answer.candidates if candidate.type == "source")
+    assert (source.bytes, source.tuned, source.ratio) == (file.stat().st_size, False, 0.0)
+    assert answer.proven is not None
+    assert answer.candidates[answer.proven] == source  # everything else is larger
+    assert (tmp_path / "small" / "job" / "job-source.gguf").read_bytes() == file.read_bytes()
+    assert verify(tmp_path / "small" / "job", tmp_path / "job.csv")[0] == 0
 
 
 def test_the_three_sets_of_rows_never_meet(run: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 from pydantic import BaseModel
 
-from helpers import save_worded_llama, words, write_jsonl, write_own_benchmark
+from helpers import save_worded_llama, worded_gguf, words, write_jsonl, write_own_benchmark
 from pictures import blank_pictures
 from tailored_llama.config import (
     ExecutionConfig,
@@ -28,12 +28,13 @@ from tailored_llama.pipeline import (
     Call,
     FolderRunner,
     Runner,
+    Stage,
     StoreRunner,
     map_leaves,
     result,
     steps,
 )
-from tailored_llama.store import MANIFEST, ArtifactRef
+from tailored_llama.store import MANIFEST, ArtifactRef, file_lock
 
 SHOW_A_CONFIGURATION = {"report", "tailored", "sweep", "transfer", "prompt-study", "answer", "smallest"}
 Calls = dict[str, list[Call[Any]]]
@@ -88,6 +89,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
         run
         | {"benchmarks": [write_jsonl(place / "job.jsonl", rows)], "goal": goal | {"smallest": "writing"}}
         | {"pruning": {"ratios": [0.4]}, "store": run["store"] | {"export": str(place / "smallest")}}
+        | {"model": {"source": str(worded_gguf(place)), "dtype": "float32"}}
     )
     calls: Calls = {name: [] for name in STAGES}
     with blank_pictures():
@@ -212,3 +214,16 @@ def test_a_pruned_checkpoint_is_the_same_in_a_folder_and_in_a_store(own_run: dic
     stored = pruned(StoreRunner(config.store, config.execution))
     assert "model.safetensors" in stored
     assert pruned(FolderRunner(tmp_path / "scratch", config.store.downloads, config.execution)) == stored
+
+
+def test_a_command_on_folders_has_its_device_to_itself(tmp_path: Path) -> None:
+    """As a night's run has: else the two share a GPU's memory, and one of them runs out of it."""
+    locks, free = tmp_path / "downloads" / ".slots", list[bool]()
+
+    def function(*, settings: None, work: Work) -> None:
+        with file_lock(locks / "cpu", wait=False) as held:
+            free.append(held)
+
+    run = FolderRunner(tmp_path, str(locks.parent), ExecutionConfig(device="cpu", exclusive="always"))
+    run(Stage("probe", 1, lambda: function, NoneType, on_device=True), None, "probe")
+    assert free == [False]

@@ -35,7 +35,6 @@ def test_the_embedded_model_is_named_by_its_origin() -> None:
         ),
         ("---\nlicense: unknown\nbase_model: /home/me/model\n---\n", None, {}),
         ("---\nlicense: [mit, gpl]\nbase_model: [a/b, c/d]\n---\n", None, {}),
-        ("---\nlicense: {\n---\n", None, {}),
         ("# words alone\n", None, {}),
         (None, None, {}),
     ],
@@ -49,6 +48,14 @@ def test_a_folder_s_own_card_says_its_licence(
         (folder / "README.md").write_text(card)
     base = base_of(ModelSource("folder", str(folder)))
     assert base == Base("my-model", "a local checkpoint", hub, licence)
+
+
+@pytest.mark.parametrize("card", [b"---\nlicense: {\n---\n", b"---\n- mit\n---\n", b"---\nlicense: \xff\n---\n"])
+def test_a_card_that_cannot_be_read_is_refused_since_it_may_state_a_licence(tmp_path: Path, card: bytes) -> None:
+    (file := tmp_path / "README.md").write_bytes(card)
+    with pytest.raises(InputError, match=f"^{file}: its metadata cannot be read .*; allowed: YAML between") as caught:
+        base_of(ModelSource("folder", str(tmp_path)))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("licence", ["apache-2.0", None])

@@ -60,25 +60,28 @@ def proven() -> Answer:
 
 
 def text(answer: Answer) -> str:
-    return " ".join(verdict(answer)).replace("\N{NO-BREAK SPACE}", " ")
+    return verdict(answer).replace("\N{NO-BREAK SPACE}", " ")
 
 
-def test_a_proven_answer_is_claimed_with_what_was_measured(proven: Answer) -> None:
-    assert text(proven) == (
-        "This model of 92 MB (google/gemma-3-270m, 50 % removed, tuned, q4_0) loses less than 3 points on csqa, with "
-        "95 % confidence. The reference is the dense model, tuned. Measured: it loses 0.4 points on 1,221 rows; the "
-        f"largest loss not excluded is {100 * GOOD.bound:.2f} points."
-    )
+def test_a_proven_answer_has_one_sentence_then_four_figures_then_what_was_compared(proven: Answer) -> None:
+    assert text(proven).splitlines() == [
+        "Proven: a pruned model loses less than 3 points on csqa, with 95 % confidence.",
+        "size: 92 MB",
+        "parameters removed: 50 %",
+        "measured loss on 1,221 rows: 0.4 points",
+        f"largest loss not excluded: {100 * GOOD.bound:.2f} points",
+        "The model is google/gemma-3-270m, 50 % removed, tuned, q4_0. The reference is the dense model, tuned.",
+    ]
 
 
 def test_a_dense_answer_says_not_to_prune() -> None:
     answer = found([DENSE, QUANTISED, HALF], [{"csqa": GOOD}, {"csqa": GOOD}, {"csqa": LARGE}])
     assert text(answer).startswith(
-        "The dense model in fewer bits is the answer: do not prune, quantise. This model of 288 MB "
-        "(google/gemma-3-270m, dense, not tuned, q8_0) loses less than 3 points on csqa"
+        "Do not prune, quantise: the dense model in q8_0 loses less than 3 points on csqa, with 95 % confidence.\n"
+        "size: 288 MB\nparameters removed: none\n"
     )
     whole = replace(answer, order=[DENSE, QUANTISED], tests=[{"csqa": GOOD}, {"csqa": LARGE}])
-    assert text(whole).startswith("The dense model in 16 bits is the answer: nothing smaller is proven.")
+    assert text(whole).startswith("Nothing smaller is proven: the dense model in 16 bits loses less than 3 points")
 
 
 def test_where_nothing_is_proven_it_says_what_is_missing() -> None:
@@ -100,7 +103,7 @@ def test_the_worst_of_several_benchmarks_decides() -> None:
     both, one = {"csqa": GOOD, "piqa": GOOD}, {"csqa": GOOD, "piqa": WIDE}
     answer = found([DENSE, HALF], [both, one], ("csqa", "piqa"))
     assert "loses less than 3 points on each of csqa and piqa, with" in text(answer)
-    assert "Measured on piqa: it loses 0.4 points" in text(answer)
+    assert "measured loss on 1,221 rows of csqa, the worst: 0.4 points" in text(answer)
     outcomes = [row.cells[-1].text for row in _candidates(answer).rows]
     assert outcomes == ["the answer", "not tested", "not proven", "not tested"]
     failed = text(replace(answer, order=[HALF], tests=[one]))
@@ -125,6 +128,13 @@ def test_the_page_the_tables_and_the_files(proven: Answer, tmp_path: Path) -> No
     assert ">1 artifact<" in page
     assert f'>300<span class="under">{"ab" * 6}</span></td>' in page  # the choosing rows
     assert "<dt>Proof</dt>" in page
+    lead = page[page.index('class="lead"') : page.index("What was tried")]
+    assert (
+        lead.index("loses less than 3 points")
+        < lead.index("<dd>92\N{NO-BREAK SPACE}MB</dd>")
+        < lead.index("The reference")
+    )
+    assert "- size: 92\N{NO-BREAK SPACE}MB\n" in markdown
     assert ">92\N{NO-BREAK SPACE}MB<" in page[page.index("<svg") : page.index("</svg>")]
     assert "](frontier.png)" in markdown
     assert (tmp_path / "frontier.png").is_file()
@@ -139,7 +149,7 @@ def test_the_page_the_tables_and_the_files(proven: Answer, tmp_path: Path) -> No
 def test_a_search_without_a_test_says_that_the_proving_rows_are_unspent(tmp_path: Path) -> None:
     write_smallest(SmallestConfig(benchmarks=("piqa",)), found([], []), [], [], out=tmp_path)
     page = (tmp_path / "smallest.html").read_text()
-    assert "No candidate came so far that the proving rows were opened." in page
+    assert "No candidate was good enough to open the proving rows." in page
     assert "tested one after the other" not in page
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,12 +19,17 @@ from typing import Self
 import pytest
 
 from crashes import READS, Clock, ObjectStore, Process, broken, files_below, record_disk, run
+from tailored_llama.errors import InputError
 from tailored_llama.store import (
+    FINISHED,
     ArtifactRef,
     ArtifactStore,
     abandoned_claims,
     artifact_key,
     leftovers,
+    place,
+    published_file,
+    publishing,
     removable,
     remove_artifacts,
     remove_claims,
@@ -333,3 +339,104 @@ def test_another_machine(name: str, outlasts: bool, new_world: Callable[[str, Op
                 assert world.published().items() >= published.items(), (call, about)
                 assert world.broken() <= damaged, (call, about)
             settle(world, machines)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A folder in which an artifact is placed, where another one may stand."""
+
+    old: Path
+    new: Path
+    folder: Path
+    replaces: bool
+    exchanges: bool  # the file system can exchange two folders
+
+    @property
+    def target(self) -> Path:
+        return self.folder / "model"
+
+    def prepare(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        if self.replaces:
+            shutil.copytree(self.old, self.target)
+
+    def place(self, artifact: Path) -> None:
+        place(artifact, self.target, "store.export", "an exported model", [FINISHED])
+
+    def stands(self) -> Path | None:
+        """The artifact that stands at the target, whole; None if nothing does."""
+        files = files_below(self.target)
+        return next((artifact for artifact in (self.old, self.new) if files == files_below(artifact)), None)
+
+    def settle(self) -> None:
+        """A later call completes, and leaves nothing beside what it has placed."""
+        self.place(self.new)
+        assert self.stands() == self.new
+        assert list(self.folder.iterdir()) == [self.target]
+
+
+@pytest.fixture(params=["exchanged", "renamed", "new"])
+def placed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Placed]:
+    def write(out: Path, name: str) -> None:
+        (out / "sub").mkdir()
+        for file in (out / "weights.bin", out / "sub" / name):
+            file.write_text(name)
+
+    def refuse(one: Path, other: Path) -> None:
+        raise OSError
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as root:
+        store = ArtifactStore(f"{root}/store")
+        refs = [store.build(FINISHED, 1, {"of": name}, {}, partial(write, name=name))[0] for name in ("old", "new")]
+        kind, folders = request.param, [store.open(ref) for ref in refs]
+        if kind == "renamed":
+            monkeypatch.setattr(publishing, "_exchange", refuse)
+        record_disk(Path(root), monkeypatch)
+        yield Placed(*folders, Path(root) / "models", kind != "new", kind == "exchanged")
+
+
+def steps_of(placed: Placed) -> list[tuple[str, str]]:
+    placed.prepare()
+    steps = run(Process(), lambda: placed.place(placed.new)).steps
+    assert placed.stands() == placed.new
+    assert list(placed.folder.iterdir()) == [placed.target]
+    return steps
+
+
+def test_a_step_of_placing_that_fails(placed: Placed) -> None:
+    for number, step in enumerate(steps_of(placed), start=1):
+        placed.prepare()
+        process = run(Process("fails", number), lambda: placed.place(placed.new))
+        assert process.failure is None or isinstance(process.failure, InputError), step
+        assert placed.stands() in (placed.new, placed.old if placed.replaces else None), step
+        assert process.failure or placed.stands() == placed.new, step
+        placed.settle()
+
+
+def test_a_process_that_dies_placing(placed: Placed) -> None:
+    """Where folders cannot be exchanged, the old copy may be beside its place, but is found."""
+    gone = 0
+    for number, step in enumerate(steps_of(placed), start=1):
+        for fault in ("dies before", "dies after"):
+            placed.prepare()
+            assert run(Process(fault, number), lambda: placed.place(placed.new)).dead
+            gone += placed.replaces and not placed.target.exists()
+            stands = placed.old if placed.replaces else None
+            assert placed.stands() in (placed.new, stands) or not placed.exchanges, step
+            content = published_file(str(placed.target), "weights.bin")
+            assert content in (b"new", b"old" if placed.replaces else None), step
+            placed.settle()
+    assert gone == (0 if placed.exchanges or not placed.replaces else 2)
+
+
+def test_two_processes_that_place_at_once(placed: Placed) -> None:
+    for number, step in enumerate(steps_of(placed), start=1):
+        placed.prepare()
+        other = threading.Thread(target=placed.place, args=[placed.old], daemon=True)  # which no process's steps are of
+        process = run(Process("meets", number, other.start), lambda: placed.place(placed.new))
+        other.join(60)
+        assert not other.is_alive(), step
+        assert process.failure is None, step
+        assert placed.stands(), step
+        assert list(placed.folder.iterdir()) == [placed.target], step
