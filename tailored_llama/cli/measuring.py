@@ -161,7 +161,10 @@ def smallest(
 @measuring.command(epilog="Example: `tailored-llama verify smallest/my my.csv`")
 def verify(
     model: Annotated[Path, typer.Argument(help="Folder of a model with its certificate.")],
-    rows: Annotated[list[str] | None, typer.Argument(help="Your rows, if the proof is on rows of your own.")] = None,
+    rows: Annotated[
+        list[str] | None,
+        typer.Argument(help="Your files of rows, in the order of the certificate, if the proof is on any."),
+    ] = None,
     dense: Annotated[
         str | None, typer.Option(help="The dense model, to score it again, too; absent: its recorded answers.")
     ] = None,

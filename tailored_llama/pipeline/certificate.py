@@ -121,7 +121,7 @@ class StatedModel(Stated):
 
 
 class StatedRun(Stated):
-    """The settings of the search. Those that ask the rows are read by `config_of`; nothing reads the others."""
+    """The settings of the search. `read_certificate` reads those that ask the rows; nothing reads the others."""
 
     benchmarks: list[dict[str, Any]] = Field(min_length=1)
     seed: Count
@@ -160,13 +160,9 @@ class CertificateFile(Stated):
 
     def contradictions(self) -> Iterator[str]:
         names, steps = sorted(self.benchmarks), {f"sequence.{i}": step for i, step in enumerate(self.sequence)}
-        named = {
-            "sets": sorted(self.sets),
-            "run.benchmarks": sorted(str(own.get("name")) for own in self.run.benchmarks),
-        }
-        for where, got in (
-            named | {f"{step}.benchmarks": sorted(own.benchmarks) for step, own in steps.items()}
-        ).items():
+        named = {f"{where}.benchmarks": sorted(step.benchmarks) for where, step in steps.items()}
+        named |= {"sets": sorted(self.sets), "run.benchmarks": sorted(str(b.get("name")) for b in self.run.benchmarks)}
+        for where, got in named.items():
             if got != names:
                 yield f"{where}: got {got}; allowed: {names}, as in benchmarks"
         if not _is_close(self.level, level := evaluation.level_of(self.opening, self.confidence)):

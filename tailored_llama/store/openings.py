@@ -21,7 +21,10 @@ log = logging.getLogger(__name__)
 
 def state_folder() -> Path:
     """The user's state folder, such as ~/.local/state/tailored-llama; OSError: it cannot be written."""
-    folder = platformdirs.user_state_path("tailored-llama")
+    try:
+        folder = platformdirs.user_state_path("tailored-llama")
+    except RuntimeError as error:  # a user without a home folder, as in some containers
+        raise FileNotFoundError(str(error)) from None
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder}: not writable")

@@ -61,7 +61,11 @@ def test_plans_that_only_the_store_has_recorded_keep_their_numbers(
     with monkeypatch.context() as unwritable:
         unwritable.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
         assert [record_opening(store, "goal", plan) for plan in ("one", "two")] == [(1, "the store"), (2, "the store")]
+        unwritable.delenv("XDG_STATE_HOME")
+        unwritable.setattr("os.path.expanduser", lambda path: path)  # a user without a home folder
+        assert record_opening(store, "goal", "two") == (2, "the store")
     assert "is recorded in the store alone: [Errno 20] Not a directory" in caplog.text
+    assert "is recorded in the store alone: could not determine the home directory" in caplog.text
     assert [number(store, plan) for plan in ("two", "three", "one")] == [2, 3, 1]
 
 
