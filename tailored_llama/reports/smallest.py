@@ -213,9 +213,8 @@ def _picture(answer: Answer) -> Picture:
     names, margin, lines = _names(answer), answer.goal.lose_at_most, dict[str, list[Candidate]]()
     for base, name in names.items():
         members = [candidate for candidate in answer.candidates if candidate.base == base]
-        as_it_is = [candidate for candidate in members if candidate.type == "source"]
-        dense = [candidate for candidate in members if not candidate.ratio and candidate not in as_it_is]
-        lines |= {f"{name}, {how}": points for how, points in (("as it is", as_it_is), ("dense", dense)) if points}
+        if dense := [candidate for candidate in members if not candidate.ratio and candidate.type != "source"]:
+            lines[f"{name}, dense"] = dense
         for kind in dict.fromkeys(candidate.type for candidate in members if candidate.ratio):
             lines[f"{name}, {kind or '16 bits'}"] = [candidate for candidate in members if candidate.type == kind]
     figure = new_figure(440 + 11 * len(lines))
@@ -230,6 +229,10 @@ def _picture(answer: Answer) -> Picture:
         axes.plot(*xy(sorted(path)), **style, linewidth=2, label=label)
         axes.plot(*xy(points), "s" if is_dense else "o", color=style["color"], markersize=6)
         losses += [loss for _, loss in (*path, *points)]
+    for candidate in (candidate for candidate in answer.candidates if candidate.type == "source"):
+        point, label = _at(answer, candidate, candidate.loss), f"{names[candidate.base]}, the file as it is"
+        axes.plot(*point, "D", color=COLOURS["ink"], markersize=6, label=label)
+        losses.append(point[1])
     ring: Any = {"linestyle": "none", "marker": "o", "markerfacecolor": "none", "markeredgecolor": COLOURS["ink"]}
     if chosen := [answer.candidates[place] for place in answer.order]:
         ringed = xy([_at(answer, candidate, candidate.loss) for candidate in chosen])

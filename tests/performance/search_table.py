@@ -23,7 +23,8 @@ def main(report: Path, table: Path, seed: Annotated[int, typer.Option(help="Seed
     rows = sum(sets["choosing"].rows for sets in answer.sets.values())
     for place, one in enumerate(answer.candidates):
         removed = f"{100 * one.ratio:.0f}" if one.ratio else ""
-        cells = [one.base, removed, one.type or "16 bits", f"{one.bytes / 1e6:.0f}", f"{100 * one.loss:.1f}"]
+        kind = "as it is" if one.type == "source" else one.type or "16 bits"
+        cells = [one.base, removed, kind, f"{one.bytes / 1e6:.0f}", f"{100 * one.loss:.1f}"]
         lines.append([*cells, _outcome(answer, place), str(seed), str(rows)])
     with table.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(lines)
