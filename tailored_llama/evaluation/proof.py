@@ -3,7 +3,6 @@
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import scipy  # whose parts load when they are first used: half a second, which most commands need not wait for

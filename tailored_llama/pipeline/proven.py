@@ -62,7 +62,9 @@ def _publish(target: str, model: Path) -> None:
 
 def _goal_of(certificate: CertificateFile) -> str:
     points, confidence = certificate.margin_points, 100 * certificate.confidence
-    return f"{points:g} points of {certificate.measure} at {confidence:g} % on {', '.join(sorted(certificate.benchmarks))}"
+    return (
+        f"{points:g} points of {certificate.measure} at {confidence:g} % on {', '.join(sorted(certificate.benchmarks))}"
+    )
 
 
 def _rank(certificate: CertificateFile) -> tuple[int, float]:
@@ -223,22 +225,18 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
 def uncovered(certificate: Certificate, dense: bool) -> list[str]:
     """What `verify_certificate` cannot say; `dense`: the reference was scored again."""
     content, config = certificate.content, certificate.config
-    told = [
-        "whether the rows have the right answers, and are like your texts",
-        "whether the model was tuned or chosen on them",
-        f"how often they were opened, beyond opening {content.opening} in the record of {content.record}",
-        "the model card, and what the certificate says in words",
-    ]
-    if not dense:
-        reference = f"the answers of the reference ({content.reference})"
-        told.insert(0, f"{reference}, which are the recorded ones: --dense MODEL scores it again")
-    if not all(map(is_written, config.benchmarks)):
-        told.append("answers in the model's own words, as choices are ranked")
-    if config.goal.runtime == "llama.cpp":
-        told.append("llama.cpp's answers, as it also rounds activations")
-    if content.format == 1:
-        told.append("files other than weights, of which certificates of format 1 have no SHA-256")
-    return told
+    reference = f"the answers of the reference ({content.reference}), which are the recorded ones"
+    limits = {
+        f"{reference}: --dense MODEL scores it again": not dense,
+        "whether the rows have the right answers, and are like your texts": True,
+        "whether the model was tuned or chosen on them": True,
+        f"how often they were opened, beyond opening {content.opening} in the record of {content.record}": True,
+        "the model card, and what the certificate says in words": True,
+        "answers in the model's own words, as choices are ranked": not all(map(is_written, config.benchmarks)),
+        "llama.cpp's answers, as it also rounds activations": config.goal.runtime == "llama.cpp",
+        "files other than weights, of which certificates of format 1 have no SHA-256": content.format == 1,
+    }
+    return [limit for limit, applies in limits.items() if applies]
 
 
 def _load(run: Runner, config: SmallestConfig, source: str) -> Artifact:
