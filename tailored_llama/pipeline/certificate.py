@@ -94,7 +94,9 @@ class StatedModel(Stated):
 
 
 class StatedRun(Stated):
-    """The settings of the search. `read_certificate` reads those that ask the rows; nothing reads the others."""
+    """The settings of the search: those that ask the rows, which `read_certificate` reads, and others for people."""
+
+    model_config = ConfigDict(extra="allow")
 
     benchmarks: list[Settings] = Field(min_length=1)
     seed: int
@@ -102,13 +104,10 @@ class StatedRun(Stated):
     scoring: Settings
     model: Settings
     goal: Settings
-    calibration: Settings
-    pruning: Settings
-    reconstruction: Settings
-    healing: Settings
-    tuning: Settings
-    perplexity: Settings
-    profile: Settings
+
+    def contradictions(self) -> Iterator[str]:
+        for key in sorted({"execution", "store"} & (self.model_extra or {}).keys()):
+            yield f"run.{key}: unknown key; allowed: settings of how the model was made"
 
 
 class CertificateFile(Stated):

@@ -45,10 +45,8 @@ def record_opening(store: ArtifactStore, goal: str, plan: str) -> tuple[int, str
     except OSError as error:  # as in many containers
         log.warning("the opening of the proving rows is recorded in the store alone: %s", error)
     else:
-        records, kept = (
-            [remote.Remote(folder, LocalFileSystem(), folder), shared],
-            f"{kept} and the user's state folder",
-        )
+        records.insert(0, remote.Remote(folder, LocalFileSystem(), folder))
+        kept += " and the user's state folder"
         # A plan that only the store has recorded keeps its number.
         names = [f".openings/{name}" for name in remote.names(shared, ".openings") if name.startswith(f"{goal}.")]
         for name, content in remote.read_all(shared, names).items():
