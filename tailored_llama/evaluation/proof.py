@@ -3,7 +3,6 @@
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import scipy  # whose parts load when they are first used: half a second, which most commands need not wait for
@@ -125,16 +124,11 @@ def score(only_dense: int, only_small: int, rows: int, loss: float) -> float:
     """
     if loss < 0:
         return -score(only_small, only_dense, rows, -loss)
-    distance, variance = map(float, _distance(only_dense, only_small, rows, loss))
-    return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance) if distance else 0.0
-
-
-def _distance(only_dense: Any, only_small: Any, rows: int, loss: float) -> tuple[Any, Any]:
-    """The numerator of the score statistic and its variance, for counts or arrays of them; the loss is not negative."""
     linear = -only_dense - only_small + (2 * rows - only_dense + only_small) * loss
     constant = -only_small * loss * (1 - loss)
-    share = (np.sqrt(linear**2 - 8 * rows * constant) - linear) / (4 * rows)
-    return only_dense - only_small - rows * loss, rows * (2 * share + loss * (1 - loss))
+    share = (math.sqrt(linear**2 - 8 * rows * constant) - linear) / (4 * rows)
+    distance, variance = only_dense - only_small - rows * loss, rows * (2 * share + loss * (1 - loss))
+    return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance) if distance else 0.0
 
 
 @functools.cache
@@ -156,14 +150,14 @@ def exact_size(rows: int, margin: float, level: float) -> float:
     model that loses more passes less often. Counts that are 7 standard deviations away are left out. The worst q is
     that of 400, and of 20 around it. Up to 150 rows, this differs from the whole sum by less than 0.0001 of the level.
     """
-    lost = np.arange(rows + 1.0)
-    fewest, above = np.zeros(rows + 1), rows + 1 - lost  # gains that pass, beside so many losses; `above`: none do
-    while np.any(fewest < above):
-        gained = np.floor((fewest + above) / 2)
-        distance, variance = _distance(lost, gained, rows, margin)
-        passes = distance / np.sqrt(variance) <= scipy.special.ndtri(level)
-        fewest, above = np.where(passes, fewest, np.minimum(gained + 1, above)), np.where(passes, gained, above)
-
+    quantile, gains, fewest = scipy.special.ndtri(level), 0, list[int]()  # gains that pass, beside 0, 1, … losses
+    for losses in range(rows + 1):
+        while gains <= rows - losses and score(losses, gains, rows, margin) > quantile:
+            gains += 1
+        if gains > rows - losses:
+            break
+        fewest.append(gains)
+    lost, enough = np.arange(len(fewest)), np.array(fewest, dtype=float)
     ways = scipy.special.gammaln(rows + 1) - scipy.special.gammaln(lost + 1) - scipy.special.gammaln(rows - lost + 1)
 
     def passed(share: float) -> float:
@@ -171,11 +165,9 @@ def exact_size(rows: int, margin: float, level: float) -> float:
         of, other = share + margin, 1 - share - margin
         spread = 7 * math.sqrt(rows * of * other) + 7
         likely = slice(max(0, int(rows * of - spread)), int(rows * of + spread) + 1)
-        b, c = lost[likely], fewest[likely]
-        rest = rows - b
-        chance = scipy.special.betainc(np.maximum(c, 1), np.maximum(rest - c + 1, 1), share / other)
-        chance = np.where(c == 0, 1.0, np.where(c > rest, 0.0, chance))  # of c gains or more among the other rows
-        return float(np.sum(np.exp(ways[likely] + b * math.log(of) + rest * math.log(other)) * chance))
+        b, rest = lost[likely], rows - lost[likely]
+        chance = np.exp(ways[likely] + b * math.log(of) + rest * math.log(other))
+        return float(np.sum(chance * scipy.special.bdtrc(enough[likely] - 1, rest, min(share / other, 1.0))))
 
     # Dense at the ends, where few rows differ or few agree, and the size changes most.
     shares = np.sin(np.linspace(0, np.pi / 2, 400)) ** 2 * (1 - margin) / 2

@@ -7,6 +7,7 @@ Nothing that it names is run, and no file is opened that is not beside it.
 import json
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -14,9 +15,9 @@ import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field
 
 from tailored_llama import evaluation
-from tailored_llama.config import Metric, Section, validate_as
+from tailored_llama.config import Section, validate_as
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import Array, FileType
+from tailored_llama.evaluation import Array
 from tailored_llama.store import is_safe_relative
 
 LARGEST = 4_000_000  # bytes
@@ -29,16 +30,12 @@ def _in_folder(name: str) -> str:
     return name
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Loss = Annotated[float, Field(ge=-1, le=1)]
-Level = Annotated[float, Field(gt=0, le=0.5)]
-Count = Annotated[int, Field(ge=0, lt=2**53)]
 Rows = Annotated[int, Field(ge=0, le=1_000_000)]
 Text = Annotated[str, Field(max_length=2000, pattern=r"^\P{Cc}*$")]  # one line, and nothing that moves a cursor
-Name = Annotated[str, Field(pattern=r"^(lm_eval:)?[A-Za-z0-9][A-Za-z0-9_.-]{0,95}$")]  # of a benchmark
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[str, AfterValidator(_in_folder)]
-Unread = dict[str, Any]  # settings of how the model was made, for people
+Counts = Annotated[dict[Literal["both", "only_dense", "only_small", "neither"], Rows], Field(min_length=4)]
+Settings = dict[str, Any]
 
 
 class Stated(Section):
@@ -47,30 +44,29 @@ class Stated(Section):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
-class StatedCounts(Stated):
-    """`evaluation.Counts`."""
-
-    both: Rows
-    only_dense: Rows
-    only_small: Rows
-    neither: Rows
-
-
 class StatedTest(Stated):
     """`evaluation.LossTest`, with what follows from it."""
 
     rows: Rows = Field(ge=2)
-    margin: Share = Field(gt=0, lt=1)
-    level: Level
-    nominal: Level | None = None
-    dense: Share
-    small: Share
-    loss: Loss
-    bound: Loss
-    p: Share
-    bootstrap: Share
-    counts: StatedCounts | None
+    margin: float
+    level: float
+    nominal: float | None = None
+    dense: float
+    small: float
+    loss: float
+    bound: float
+    p: float
+    bootstrap: float
+    counts: Counts | None
     proven: bool
+
+    @property
+    def answers(self) -> tuple[Array, Array] | None:
+        """Answers of the reference and of the model that have its counts."""
+        if not (counts := self.counts):
+            return None
+        sizes = counts["both"], counts["only_dense"], counts["only_small"], counts["neither"]
+        return np.repeat([1.0, 1, 0, 0], sizes), np.repeat([1.0, 0, 1, 0], sizes)
 
 
 class StatedStep(Stated):
@@ -78,7 +74,7 @@ class StatedStep(Stated):
 
     candidate: Text
     proven: bool
-    benchmarks: dict[Name, StatedTest]
+    benchmarks: dict[Text, StatedTest]
 
 
 class StatedRows(Stated):
@@ -88,54 +84,30 @@ class StatedRows(Stated):
     sha256: Sha256
 
 
-class StatedScoring(Stated):
-    """How the rows were asked."""
-
-    metrics: dict[Name, Metric]
-    template: Text
-    num_fewshot: Rows
-
-
-class StatedCandidate(Stated):
-    """`evaluation.Candidate`."""
-
-    base: Text
-    ratio: Share
-    type: FileType
-    trimmed: bool
-    tuned: bool
-    parameters: Count
-    bytes: Count
-    cost: float = Field(ge=0)
-    losses: dict[Name, Loss]
-    smoothed: Loss
-
-
 class StatedModel(Stated):
     """The model and the files that it consists of."""
 
-    candidate: StatedCandidate
+    candidate: Settings  # for people
     name: Text
-    bytes: Count
+    bytes: int
     sha256: dict[FileName, Sha256] = Field(min_length=1)
 
 
 class StatedRun(Stated):
-    """The settings of the search. `read_certificate` reads those that ask the rows; nothing reads the others."""
+    """The settings of the search: those that ask the rows, which `read_certificate` reads, and others for people."""
 
-    benchmarks: list[dict[str, Any]] = Field(min_length=1)
-    seed: Count
-    prompts: dict[str, Any]
-    scoring: dict[str, Any]
-    model: dict[str, Any]
-    goal: dict[str, Any]
-    calibration: Unread
-    pruning: Unread
-    reconstruction: Unread
-    healing: Unread
-    tuning: Unread
-    perplexity: Unread
-    profile: Unread
+    model_config = ConfigDict(extra="allow")
+
+    benchmarks: list[Settings] = Field(min_length=1)
+    seed: int
+    prompts: Settings
+    scoring: Settings
+    model: Settings
+    goal: Settings
+
+    def contradictions(self) -> Iterator[str]:
+        for key in sorted({"execution", "store"} & (self.model_extra or {}).keys()):
+            yield f"run.{key}: unknown key; allowed: settings of how the model was made"
 
 
 class CertificateFile(Stated):
@@ -146,81 +118,68 @@ class CertificateFile(Stated):
     margin_points: float = Field(gt=0, lt=100)
     measure: Literal["accuracy", "probability"]
     confidence: float = Field(ge=0.5, lt=1)
-    level: Level
+    level: float
     opening: int = Field(ge=1, le=100)
     record: Text = "the store"
     reference: Text
-    benchmarks: dict[Name, StatedTest] = Field(min_length=1)
+    benchmarks: dict[Text, StatedTest] = Field(min_length=1)
     sequence: list[StatedStep] = Field(min_length=1)
-    sets: dict[Name, dict[Literal["tuning", "choosing", "proving"], StatedRows]]
-    scoring: StatedScoring
+    sets: dict[Text, dict[Literal["tuning", "choosing", "proving"], StatedRows]]
+    scoring: Settings
     model: StatedModel
     libraries: dict[str, Text]
     run: StatedRun
 
     def contradictions(self) -> Iterator[str]:
-        names, steps = sorted(self.benchmarks), {f"sequence.{i}": step for i, step in enumerate(self.sequence)}
-        named = {f"{where}.benchmarks": sorted(step.benchmarks) for where, step in steps.items()}
-        named |= {"sets": sorted(self.sets), "run.benchmarks": sorted(str(b.get("name")) for b in self.run.benchmarks)}
-        for where, got in named.items():
-            if got != names:
-                yield f"{where}: got {got}; allowed: {names}, as in benchmarks"
-        if not _is_close(self.level, level := evaluation.level_of(self.opening, self.confidence)):
-            yield f"level: got {self.level:g}; allowed: {level:g}, at opening {self.opening} and this confidence"
-        for where, step in steps.items():
+        names, because = sorted(self.benchmarks), "as in benchmarks"
+        yield from _differs("sets", sorted(self.sets), names, because)
+        yield from _differs("run.benchmarks", sorted(str(b.get("name")) for b in self.run.benchmarks), names, because)
+        level = evaluation.level_of(self.opening, self.confidence)
+        yield from _differs("level", self.level, level, f"at opening {self.opening} and this confidence")
+        for number, step in enumerate(self.sequence):
+            where = f"sequence.{number}"
+            yield from _differs(f"{where}.benchmarks", sorted(step.benchmarks), names, because)
             for name, test in step.benchmarks.items():
-                yield from self._faults(f"{where}.benchmarks.{name}", name, test)
-            if step.proven != (proven := all(test.proven for test in step.benchmarks.values())):
-                yield f"{where}.proven: got {step.proven}; allowed: {proven}, by its tests"
+                yield from self.faults(f"{where}.benchmarks.{name}", name, test, test.answers)
+            proven = all(test.proven for test in step.benchmarks.values())
+            yield from _differs(f"{where}.proven", step.proven, proven, "by its tests")
             if not proven and step is not self.sequence[-1]:
                 yield f"{where}.proven: got False; allowed: at the end alone, as the first failure ends the sequence"
-        answer = next((step for step in reversed(self.sequence) if step.proven), None)
-        if answer is None or answer.benchmarks != self.benchmarks:
+        proven_steps = [step for step in self.sequence if step.proven]
+        if not proven_steps or proven_steps[-1].benchmarks != self.benchmarks:
             yield "benchmarks: got figures of no proven model; allowed: those of the last proven one of sequence"
 
-    def _faults(self, where: str, name: str, test: StatedTest) -> Iterator[str]:
-        """What is wrong with a test, by its rows and counts."""
-        proving, counts = self.sets[name].get("proving"), test.counts
-        totals = [proving.rows if proving else 0, *([sum(counts.model_dump().values())] if counts else [])]
-        for total in totals:
-            if test.rows != total:
-                yield f"{where}.rows: got {test.rows}; allowed: {total}, by the sets and counts"
-        for field, value in (("margin", self.margin_points / 100), ("level", self.level)):
-            if not _is_close(got := getattr(test, field), value):
-                yield f"{where}.{field}: got {got:g}; allowed: {value:g}, as for the whole"
-        if counts and self.format > 1:
-            size = evaluation.exact_size(test.rows, test.margin, test.nominal) if test.nominal else 1
-            if size > test.level * (1 + CLOSE):
-                yield f"{where}.nominal: got {test.nominal}; allowed: at most what keeps the level {test.level:g}"
-        elif test.nominal:
-            yield f"{where}.nominal: got {test.nominal}; allowed: null"
-        if counts:
-            sizes = list(counts.model_dump().values())
-            yield from disagreements(where, test, np.repeat([1.0, 1, 0, 0], sizes), np.repeat([1.0, 0, 1, 0], sizes))
-        if test.proven != (proven := test.p <= (test.nominal or test.level)):
-            yield f"{where}.proven: got {test.proven}; allowed: {proven}, as p is {test.p:.3g}"
+    def faults(self, where: str, name: str, test: StatedTest, answers: tuple[Array, Array] | None) -> Iterator[str]:
+        """What is wrong with a test on a benchmark, by the whole and the answers of both models; `where` names it.
+
+        A message holds only if none comes before it.
+        """
+        proving = self.sets[name].get("proving")
+        yield from _differs(f"{where}.rows", test.rows, proving.rows if proving else 0, "by the sets")
+        yield from _differs(f"{where}.margin", test.margin, self.margin_points / 100, "as for the whole")
+        yield from _differs(f"{where}.level", test.level, self.level, "as for the whole")
+        if not test.counts or self.format == 1:
+            yield from _differs(f"{where}.nominal", test.nominal, None, "without counts, or in format 1")
+        elif not test.nominal or evaluation.exact_size(test.rows, test.margin, test.nominal) > test.level * (1 + CLOSE):
+            yield f"{where}.nominal: got {test.nominal}; allowed: at most what keeps the level {test.level:g}"
+        level = test.nominal or test.level
+        if answers:
+            yield from _differs(f"{where}.rows", test.rows, len(answers[0]), "by the answers")
+            counts, losses = evaluation.counts_of(*answers), np.subtract(*answers)
+            dense, small = (float(np.mean(values)) for values in answers)
+            figures = {"counts": counts and asdict(counts), "dense": dense, "small": small, "loss": dense - small}
+            figures |= {"p": evaluation.p_value(losses, test.margin), "bound": evaluation.loss_bound(losses, level)}
+            for field, value in figures.items():
+                yield from _differs(f"{where}.{field}", getattr(test, field), value, "by the answers")
+        yield from _differs(f"{where}.proven", test.proven, test.p <= level, f"as p is {test.p:.3g}")
 
 
-def _is_close(got: float, expected: float) -> bool:
-    return math.isclose(got, expected, rel_tol=CLOSE, abs_tol=1e-9)
-
-
-def disagreements(where: str, test: StatedTest, dense: Array, small: Array) -> Iterator[str]:
-    """The figures of a test that do not follow from the answers of both models, as error messages."""
-    counts = evaluation.counts_of(dense, small)
-    if (stated := test.counts and test.counts.model_dump()) != (expected := counts and asdict(counts)):
-        yield f"{where}.counts: got {stated}; allowed: {expected}, by the answers"
-    losses = dense - small
-    figures = {
-        "dense": float(np.mean(dense)),
-        "small": float(np.mean(small)),
-        "loss": float(np.mean(dense)) - float(np.mean(small)),
-        "p": evaluation.p_value(losses, test.margin),
-        "bound": evaluation.loss_bound(losses, test.nominal or test.level),
-    }
-    for field, value in figures.items():
-        if not _is_close(got := getattr(test, field), value):
-            yield f"{where}.{field}: got {got:.6g}; allowed: {value:.6g}, by the answers"
+def _differs(field: str, got: Any, expected: Any, because: str) -> Iterator[str]:
+    """An error message unless a field has the expected value, or a number close to it."""
+    are_numbers = isinstance(got, float) and isinstance(expected, float)
+    if got != expected and not (are_numbers and math.isclose(got, expected, rel_tol=CLOSE, abs_tol=1e-9)):
+        told = [f"{value:.6g}" if isinstance(value, float) else value for value in (got, expected)]
+        yield f"{field}: got {told[0]}; allowed: {told[1]}, {because}"
 
 
 def parse_certificate(content: bytes, where: str) -> CertificateFile:
@@ -229,10 +188,10 @@ def parse_certificate(content: bytes, where: str) -> CertificateFile:
     Raises:
         InputError: it says what it may not, leaves something out, or contradicts itself.
     """
-    try:
-        parsed = json.loads(content) if len(content) <= LARGEST else None
-    except (ValueError, RecursionError):
-        parsed = None
+    parsed = None
+    if len(content) <= LARGEST:
+        with suppress(ValueError, RecursionError):
+            parsed = json.loads(content)
     if not isinstance(parsed, dict):
         raise InputError(f"{where}: got {len(content):,} bytes; allowed: the certificate of a proven model, as JSON")
     try:

@@ -5,16 +5,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tailored_llama import data, evaluation, models
 from tailored_llama.config import SmallestConfig, is_harness_task, is_written, validate_as
 from tailored_llama.errors import InputError, is_transient
-from tailored_llama.evaluation import Answers, LossTest
+from tailored_llama.evaluation import Answers, Array, LossTest
 from tailored_llama.pipeline import steps
-from tailored_llama.pipeline.certificate import CertificateFile, StatedScoring, disagreements, parse_certificate
+from tailored_llama.pipeline.certificate import CertificateFile, Settings, parse_certificate
 from tailored_llama.pipeline.futures import Artifact
 from tailored_llama.pipeline.reporting import CERTIFICATE, PROOF, PROOF_SCHEMA, answers_of
 from tailored_llama.pipeline.runner import Runner
@@ -52,10 +51,8 @@ def _publish(target: str, model: Path) -> None:
         except InputError as error:
             raise InputError(f"store.publish: got {target}, whose {error} (or publish to a new place)") from None
         if (goal := _goal_of(new)) != (other := _goal_of(last)):
-            raise InputError(
-                f"store.publish: {target} has a model for another goal ({other}, here {goal}); allowed: a place for "
-                "each goal"
-            )
+            told = f"{target} has a model for another goal ({other}, here {goal}); allowed: a place for each goal"
+            raise InputError(f"store.publish: {told}")
         if _rank(new) >= _rank(last):
             log.info("not published: %s, and that at %s, %s, stays", _figures(new), target, _figures(last))
             return
@@ -63,9 +60,11 @@ def _publish(target: str, model: Path) -> None:
     log.info("published to %s: %s", target, _figures(new))
 
 
-def _goal_of(own: CertificateFile) -> str:
-    confidence, names = 100 * own.confidence, ", ".join(sorted(own.benchmarks))
-    return f"{own.margin_points:g} points of {own.measure} at {confidence:g} % on {names}"
+def _goal_of(certificate: CertificateFile) -> str:
+    points, confidence = certificate.margin_points, 100 * certificate.confidence
+    return (
+        f"{points:g} points of {certificate.measure} at {confidence:g} % on {', '.join(sorted(certificate.benchmarks))}"
+    )
 
 
 def _rank(certificate: CertificateFile) -> tuple[int, float]:
@@ -95,6 +94,12 @@ class Certificate:
             raise InputError(f"{self.folder}: got {len(files)} .gguf files; allowed: the one that was certified")
         return files
 
+    def recorded(self, name: str) -> Sequence[Array]:
+        """The rows of a benchmark, and the recorded answers of the reference and the model to them."""
+        table = read_table(self.folder / PROOF, PROOF_SCHEMA)
+        rows = table["benchmark"].to_numpy() == name
+        return [table[column].to_numpy()[rows] for column in ("example", "dense", "small")]
+
 
 def read_certificate(folder: Path, files: Sequence[str] | None) -> Certificate:
     """Read a model's certificate, and check that it agrees with itself and with the files beside it.
@@ -104,72 +109,71 @@ def read_certificate(folder: Path, files: Sequence[str] | None) -> Certificate:
     Raises:
         InputError: there is no certificate; it is refused, as in `parse_certificate`; or a file is missing or another.
     """
+    file = folder / CERTIFICATE
     try:
-        content = (folder / CERTIFICATE).read_bytes()
+        content = file.read_bytes()
     except OSError as error:
-        raise InputError(f"{folder / CERTIFICATE}: {error.strerror}; allowed: the folder of a proven model") from None
-    stated = parse_certificate(content, str(folder / CERTIFICATE))
+        raise InputError(f"{file}: {error.strerror}; allowed: the folder of a proven model") from None
+    stated = parse_certificate(content, str(file))
     certificate = Certificate(folder, stated, _config_of(stated, folder, files or ()))
     _check_files(certificate)
-    table = read_table(folder / PROOF, PROOF_SCHEMA)
     for name, test in stated.benchmarks.items():
-        own = table["benchmark"].to_numpy() == name
-        dense, small = (table[model].to_numpy()[own] for model in ("dense", "small"))
-        if len(dense) != test.rows or not np.all((dense >= 0) & (dense <= 1) & (small >= 0) & (small <= 1)):
-            allowed = f"an answer to each of the {test.rows} rows of {name}, from 0 to 1"
-            raise InputError(f"{folder / PROOF}: got {len(dense)} answers; allowed: {allowed}")
-        for fault in disagreements(f"benchmarks.{name}", test, dense, small):
-            raise InputError(f"{folder / CERTIFICATE}: {fault}")
+        _, dense, small = certificate.recorded(name)
+        if not np.all((dense >= 0) & (dense <= 1) & (small >= 0) & (small <= 1)):
+            raise InputError(f"{folder / PROOF}: got other answers on {name}; allowed: numbers from 0 to 1")
+        for fault in stated.faults(f"benchmarks.{name}", name, test, (dense, small)):
+            raise InputError(f"{file}: {fault}")
     return certificate
 
 
 def _config_of(stated: CertificateFile, folder: Path, files: Sequence[str]) -> SmallestConfig:
     """A configuration that asks the certified rows, with the user's files in place of those that were named."""
-    run, named, tables = stated.run, list[str](), list[dict[str, Any]]()
-    for table in run.benchmarks:
-        asked, source = dict(table), table.get("source")
-        local: tuple[str, ...] = ("data", "evaluation", "train")
-        if is_harness_task(table.get("name")):
-            local = ("source",)  # a folder with code, which only the user may choose
-        elif source is not None:
-            local = ()
-            if not is_hub_id(str(source)):
-                raise InputError(f"run.benchmarks.source: got {source!r}; allowed: a data set of the Hub")
-        elif not stated.scoring.num_fewshot:
-            asked["train"] = None  # only solved examples come from there
-        for key in local:
-            if asked.get(key) is not None:
-                named.append(str(asked[key]))
-                asked[key] = files[len(named) - 1] if len(named) <= len(files) else None
-        tables.append(asked)
-    if len(named) != len(files):
-        wanted = f"{len(named)} in the place of {', '.join(map(repr, named))}" if named else "none"
-        raise InputError(f"rows: got {len(files)} files; allowed: {wanted}")
-    template = str(run.prompts.get("template"))
-    if template in stated.model.sha256:
-        template = str(folder / template)
-    elif template not in data.shipped():
+    run = stated.run
+    template = named = str(run.prompts.get("template"))
+    if named in stated.model.sha256:
+        template = str(folder / named)
+    elif named not in data.shipped():
         allowed = f"{', '.join(data.shipped())}, or a file that model.sha256 lists"
-        raise InputError(f"run.prompts.template: got {template!r}; allowed: {allowed}")
+        raise InputError(f"run.prompts.template: got {named!r}; allowed: {allowed}")
     goal = {"lose_at_most": stated.margin_points, "measure": stated.measure, "confidence": stated.confidence}
-    config = validate_as(
-        SmallestConfig,
-        {
-            "benchmarks": tables,
-            "seed": run.seed,
-            "prompts": {"template": template},
-            "scoring": run.scoring,
-            "model": {"dtype": run.model.get("dtype")},
-            "goal": goal | {"runtime": run.goal.get("runtime")},
-        },
-    )
+    settings = {
+        "benchmarks": _with_files(run.benchmarks, files, bool(run.scoring.get("num_fewshot"))),
+        "seed": run.seed,
+        "prompts": {"template": template},
+        "scoring": run.scoring,
+        "model": {"dtype": run.model.get("dtype")},
+        "goal": goal | {"runtime": run.goal.get("runtime")},
+    }
+    config = validate_as(SmallestConfig, settings)
     metrics = {benchmark.name: data.headline_metric(benchmark) for benchmark in config.benchmarks}
-    expected = StatedScoring(
-        metrics=metrics, template=str(run.prompts.get("template")), num_fewshot=config.scoring.num_fewshot
-    )
+    expected = {"metrics": metrics, "template": named, "num_fewshot": config.scoring.num_fewshot}
     if stated.scoring != expected:
         raise InputError(f"scoring: got {stated.scoring}; allowed: {expected}, by run")
     return config
+
+
+def _with_files(benchmarks: Sequence[Settings], files: Sequence[str], with_shots: bool) -> list[Settings]:
+    """Tables of benchmarks with the user's files, in their order, in place of all files and folders that they name."""
+    tables, slots = [dict(table) for table in benchmarks], list[tuple[Settings, str]]()
+    for table in tables:
+        if is_harness_task(table.get("name")):
+            keys = ["source"]  # a folder with code, which only the user may choose
+        elif (source := table.get("source")) is None:
+            keys = ["data", "evaluation", "train"]
+            if not with_shots:
+                table["train"] = None  # only solved examples come from there
+        elif is_hub_id(str(source)):
+            keys = []
+        else:
+            raise InputError(f"run.benchmarks.source: got {source!r}; allowed: a data set of the Hub")
+        slots += [(table, key) for key in keys if table.get(key) is not None]
+    if len(slots) != len(files):
+        named = ", ".join(repr(str(table[key])) for table, key in slots)
+        allowed = f"{len(slots)} in the place of {named}" if slots else "none"
+        raise InputError(f"rows: got {len(files)} files; allowed: {allowed}")
+    for (table, key), file in zip(slots, files, strict=True):
+        table[key] = file
+    return tables
 
 
 def _check_files(certificate: Certificate) -> None:
@@ -200,23 +204,21 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
     is_file = config.goal.runtime == "llama.cpp"
     small = _load(run, config, str(certificate.weights[0] if is_file else certificate.folder))
     reference = _load(run, config, dense) if dense else None
-    recorded, tests = read_table(certificate.folder / PROOF, PROOF_SCHEMA), {}
+    tests = {}
     for benchmark in config.benchmarks:
         name = benchmark.name
         prompts = steps.render(run, config, name, "evaluation", steps.load_examples(run, benchmark))
         digest = data.rows_digest(data.read_prompts(run.open(prompts), "evaluation"))
         if digest != (expected := content.sets[name]["proving"].sha256):
-            raise InputError(
-                f"{name}: its proving rows have SHA-256 {digest[:12]}…; allowed: {expected[:12]}…, the rows that the "
-                "certificate is of"
-            )
+            allowed = f"{expected[:12]}…, the rows that the certificate is of"
+            raise InputError(f"{name}: its proving rows have SHA-256 {digest[:12]}…; allowed: {allowed}")
         after = _answers(run, config, name, small, prompts)
         if reference:
             before = _answers(run, config, name, reference, prompts)
         else:
-            own = recorded["benchmark"].to_numpy() == name
-            before = Answers(recorded["example"].to_numpy()[own], after.answers, recorded["dense"].to_numpy()[own])
-            if not np.array_equal(before.examples, after.examples):
+            examples, values, _ = certificate.recorded(name)
+            before = Answers(examples, after.answers, values)
+            if not np.array_equal(examples, after.examples):
                 raise InputError(f"{certificate.folder / PROOF}: got other rows of {name}; allowed: the proving rows")
         tests[name] = evaluation.noninferiority_test(before, after, config.goal.lose_at_most / 100, content.level)
     return tests
@@ -225,22 +227,18 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
 def uncovered(certificate: Certificate, dense: bool) -> list[str]:
     """What `verify_certificate` cannot say; `dense`: the reference was scored again."""
     content, config = certificate.content, certificate.config
-    told = [
-        "whether the rows have the right answers, and are like your texts",
-        "whether the model was tuned or chosen on them",
-        f"how often they were opened, beyond opening {content.opening} in the record of {content.record}",
-        "the model card, and what the certificate says in words",
-    ]
-    if not dense:
-        reference = f"the answers of the reference ({content.reference})"
-        told.insert(0, f"{reference}, which are the recorded ones: --dense MODEL scores it again")
-    if not all(map(is_written, config.benchmarks)):
-        told.append("answers in the model's own words, as choices are ranked")
-    if config.goal.runtime == "llama.cpp":
-        told.append("llama.cpp's answers, as it also rounds activations")
-    if content.format == 1:
-        told.append("files other than weights, of which certificates of format 1 have no SHA-256")
-    return told
+    reference = f"the answers of the reference ({content.reference}), which are the recorded ones"
+    limits = {
+        f"{reference}: --dense MODEL scores it again": not dense,
+        "whether the rows have the right answers, and are like your texts": True,
+        "whether the model was tuned or chosen on them": True,
+        f"how often they were opened, beyond opening {content.opening} in the record of {content.record}": True,
+        "the model card, and what the certificate says in words": True,
+        "answers in the model's own words, as choices are ranked": not all(map(is_written, config.benchmarks)),
+        "llama.cpp's answers, as it also rounds activations": config.goal.runtime == "llama.cpp",
+        "files other than weights, of which certificates of format 1 have no SHA-256": content.format == 1,
+    }
+    return [limit for limit, applies in limits.items() if applies]
 
 
 def _load(run: Runner, config: SmallestConfig, source: str) -> Artifact:

@@ -39,24 +39,20 @@ def record_opening(store: ArtifactStore, goal: str, plan: str) -> tuple[int, str
     proven with them; the plan, what is to be tested, and how. Returns the number, and where the record was kept.
     """
     shared = store.remote or remote.Remote(store.root, LocalFileSystem(), str(store.local))
-    records, kept, content = [shared], "the store", plan.encode()
+    records, kept, action = [shared], "the store", "recording an opening"
     try:
         folder = str(state_folder())
     except OSError as error:  # as in many containers
         log.warning("the opening of the proving rows is recorded in the store alone: %s", error)
     else:
-        records.insert(0, own := remote.Remote(folder, LocalFileSystem(), folder))
-        kept = "the store and the user's state folder"
-        _copy(goal, shared, own)
-
-    def takes(number: int) -> bool:
-        return all(remote.create(at, f".openings/{goal}.{number}", content, "recording an opening") for at in records)
-
-    return next(filter(takes, count(1))), kept
-
-
-def _copy(goal: str, source: remote.Remote, target: remote.Remote) -> None:
-    """Copy what only the store has of a goal, so that a plan that is recorded there keeps its number."""
-    names = [f".openings/{name}" for name in remote.names(source, ".openings") if name.startswith(f"{goal}.")]
-    for name, content in remote.read_all(source, names).items():
-        remote.create(target, name, content, "recording an opening")
+        records.insert(0, remote.Remote(folder, LocalFileSystem(), folder))
+        kept += " and the user's state folder"
+        # A plan that only the store has recorded keeps its number.
+        names = [f".openings/{name}" for name in remote.names(shared, ".openings") if name.startswith(f"{goal}.")]
+        for name, content in remote.read_all(shared, names).items():
+            remote.create(records[0], name, content, action)
+    for number in count(1):
+        name = f".openings/{goal}.{number}"
+        if all(remote.create(record, name, plan.encode(), action) for record in records):
+            break
+    return number, kept

@@ -4,10 +4,10 @@ A repository, hf://user/name, holds one model at a time, as a folder does. Its h
 """
 
 import ctypes
-import errno
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tailored_llama.errors import InputError
@@ -17,7 +17,6 @@ from tailored_llama.store.manifests import ANSWER, read_manifest
 
 HUB = "hf://"
 _FIELD = "store.publish"
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 _OF_A_NEW_REPOSITORY = {".gitattributes", "README.md"}
 
 
@@ -47,8 +46,15 @@ def place(artifact: Path, target: Path, field: str, what: str, stages: Sequence[
             try:
                 _clear(scratch, target)
                 check_target(target, field, what, stages)
-                if not (target.exists() and read_manifest(target).digest == read_manifest(artifact).digest):
-                    _replace(target, shutil.copytree(artifact, scratch / "new"))
+                if target.exists() and read_manifest(target).digest == read_manifest(artifact).digest:
+                    return
+                new = shutil.copytree(artifact, scratch / "new")
+                try:
+                    _exchange(new, target)
+                except (OSError, AttributeError):  # also where there is no target yet
+                    with suppress(FileNotFoundError):
+                        target.rename(scratch / "old")
+                    new.rename(target)
             finally:
                 _clear(scratch, target)
                 lock.unlink(missing_ok=True)
@@ -67,23 +73,11 @@ def _clear(scratch: Path, target: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _replace(target: Path, new: Path) -> None:
-    if not target.exists():
-        new.rename(target)
-        return
-    try:
-        _exchange(new, target)
-    except OSError:  # the kernel or the file system cannot
-        target.rename(new.with_name("old"))
-        new.rename(target)
-
-
-def _exchange(one: Path, other: Path) -> None:
-    """Exchange two folders in one step, by renameat2(2); an OSError if it cannot be done."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # glibc has it since 2.28
-    if not renameat2 or renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
-        number = ctypes.get_errno() if renameat2 else errno.ENOSYS
-        raise OSError(number, os.strerror(number), str(other))
+def _exchange(new: Path, old: Path) -> None:
+    """Exchange two folders in one step. OSError: they or the file system cannot; AttributeError: glibc before 2.28."""
+    here, exchange = -100, 2  # Linux: AT_FDCWD and RENAME_EXCHANGE
+    if ctypes.CDLL(None).renameat2(here, os.fsencode(new), here, os.fsencode(old), exchange):
+        raise OSError
 
 
 def check_published(target: str) -> None:

@@ -146,6 +146,11 @@ def test_the_size_is_that_of_all_counts_together(rows: int, margin: float) -> No
         assert exact_size(rows, margin, level) == pytest.approx(max(map(np.sum, chances)), rel=1e-3), level
 
 
+def test_the_size_is_that_of_the_worst_share() -> None:
+    """With two rows, a model passes that loses none and gains one or both: in 1.2q − 3q² of cases."""
+    assert exact_size(2, 0.4, 0.05) == pytest.approx(1.2 * 0.2 - 3 * 0.2**2, rel=1e-6)
+
+
 def test_the_level_is_lowered_where_the_test_would_err_more_often() -> None:
     assert exact_size(100, 0.03, 0.04) == pytest.approx(0.97**100)  # the chance that no row of 100 is lost
     assert exact_size(100, 0.03, nominal_level(100, 0.03, 0.04)) <= 0.04
