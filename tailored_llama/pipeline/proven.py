@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tailored_llama import data, evaluation, models
-from tailored_llama.config import SmallestConfig, is_harness_task, is_written, validate_as
+from tailored_llama.config import WRITTEN, SmallestConfig, is_harness_task, is_written, validate_as
 from tailored_llama.errors import InputError, is_transient
 from tailored_llama.evaluation import Answers, LossTest
 from tailored_llama.pipeline import steps
@@ -128,6 +128,9 @@ def _config_of(stated: CertificateFile, folder: Path, files: Sequence[str]) -> S
     run, named, tables = stated.run, list[str](), list[dict[str, Any]]()
     for table in run.benchmarks:
         asked, source = dict(table), table.get("source")
+        if table.get("metric") in WRITTEN:  # of certificates from before files decided these
+            unset = {"max_new_tokens": 32, "stop": ("\n",)}
+            asked |= {key: value for key, value in unset.items() if table.get(key) is None}
         local: tuple[str, ...] = ("data", "evaluation", "train")
         if is_harness_task(table.get("name")):
             local = ("source",)  # a folder with code, which only the user may choose
