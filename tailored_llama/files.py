@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,11 @@ def read_file(path: Path) -> list[dict[str, Any]]:
 def _json_rows(path: Path) -> list[dict[str, Any]]:
     """One object per line, or one list of objects, with their values unchanged; missing keys are None."""
     text = path.read_text(encoding="utf-8-sig")
-    rows = _json_list(text) if text.lstrip().startswith("[") else []
-    for number, line in enumerate([] if rows else text.split("\n"), start=1):
+    rows: list[dict[str, Any]] = []
+    if text.lstrip().startswith("["):
+        with suppress(ValueError, TypeError):
+            rows, text = [{**row} for row in json.loads(text)], ""
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 rows.append({**json.loads(line)})
@@ -106,12 +109,3 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
                 raise InputError(f"{path} line {number}: got {line[:80]!r}; allowed: {allowed}") from None
     columns = dict.fromkeys(name for row in rows for name in row)
     return [{name: row.get(name) for name in columns} for row in rows]
-
-
-def _json_list(text: str) -> list[dict[str, Any]]:
-    """The objects of a JSON list; empty if it holds anything else."""
-    try:
-        rows = json.loads(text)
-    except ValueError:
-        return []
-    return rows if all(isinstance(row, dict) for row in rows) else []

@@ -67,13 +67,8 @@ def with_form(table: Mapping[str, Any]) -> dict[str, Any]:
     if kind and metric and (kind == "written") != (metric in WRITTEN):
         metrics = " or ".join(WRITTEN) if kind == "written" else "acc or acc_norm"
         raise InputError(f"benchmarks.{name}.metric: got {metric!r} with kind = {kind!r}; allowed: {metrics}")
-    if not kind:
-        told: tuple[tuple[Kind, Any], ...] = (
-            ("written", metric in WRITTEN),
-            ("labels", given.get("labels")),
-            ("choices", given.get("choices")),
-        )
-        kind = next((kind for kind, applies in told if applies), None)
+    shown = (key for key in ("labels", "choices") if given.get(key))
+    kind = kind or ("written" if metric in WRITTEN else next(shown, None))
     given |= {"name": name, "kind": kind}
     if kind not in NEEDED or not path.is_file():  # an unknown kind is refused with all other fields
         return {**table, **given}
@@ -90,7 +85,7 @@ def _completed(given: dict[str, Any], path: Path) -> dict[str, Any]:
 
     where, rows = f"benchmarks.{given['name']}", read_file(path)
     names = {column.lower() for column in rows[0]}
-    if not {"context", "answer"} <= given.keys() or given.get("form"):
+    if "context" not in given or given.get("answer") not in rows[0]:
         given.setdefault("form", next((form for form, columns in FORMS.items() if names.issuperset(columns)), None))
     if given.get("form"):
         rows = in_form(rows, given["form"], f"{where}: {path.name}")
@@ -153,8 +148,8 @@ def _turns(cells: Row) -> dict[str, str]:
 
 def _words(role: str, content: Any) -> str:
     """The content of a message as text."""
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    texts = [part.get("text") if isinstance(part, dict) else None for part in parts] if isinstance(parts, list) else []
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
     if not all(isinstance(text, str) for text in texts) or not "".join(map(str, texts)).strip():
         raise ValueError(f"column messages: got {str(content)[:80]!r} from {role}; allowed: a text")
     return "".join(map(str, texts))
