@@ -236,11 +236,9 @@ def is_labelled(column: str, answers: Sequence[Sequence[str]]) -> bool:
 
 def _check_alike(where: str, column: str, rows: Sequence[Row]) -> None:
     """Check that all answers are a text, or a list of them, or a table."""
-    first: dict[str, int] = {}
+    first, kinds = dict[str, int](), dict[Any, str]([(list, "a list"), (dict, "a table")])
     for number, row in enumerate(rows):
-        value = row.get(column)
-        kind = "a list" if isinstance(value, list) else "a table" if isinstance(value, dict) else "a text"
-        first.setdefault(kind, number)
+        first.setdefault(kinds.get(type(row.get(column)), "a text"), number)
     if len(first) > 1:
         shown = " and ".join(f"{kind} in row {number}" for kind, number in first.items())
         raise InputError(f"{where}: column {column}: got {shown}; allowed: answers of one kind")
@@ -253,11 +251,9 @@ def _labels(where: str, column: str, values: Sequence[str]) -> tuple[str, ...]:
         raise InputError(f"{where}: column {column}: got {len(counts)} labels; allowed: two or more")
     if once := [label for label, count in counts.items() if count == 1]:
         (common, _), *_ = counts.most_common(1)
-        others = f" (as {len(once) - 1} others do)" if len(once) > 1 else ""
         raise InputError(
-            f"{where}: column {column}: got {once[0]!r} in row {values.index(once[0])}, which occurs once{others}, "
-            f"beside labels such as {common!r} in row {values.index(common)}; allowed: labels of two rows or more, or "
-            'kind = "written"'
+            f"{where}: column {column}: got {once[0]!r} in row {values.index(once[0])} alone, beside labels such as "
+            f'{common!r} in row {values.index(common)}; allowed: labels of two rows or more, or kind = "written"'
         )
     return tuple(sorted(counts))
 

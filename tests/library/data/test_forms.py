@@ -156,6 +156,13 @@ def test_a_configuration_with_all_that_the_file_decides_does_not_read_it_again(t
         assert BenchmarkConfig.model_validate(own.model_dump()) == own
 
 
+def test_labels_that_are_set_are_those_of_any_rows(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "own.jsonl", [{"text": "one", "label": 1}, {"text": "two", "label": "no"}])
+    fields = {"evaluation": path, "context": "text", "answer": "label", "labels": ["no", "yes"]}
+    own = BenchmarkConfig(name="mine", **fields)
+    assert [e.choices[e.answer] for e in load_examples(own, "evaluation", "")] == ["yes", "no"]
+
+
 def test_the_key_of_the_examples_follows_the_labels_and_the_form(tmp_path: Path) -> None:
     rows = labelled(150)
     one = read(tmp_path, rows)
@@ -200,8 +207,8 @@ REFUSED: dict[str, tuple[list[Row], Row, str]] = {
     "a label that occurs once": (
         labelled(150),
         {"text": "x", "label": "lable 1"},
-        "column label: got 'lable 1' in row 150, which occurs once, beside labels such as 'label 0' in row 0; allowed: "
-        'labels of two rows or more, or kind = "written"',
+        "column label: got 'lable 1' in row 150 alone, beside labels such as 'label 0' in row 0; allowed: labels "
+        'of two rows or more, or kind = "written"',
     ),
     "no label": (
         labelled(150),

@@ -403,8 +403,13 @@ def test_rows_as_people_have_them_go_through_a_search_and_its_proof(
     ended = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*call, *sets], catch_exceptions=False)
     assert ended.exit_code == 0, ended.output
     assert told in ended.output
-    status, said = verify(tmp_path / "small" / rows.stem, rows)
+    shipped = tmp_path / "small" / rows.stem
+    status, said = verify(shipped, rows)
     assert (status, "less than 40 points lost" in said) == (0, True), said
+    file = shipped / "certificate.json"  # an older one says nothing of what files decide now
+    file.write_text(json.dumps(put(json.loads(file.read_text()), "run.benchmarks.0.stop", None)))
+    (asked,) = read_certificate(shipped, [str(rows)]).config.benchmarks
+    assert asked.stop == (None if asked.labels else ("\n",))
 
 
 def refusal(run: Mapping[str, Any]) -> str:
