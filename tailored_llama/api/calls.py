@@ -249,11 +249,16 @@ def _benchmark(rows: Rows) -> Any:
     features = getattr(rows, "features", None) or {}
     classes = {column: feature.names for column, feature in features.items() if hasattr(feature, "names")}
     try:
-        named = ({**row, **{c: names[row[c]] for c, names in classes.items() if row[c] is not None}} for row in rows)
-        return {"data": _written(named, "rows"), "name": "rows"}
+        return {"data": _written((_named(row, classes) for row in rows), "rows"), "name": "rows"}
     except (TypeError, ValueError):
         allowed = "a list of dicts, a data frame, a Dataset, a file, or the name of a benchmark"
         raise InputError(f"rows: got {type(rows).__name__}; allowed: {allowed}") from None
+
+
+def _named(row: Mapping[str, Any], classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """A row with the names of its classes in place of their numbers; -1 is a missing one."""
+    names = {column: dict(enumerate(names)).get(row[column]) for column, names in classes.items()}
+    return {**row, **names}
 
 
 def _written(rows: Iterable[Mapping[str, Any]], name: str) -> str:

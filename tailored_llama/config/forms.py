@@ -24,7 +24,7 @@ COMMON = {  # field → the names of columns that may hold it
     "choices": ("choices",),
     "answer": ("answer", "completion", "output", "response", "target", *LABELS),
 }
-NEEDED: dict[Kind | None, tuple[str, ...]] = {  # fields beside the context and the answer; None: it is not known yet
+NEEDED: dict[Any, tuple[str, ...]] = {  # kind, None while it is unknown → fields beside the context and the answer
     "labels": ("labels",),
     "choices": ("choices",),
     "written": ("max_new_tokens", "stop"),
@@ -70,7 +70,8 @@ def with_form(table: Mapping[str, Any]) -> dict[str, Any]:
     shown = (key for key in ("labels", "choices") if given.get(key))
     kind = kind or ("written" if metric in WRITTEN else next(shown, None))
     given |= {"name": name, "kind": kind}
-    if kind not in NEEDED or not path.is_file():  # an unknown kind is refused with all other fields
+    is_known = kind in [*NEEDED] and given.get("form") in (None, *FORMS)  # else it is refused with all other fields
+    if not is_known or not path.is_file():
         return {**table, **given}
     if any(given.get(key) is None for key in ("context", "answer", *NEEDED[kind])):
         given = _completed(given, path)
@@ -85,7 +86,7 @@ def _completed(given: dict[str, Any], path: Path) -> dict[str, Any]:
 
     where, rows = f"benchmarks.{given['name']}", read_file(path)
     names = {column.lower() for column in rows[0]}
-    if "context" not in given or given.get("answer") not in rows[0]:
+    if "context" not in given or given.get("answer") not in [*rows[0]]:
         given.setdefault("form", next((form for form, columns in FORMS.items() if names.issuperset(columns)), None))
     if given.get("form"):
         rows = in_form(rows, given["form"], f"{where}: {path.name}")

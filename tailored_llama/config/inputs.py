@@ -196,9 +196,8 @@ class BenchmarkConfig(Section):
     an accepted text, or a list of them."""
     instruction: str | None = Field(None, description="Own benchmarks: the sentence that states the task.")
     metric: Metric | None = None
-    """Headline metric; absent: the benchmark's own, for new ones acc_norm, acc with labels, exact_match where the
-    model writes the answer. exact_match and f1 (SQuAD's) are for
-    benchmarks without choices, where the model writes the answer."""
+    """Headline metric; absent: the benchmark's own; for new ones acc with labels, exact_match with kind written, else
+    acc_norm. exact_match and f1 (SQuAD's) are for benchmarks without choices, where the model writes the answer."""
     max_new_tokens: int | None = Field(None, ge=1, le=4096)
     """Written answers: maximum tokens; absent: 32, or with `data` as many as the longest answer needs, if more."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(None, min_length=1)

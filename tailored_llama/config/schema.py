@@ -138,7 +138,8 @@ class RunConfig(Section):
         if not isinstance(data, dict) or "rows" not in data:
             return data
         rows, others = data["rows"], {name: value for name, value in data.items() if name != "rows"}
-        tables = [as_benchmark(value) for value in others.get("benchmarks", ())]
+        listed = others.get("benchmarks")
+        tables = [as_benchmark(value) for value in listed] if isinstance(listed, (list, tuple)) else []
         files = [isinstance(table, dict) and table.get("data") is not None for table in tables]
         if not isinstance(rows, dict) or not any(files):
             raise InputError(f"rows: got {rows!r}; allowed: a table, beside a benchmark that is one file")

@@ -268,6 +268,9 @@ def test_fields_that_contradict_each_other_are_one_line(tmp_path: Path) -> None:
     assert refusal(tmp_path, labelled(150), answer="lable") == (
         "benchmarks.own.answer: got 'lable'; allowed: a column (text, label)"
     )
+    assert refusal(tmp_path, labelled(150), form="chat").startswith("benchmarks.0.form: got 'chat'; allowed: ")
+    assert refusal(tmp_path, labelled(150), kind=["labels"]).startswith("benchmarks.0.kind: got ['labels']; allowed: ")
+    assert refusal(tmp_path, labelled(150), answer=["label"]).startswith("benchmarks.own.answer: got ['label']; ")
     with pytest.raises(InputError, match=r"^rows: got \{'kind': 'written'\}; allowed: a table, beside a benchmark "):
         validate_config({"benchmarks": ["piqa"], "rows": {"kind": "written"}})
 
