@@ -24,6 +24,7 @@ from .execution import as_gguf_type as as_gguf_type
 from .execution import check_installed as check_installed
 from .forms import WRITTEN as WRITTEN
 from .forms import accepted as accepted
+from .forms import from_json as from_json
 from .forms import in_form as in_form
 from .forms import label_of as label_of
 from .harness import FUNCTION as FUNCTION

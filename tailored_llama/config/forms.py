@@ -135,7 +135,7 @@ def in_form(rows: Sequence[Row], form: Form, where: str) -> list[dict[str, Any]]
 def _turns(cells: Row) -> dict[str, str]:
     """The messages of a row by role; ValueError: they are not one question and one answer in words."""
     cell = cells.get("messages")
-    messages = _json(cell) if isinstance(cell, str) else cell
+    messages = from_json(cell) if isinstance(cell, str) else cell
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError(f"column messages: got {str(cell)[:80]!r}; allowed: a list of messages")
     if cells.get("tools") or any(message.get("tool_calls") or message.get("function_call") for message in messages):
@@ -156,7 +156,8 @@ def _words(role: str, content: Any) -> str:
     return "".join(map(str, texts))
 
 
-def _json(text: str) -> Any:
+def from_json(text: str) -> Any:
+    """The value of a text in JSON; None: it is another text."""
     try:
         return json.loads(text)
     except ValueError:
@@ -202,7 +203,7 @@ def _with_columns(given: dict[str, Any], where: str, columns: Sequence[str]) -> 
 def accepted(answer: Any) -> tuple[str, ...]:
     """The texts that a written answer may be: one, a list (also as JSON), or `text` in a table, as in SQuAD."""
     if isinstance(answer, str):
-        listed = _json(answer) if answer.startswith("[") else None
+        listed = from_json(answer) if answer.startswith("[") else None
         answer = listed if isinstance(listed, list) and all(isinstance(text, str) for text in listed) else [answer]
     if isinstance(answer, Mapping):
         answer = answer.get("text")

@@ -1,7 +1,6 @@
 """Custom benchmarks: what the configuration must name, and how a row becomes an example by the columns it names."""
 
 import difflib
-import json
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from tailored_llama.config import (
     BenchmarkConfig,
     accepted,
     find_task,
+    from_json,
     is_harness_task,
     is_written,
     label_of,
@@ -92,11 +92,11 @@ def named_columns(benchmark: BenchmarkConfig) -> list[str]:
 def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
     """Convert a row to an example's fields, choices and answer.
 
-    Labels are the choices of every row. The answer is the text of one, or in a number its index from 0.
-    A choices column holds a list, or a JSON list as text. With one column per choice, missing choices at the end are
-    left out. A text answer is the exact text of a choice, else a single letter (A is the first choice), else digits
-    (0 is the first). For written answers, the choices are the accepted texts: a list, a JSON list of texts, one text,
-    or (as in SQuAD) a table with a list `text`. ValueError: a cell is not what its column should hold.
+    Labels are the choices of every row; the answer is the text of one, or a number, its index from 0. A choices column
+    holds a list, or a JSON list as text. With one column per choice, missing choices at the end are left out. A text
+    answer is the exact text of a choice, else a single letter (A is the first choice), else digits (0 is the first). For
+    written answers, the choices are the accepted texts: a list, a JSON list of texts, one text, or (as in SQuAD) a
+    table with a list `text`. ValueError: a cell is not what its column should hold.
     """
     names = _context_columns(benchmark)
     for name in names:
@@ -134,7 +134,7 @@ def _choices(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> list[Any]:
     named = benchmark.choices
     if isinstance(named, str):
         cell = row[named]
-        choices = _json(cell) if isinstance(cell, str) else cell
+        choices = from_json(cell) if isinstance(cell, str) else cell
         if not isinstance(choices, list):
             kind = "JSON list" if isinstance(cell, str) else "list"
             raise ValueError(f"column {named}: got {cell!r}; allowed: a {kind} of texts")
@@ -143,13 +143,6 @@ def _choices(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> list[Any]:
     while choices and (choices[-1] is None or choices[-1] == "" or choices[-1] != choices[-1]):  # NaN: missing
         choices.pop()
     return choices
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return None
 
 
 def _answer_index(answer: Any, choices: Sequence[Any]) -> int:

@@ -86,10 +86,10 @@ def _how_read(benchmark: BenchmarkConfig, examples: Sequence[Example]) -> str:
     form = f"{benchmark.form}, " if benchmark.form else ""
     columns = f"{form}the context is {context!r}, the answer is in the column {benchmark.answer}"
     if labels := benchmark.labels:
-        counts = Counter(labels[example.answer] for example in examples).most_common()
-        named = [f"{label} ({count:,} rows)" for label, count in counts[:SHOWN]]
-        more = [f"and {len(counts) - SHOWN} more"] if len(counts) > SHOWN else []
-        return f"{columns}, one of {len(labels)} labels: {', '.join([*named, *more])}"
+        counts = Counter(labels[example.answer] for example in examples).most_common(SHOWN)
+        named = ", ".join(f"{label} ({count:,} rows)" for label, count in counts)
+        more = f", and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
+        return f"{columns}, one of {len(labels)} labels: {named}{more}"
     if is_written(benchmark):
         different, ends = len({example.choices for example in examples}), " or ".join(map(repr, benchmark.stop or ()))
         return f"{columns}, written by the model: {different:,} different ones, ended by {ends}"
