@@ -94,8 +94,8 @@ def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
 
     Labels are the choices of every row; the answer is the text of one, or a number, its index from 0. A choices column
     holds a list, or a JSON list as text. With one column per choice, missing choices at the end are left out. A text
-    answer is the exact text of a choice, else a single letter (A is the first choice), else digits (0 is the first). For
-    written answers, the choices are the accepted texts: a list, a JSON list of texts, one text, or (as in SQuAD) a
+    answer is the exact text of a choice, else a single letter (A is the first choice), else digits (0 is the first).
+    For written answers, the choices are the accepted texts: a list, a JSON list of texts, one text, or (as in SQuAD) a
     table with a list `text`. ValueError: a cell is not what its column should hold.
     """
     names = _context_columns(benchmark)
