@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "tailored_llama"
-GROUND = ("errors", "memory", "progress", "console", "processes")  # what every room may use
+GROUND = ("errors", "memory", "progress", "console", "processes", "files")  # what every room may use
 BASE = ("config", "store", "models", "data")
 SIBLINGS = ("pruning", "training", "evaluation")
 ROOMS = {  # each with the rooms that it may import

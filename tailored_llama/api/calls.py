@@ -92,8 +92,9 @@ def tune(model: Small | Source, rows: Rows, store: str | Path | None = None, set
 
     Args:
         model: what `prune` has made, or a dense model.
-        rows: with columns question, choices (or a, b, c, …) and answer: a list of dicts, a data frame, a Dataset, a
-            file, or the name of a benchmark.
+        rows: a list of dicts, a data frame, a Dataset, a file, or the name of a benchmark. The columns may be text and
+            label; prompt and completion; instruction, input and output; messages; or question, choices (or a, b, …)
+            and answer.
         store: as in `prune`; of a model that was made here, its own.
         settings: further fields of a configuration, such as {"tuning.shots": 100}.
 
@@ -240,20 +241,33 @@ def _source(model: Source) -> str:
 
 
 def _benchmark(rows: Rows) -> Any:
-    """A benchmark's name, or a table of rows in a file."""
+    """A benchmark's name, or a table of rows in a file; a Dataset's classes are written by their names."""
     if isinstance(rows, str | Path | Mapping):
         return str(rows) if isinstance(rows, Path) else rows
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # a data frame
         rows = rows.to_dict("records")
+    features = getattr(rows, "features", None) or {}
+    classes = {column: feature.names for column, feature in features.items() if hasattr(feature, "names")}
     try:
-        return {"data": _written(map(dict, rows), "rows"), "name": "rows"}
+        return {"data": _written((_named(row, classes) for row in rows), "rows"), "name": "rows"}
     except (TypeError, ValueError):
         allowed = "a list of dicts, a data frame, a Dataset, a file, or the name of a benchmark"
         raise InputError(f"rows: got {type(rows).__name__}; allowed: {allowed}") from None
 
 
+def _named(row: Mapping[str, Any], classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """A row with the names of its classes in place of their numbers; -1 is a missing one."""
+    names = {column: dict(enumerate(names)).get(row[column]) for column, names in classes.items()}
+    return {**row, **names}
+
+
 def _written(rows: Iterable[Mapping[str, Any]], name: str) -> str:
     """A JSONL file of rows."""
     file = _new_folder() / f"{name}.jsonl"
-    file.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows), encoding="utf-8")
+    file.write_text("".join(json.dumps(row, default=_as_json) + "\n" for row in rows), encoding="utf-8")
     return str(file)
+
+
+def _as_json(value: Any) -> Any:
+    """A value that JSON lacks: an array of numpy, in which pandas reads lists, as a list; another as its text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -146,7 +146,9 @@ def compare(
 
 @measuring.command(epilog="Example: `tailored-llama smallest my.csv --model gemma-3-270m --lose-at-most 3`")
 def smallest(
-    rows: Annotated[list[str], typer.Argument(help="Your rows (.csv, .jsonl, .parquet), or names of benchmarks.")],
+    rows: Annotated[
+        list[str], typer.Argument(help="Your rows (.csv, .jsonl, .json, .parquet), or names of benchmarks.")
+    ],
     model: Annotated[str, typer.Option(help="Embedded name, folder, .gguf file or Hub id.")],
     lose_at_most: Annotated[float, typer.Option(help="Points of accuracy that may be lost.")] = 3.0,
     export: Annotated[Path, typer.Option(help="Folder that gets the model.")] = Path("smallest"),

@@ -22,6 +22,11 @@ from .execution import StoreRoot as StoreRoot
 from .execution import Work as Work
 from .execution import as_gguf_type as as_gguf_type
 from .execution import check_installed as check_installed
+from .forms import WRITTEN as WRITTEN
+from .forms import accepted as accepted
+from .forms import from_json as from_json
+from .forms import in_form as in_form
+from .forms import label_of as label_of
 from .harness import FUNCTION as FUNCTION
 from .harness import PREFIX as PREFIX
 from .harness import HarnessTask as HarnessTask
@@ -31,7 +36,6 @@ from .harness import task_fields as task_fields
 from .inputs import NF4_MULTIPLE as NF4_MULTIPLE
 from .inputs import PROMPTS as PROMPTS
 from .inputs import QUESTIONS as QUESTIONS
-from .inputs import WRITTEN as WRITTEN
 from .inputs import BenchmarkConfig as BenchmarkConfig
 from .inputs import CalibrationPart as CalibrationPart
 from .inputs import Dtype as Dtype

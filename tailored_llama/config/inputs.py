@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tailored_llama.config.columns import with_columns
+from tailored_llama.config.forms import WRITTEN as WRITTEN
+from tailored_llama.config.forms import Form, Kind, with_form
 from tailored_llama.config.harness import find_task, is_harness_task, task_fields
 from tailored_llama.config.section import Section
 
@@ -17,7 +18,6 @@ NF4_MULTIPLE = 64  # weights in a block; on a CPU, rows of nf4 matrices must be 
 PROMPTS = "prompts"  # calibration source: the training prompts of the run's own benchmarks
 QUESTIONS = "questions"  # calibration source: the questions of their train splits, without answers
 Metric = Literal["acc", "acc_norm", "exact_match", "f1"]
-WRITTEN = ("exact_match", "f1")  # metrics of written answers
 Ignored = Literal["case", "punctuation", "numbers", "spaces"]
 
 
@@ -168,9 +168,18 @@ class BenchmarkConfig(Section):
     source: str | None = None
     """Own benchmarks: a Hub data set. Tasks of lm-evaluation-harness: a folder with task files of your own."""
     data: str | None = None
-    """Own benchmarks: one .csv, .jsonl or .parquet file, in place of `train` and `evaluation`. The hash of each row
-    decides whether it is to tune on (45 %), to choose with (15 %) or to report on (40 %). Columns with common names
-    need not be set: question (or context, prompt, text), choices (or a, b, …), answer (or label)."""
+    """Own benchmarks: one .csv, .jsonl, .json or .parquet file, in place of `train` and `evaluation`. The hash of each
+    row decides whether it is to tune on (45 %), to choose with (15 %) or to report on (40 %). Columns with common names
+    need not be set: messages; instruction, input and output; prompt and completion; text and label; question, choices
+    (or a, b, …) and answer; and others like them."""
+    form: Form | None = None
+    """With `data`: what a row stands for. messages: its messages, read as the columns system, user, assistant, and
+    prompt (the first two together). alpaca: its instruction and input, read as the column prompt. Absent: found by the
+    columns."""
+    kind: Kind | None = None
+    """With `data`: what the answers are. labels: one set for all rows; choices: those of each row; written: text that
+    the model writes. Absent: choices if there are columns with choices; else few answers that come again and again are
+    labels, others are written. On the command line: --set rows.kind=written, and so for the other fields."""
     subset: str | None = Field(None, description="Hub data sets only: the configuration.")
     revision: str | None = Field(None, description="Hub data sets only: commit, tag or branch.")
     train: str | None = Field(None, description="Train split: a .parquet, .jsonl or .csv file, or a Hub split's name.")
@@ -180,16 +189,20 @@ class BenchmarkConfig(Section):
     "{passage}\\nQuestion: {question}\\nAnswer:"."""
     choices: str | tuple[str, ...] | None = None
     """Own benchmarks: the column with the list of choices, or one column per choice."""
+    labels: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(None, min_length=2)
+    """Own benchmarks: the choices of all rows, in place of `choices`. Absent with `data`: the answers, sorted."""
     answer: str | None = None
     """Own benchmarks: the column with the answer: its index from 0, a letter (A, B, …), or its text. Written answers:
     an accepted text, or a list of them."""
     instruction: str | None = Field(None, description="Own benchmarks: the sentence that states the task.")
     metric: Metric | None = None
-    """Headline metric; absent: the benchmark's own, acc_norm for new ones. exact_match and f1 (SQuAD's) are for
-    benchmarks without choices, where the model writes the answer."""
-    max_new_tokens: int | None = Field(None, ge=1, le=4096, description="Written answers: maximum tokens; absent: 32.")
+    """Headline metric; absent: the benchmark's own; for new ones acc with labels, exact_match with kind written, else
+    acc_norm. exact_match and f1 (SQuAD's) are for benchmarks without choices, where the model writes the answer."""
+    max_new_tokens: int | None = Field(None, ge=1, le=4096)
+    """Written answers: maximum tokens; absent: 32, or with `data` as many as the longest answer needs, if more."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(None, min_length=1)
-    """Strings that end a written answer; absent: the end of the line."""
+    """Strings that end a written answer; absent: the end of the line, or with `data` one line break more than any
+    answer has in a row."""
     ignore: tuple[Ignored, ...] | None = None
     """Written answers: what exact_match ignores, of case, punctuation, numbers and spaces around the answer; absent:
     case, punctuation, articles and repeated spaces (SQuAD's)."""
@@ -201,7 +214,7 @@ class BenchmarkConfig(Section):
         if not isinstance(data, dict):
             return data
         if not is_harness_task(data.get("name")):
-            return with_columns(data, data.get("metric") in WRITTEN) if isinstance(data.get("data"), str) else data
+            return with_form(data) if isinstance(data.get("data"), str) else data
         given = {key: value for key, value in data.items() if value is not None}
         written = given.get("metric") not in ("acc", "acc_norm")
         decided = ("stop", "max_new_tokens", "ignore") if written else ()

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from tailored_llama.config.columns import as_benchmark
 from tailored_llama.config.execution import ExecutionConfig, StoreConfig
+from tailored_llama.config.forms import as_benchmark
 from tailored_llama.config.inputs import BenchmarkConfig, CalibrationConfig, ModelConfig, PromptConfig, TextConfig
 from tailored_llama.config.section import Section
 from tailored_llama.config.training import HealingConfig, TuningConfig
+from tailored_llama.errors import InputError
 
 Criterion = Literal["taylor_gate", "taylor_first", "magnitude_l2", "random"]
 DATA_FREE: tuple[Criterion, ...] = ("magnitude_l2", "random")  # criteria that read no calibration text
@@ -129,6 +130,21 @@ class RunConfig(Section):
     profile: ProfileConfig = ProfileConfig()
     execution: ExecutionConfig = ExecutionConfig()
     store: StoreConfig = StoreConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_rows(cls, data: Any) -> Any:
+        """Give the table `rows`, whose fields are those of a benchmark, to every benchmark that is one file."""
+        if not isinstance(data, dict) or "rows" not in data:
+            return data
+        rows, others = data["rows"], {name: value for name, value in data.items() if name != "rows"}
+        listed = others.get("benchmarks")
+        tables = [as_benchmark(value) for value in listed] if isinstance(listed, (list, tuple)) else []
+        files = [isinstance(table, dict) and table.get("data") is not None for table in tables]
+        if not isinstance(rows, dict) or not any(files):
+            raise InputError(f"rows: got {rows!r}; allowed: a table, beside a benchmark that is one file")
+        given = [{**rows, **table} if file else table for table, file in zip(tables, files, strict=True)]
+        return {**others, "benchmarks": given}
 
     def contradictions(self) -> Iterator[str]:
         names = [benchmark.name for benchmark in self.benchmarks]

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailored_llama.config import BenchmarkConfig, Metric, Work, find_task, is_harness_task, is_written
+from tailored_llama.config import BenchmarkConfig, Metric, Work, find_task, in_form, is_harness_task, is_written
 from tailored_llama.data.builtin import BUILTIN, Parts
 from tailored_llama.data.custom import check_benchmark, custom_columns, custom_content, custom_parts
 from tailored_llama.data.harness import harness_parts, local_files, task_identity
@@ -37,9 +37,9 @@ class Example:
 
 
 def headline_metric(benchmark: BenchmarkConfig) -> Metric:
-    """The configured metric, else the benchmark's default: acc for BoolQ and WinoGrande, acc_norm for all others."""
+    """The configured metric, else the benchmark's default: acc for BoolQ, WinoGrande and labels, else acc_norm."""
     builtin = BUILTIN.get(benchmark.name)
-    return benchmark.metric or (builtin.metric if builtin else "acc_norm")
+    return benchmark.metric or (builtin.metric if builtin else "acc" if benchmark.labels else "acc_norm")
 
 
 def load_examples(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Example]:
@@ -108,6 +108,8 @@ def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Exam
     table = source.rows()
     if not table:
         raise InputError(f"{where}: holds no rows; allowed: at least one")
+    if benchmark.form:
+        table = in_form(table, benchmark.form, where)
     for column in custom_columns(benchmark):
         check_column(where, column, table[0])
     examples = [_example(benchmark, f"{where} row", index, row) for index, row in enumerate(table)]
@@ -201,6 +203,8 @@ class BenchmarkSource:
         identity = find_split(benchmark, split).identity()
         if benchmark.name not in BUILTIN:
             identity["columns"] = {name: getattr(benchmark, name) for name in ("context", "choices", "answer")}
+            if benchmark.labels or benchmark.form:
+                identity |= {"labels": benchmark.labels, "form": benchmark.form}
         if split == "train":  # train leaves out what the evaluation split holds
             identity["without"] = find_split(benchmark, "evaluation").identity()
         return identity

@@ -1,13 +1,22 @@
 """Custom benchmarks: what the configuration must name, and how a row becomes an example by the columns it names."""
 
 import difflib
-import json
 import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tailored_llama.config import WRITTEN, BenchmarkConfig, find_task, is_harness_task, is_written, task_fields
+from tailored_llama.config import (
+    WRITTEN,
+    BenchmarkConfig,
+    accepted,
+    find_task,
+    from_json,
+    is_harness_task,
+    is_written,
+    label_of,
+    task_fields,
+)
 from tailored_llama.data.builtin import BUILTIN, Parts
 from tailored_llama.errors import InputError
 
@@ -16,13 +25,15 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
     """Check, without reading data, that a benchmark is built in, a task of the harness, or names its columns alone."""
     name, written = benchmark.name, is_written(benchmark)
     task, builtin = is_harness_task(name), name in BUILTIN
-    decided = ("data", "subset", "train", "evaluation", "context", "choices", "answer")
+    decided = ("data", "subset", "train", "evaluation", "context", "choices", "labels", "answer")
     refused = (
         (benchmark.metric != "exact_match", ("ignore",), "only with metric exact_match"),
         (task, decided, "only in the task's own file"),
         (builtin, ("source", "revision", *decided), f"with a name of your own, as {name} is built in"),
         (not task and benchmark.source is None, ("subset", "revision"), "only with `source`, a Hub data set"),
-        (not task and written, ("choices",), "only with metric acc or acc_norm"),
+        (benchmark.data is None, ("form", "kind"), "only with `data`"),
+        (not task and written, ("choices", "labels"), "only with metric acc or acc_norm"),
+        (benchmark.labels is not None, ("choices",), "only without labels"),
         (not task and not written, ("max_new_tokens", "stop"), f"only with metric {' or '.join(WRITTEN)}"),
     )
     for applies, fields, allowed in refused:
@@ -41,7 +52,8 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
 def _check_own(benchmark: BenchmarkConfig) -> None:
     """Check that a benchmark names its rows and its columns."""
     name, where = benchmark.name, f"benchmarks.{benchmark.name}"
-    needed = ("context", "answer") if is_written(benchmark) else ("context", "choices", "answer")
+    choices = () if is_written(benchmark) or benchmark.labels else ("choices",)
+    needed = ("context", *choices, "answer")
     missing = [key for key in needed if not getattr(benchmark, key)]
     if benchmark.data and missing:  # its columns are looked for when the configuration is loaded
         got = f"{benchmark.data!r}, no such file"
@@ -80,10 +92,11 @@ def named_columns(benchmark: BenchmarkConfig) -> list[str]:
 def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
     """Convert a row to an example's fields, choices and answer.
 
-    A choices column holds a list, or a JSON list as text. With one column per choice, missing choices at the end are
-    left out. A text answer is the exact text of a choice, else a single letter (A is the first choice), else digits
-    (0 is the first). For written answers, the choices are the accepted texts: a list, a JSON list of texts, one text,
-    or (as in SQuAD) a table with a list `text`. ValueError: a cell is not what its column should hold.
+    Labels are the choices of every row; the answer is the text of one, or a number, its index from 0. A choices column
+    holds a list, or a JSON list as text. With one column per choice, missing choices at the end are left out. A text
+    answer is the exact text of a choice, else a single letter (A is the first choice), else digits (0 is the first).
+    For written answers, the choices are the accepted texts: a list, a JSON list of texts, one text, or (as in SQuAD) a
+    table with a list `text`. ValueError: a cell is not what its column should hold.
     """
     names = _context_columns(benchmark)
     for name in names:
@@ -92,38 +105,36 @@ def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
     written = str(benchmark.context).format(**{name: row[name] for name in names})
     fields = {"context": written if named_columns(benchmark) else row[names[0]]}
     answer = row[str(benchmark.answer)]
+    if labels := benchmark.labels:
+        if (label := label_of(answer)) in labels:
+            return fields, labels, labels.index(label)
+        if type(answer) is int and 0 <= answer < len(labels):
+            return fields, labels, answer
+        raise ValueError(f"column {benchmark.answer}: got {answer!r}; allowed: one of the {len(labels)} labels")
     if not is_written(benchmark):
         choices = _choices(benchmark, row)
         return fields, tuple(choices), _answer_index(answer, choices)
-    if not (accepted := _accepted(answer)):
+    if not (texts := accepted(answer)):
         raise ValueError(f"column {benchmark.answer}: got {answer!r}; allowed: a text, or a list of texts")
-    return fields, accepted, 0
+    return fields, texts, 0
 
 
 def custom_content(benchmark: BenchmarkConfig, row: Mapping[str, Any], choices: Sequence[str]) -> list[str]:
     """Return what tells a row from others: the texts of its context without the words around them, and its choices.
 
-    Rows with another answer, or with the choices in another order, ask the same.
+    Rows with another answer, or with the choices in another order, ask the same. Neither labels nor the wording of
+    messages count, because other rows decide them.
     """
-    texts = [str(row[name]) for name in sorted(set(_context_columns(benchmark)))]
-    return texts if is_written(benchmark) else [*texts, *sorted(choices)]
-
-
-def _accepted(answer: Any) -> tuple[str, ...]:
-    if isinstance(answer, str):
-        listed = _json(answer) if answer.startswith("[") else None
-        answer = listed if isinstance(listed, list) and all(isinstance(text, str) for text in listed) else [answer]
-    if isinstance(answer, Mapping):
-        answer = answer.get("text")
-    texts = answer if isinstance(answer, list) else []
-    return tuple(dict.fromkeys(texts)) if all(isinstance(text, str) and text.strip() for text in texts) else ()
+    names = ["system", "user"] if benchmark.form == "messages" else sorted(set(_context_columns(benchmark)))
+    texts = [str(row[name]) for name in names]
+    return texts if is_written(benchmark) or benchmark.labels else [*texts, *sorted(choices)]
 
 
 def _choices(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> list[Any]:
     named = benchmark.choices
     if isinstance(named, str):
         cell = row[named]
-        choices = _json(cell) if isinstance(cell, str) else cell
+        choices = from_json(cell) if isinstance(cell, str) else cell
         if not isinstance(choices, list):
             kind = "JSON list" if isinstance(cell, str) else "list"
             raise ValueError(f"column {named}: got {cell!r}; allowed: a {kind} of texts")
@@ -132,13 +143,6 @@ def _choices(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> list[Any]:
     while choices and (choices[-1] is None or choices[-1] == "" or choices[-1] != choices[-1]):  # NaN: missing
         choices.pop()
     return choices
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return None
 
 
 def _answer_index(answer: Any, choices: Sequence[Any]) -> int:

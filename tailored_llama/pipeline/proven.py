@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tailored_llama import data, evaluation, models
-from tailored_llama.config import SmallestConfig, is_harness_task, is_written, validate_as
+from tailored_llama.config import WRITTEN, SmallestConfig, is_harness_task, is_written, validate_as
 from tailored_llama.errors import InputError, is_transient
 from tailored_llama.evaluation import Answers, Array, LossTest
 from tailored_llama.pipeline import steps
@@ -156,6 +156,9 @@ def _with_files(benchmarks: Sequence[Settings], files: Sequence[str], with_shots
     """Tables of benchmarks with the user's files, in their order, in place of all files and folders that they name."""
     tables, slots = [dict(table) for table in benchmarks], list[tuple[Settings, str]]()
     for table in tables:
+        if table.get("metric") in WRITTEN:  # of certificates from before files decided these
+            unset = {"max_new_tokens": 32, "stop": ("\n",)}
+            table |= {key: value for key, value in unset.items() if table.get(key) is None}
         if is_harness_task(table.get("name")):
             keys = ["source"]  # a folder with code, which only the user may choose
         elif (source := table.get("source")) is None:

@@ -1,13 +1,15 @@
-"""Messages of a run about its rows before it starts: how many each part has, and what so many can show."""
+"""Messages of a run about its rows before it starts: how they are read, how many there are, what they can show."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from tailored_llama import evaluation
-from tailored_llama.config import BenchmarkConfig, RunConfig, SmallestConfig
-from tailored_llama.data import PURPOSE, Split, benchmarks, held_out_of
+from tailored_llama.config import BenchmarkConfig, RunConfig, SmallestConfig, is_written
+from tailored_llama.data import PURPOSE, Example, Split, benchmarks, first_prompt, held_out_of, named_columns
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import DISCORDANT
 
+SHOWN = 12  # labels
 FEW = 50  # rows in a part; below, an accuracy has a standard error of 7 points at its worst
 
 
@@ -16,7 +18,12 @@ def rows_of(config: RunConfig) -> Iterator[str]:
     for benchmark in config.benchmarks:
         if not (file := benchmark.data):
             continue
-        rows = {part: _count(config, benchmark, part) for part in PURPOSE}
+        examples = {part: _examples(config, benchmark, part) for part in PURPOSE}
+        yield f"{file}: {_how_read(benchmark, [example for part in examples.values() for example in part])}."
+        prompt = first_prompt(config, benchmark, examples["train"])
+        context, continuation = prompt.contexts[prompt.answer], prompt.continuations[prompt.answer]
+        yield f"{file}: the prompt {context!r} has the answer {continuation!r}."
+        rows = {part: len(members) for part, members in examples.items()}
         parts = ", ".join(f"{count:,} {PURPOSE[part]}" for part, count in rows.items())
         yield f"{file}: {sum(rows.values()):,} different rows, {parts}."
         scored = min(rows["evaluation"], config.scoring.limit or rows["evaluation"])
@@ -66,12 +73,29 @@ def check_provable(config: SmallestConfig) -> None:
 
 def _provable(config: SmallestConfig, benchmark: BenchmarkConfig) -> tuple[int, float, int]:
     """The rows to prove on, the margin in points that so many can prove, and the rows that the goal's own needs."""
-    rows = _count(config, benchmark, "evaluation")
+    rows = len(_examples(config, benchmark, "evaluation"))
     rows = min(rows, config.scoring.limit or rows)
     level = evaluation.level_of(1, config.goal.confidence)
     needed = evaluation.rows_needed(config.goal.lose_at_most / 100, level)
     return rows, 100 * evaluation.provable_margin(rows, level), needed
 
 
-def _count(config: RunConfig, benchmark: BenchmarkConfig, part: Split) -> int:
-    return len(benchmarks.load_examples(benchmark, part, config.store.downloads))
+def _how_read(benchmark: BenchmarkConfig, examples: Sequence[Example]) -> str:
+    """Say which columns are the context and the answer, and what the answers are."""
+    context = benchmark.context if named_columns(benchmark) else f"{{{benchmark.context}}}"
+    form = f"{benchmark.form}, " if benchmark.form else ""
+    columns = f"{form}the context is {context!r}, the answer is in the column {benchmark.answer}"
+    if labels := benchmark.labels:
+        counts = Counter(labels[example.answer] for example in examples).most_common(SHOWN)
+        named = ", ".join(f"{label} ({count:,} rows)" for label, count in counts)
+        more = f", and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
+        return f"{columns}, one of {len(labels)} labels: {named}{more}"
+    if is_written(benchmark):
+        different, ends = len({example.choices for example in examples}), " or ".join(map(repr, benchmark.stop or ()))
+        return f"{columns}, written by the model: {different:,} different ones, ended by {ends}"
+    choices = benchmark.choices if isinstance(benchmark.choices, str) else ", ".join(benchmark.choices or ())
+    return f"{columns}, one of the row's choices ({choices})"
+
+
+def _examples(config: RunConfig, benchmark: BenchmarkConfig, part: Split) -> list[Example]:
+    return benchmarks.load_examples(benchmark, part, config.store.downloads)

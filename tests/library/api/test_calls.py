@@ -2,13 +2,14 @@
 
 import re
 import warnings
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tailored_llama as tl
@@ -74,6 +75,25 @@ def test_pruned_tuned_compared_saved_and_exported(
 def test_rows_in_any_form_are_the_same_rows(model: Path, small: tl.Small, rows: list[dict[str, Any]]) -> None:
     for form in (pd.DataFrame(rows), Dataset.from_list(rows)):
         assert tl.prune(model, RATIO, rows=form, settings=SETTINGS).folder == small.folder
+
+
+def test_texts_with_labels_tune_a_model_in_any_form(model: Path, rows: list[dict[str, Any]]) -> None:
+    frame = pd.DataFrame({"text": row["question"], "label": ("no", "yes")[i % 2]} for i, row in enumerate(rows))
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    tuned = tl.tune(model, frame, settings=SETTINGS | {"tuning.keep": "always"})
+    assert "held-out" in tuned.verdict
+    (own,) = tuned.config.benchmarks
+    assert (own.labels, own.context) == (("no", "yes"), "Text: {text}\nLabel:")
+    same = tl.tune(model, Dataset.from_pandas(frame, features=features), settings=SETTINGS | {"tuning.keep": "always"})
+    assert same.run.open(same.adapter) == tuned.run.open(tuned.adapter)
+    chats = pd.DataFrame(
+        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": label}]}
+        for text, label in frame.itertuples(index=False)
+    )
+    read_back = pd.read_parquet(BytesIO(chats.to_parquet()))  # its lists are arrays
+    assert tl.tune(model, read_back, settings=SETTINGS).config.benchmarks[0].labels == ("no", "yes")
+    written = tl.tune(model, frame, settings=SETTINGS | {"rows.kind": "written"})
+    assert written.config.benchmarks[0].metric == "exact_match"
 
 
 def test_a_model_in_memory_and_texts_are_enough(model: Path, small: tl.Small, rows: list[dict[str, Any]]) -> None:

@@ -203,7 +203,8 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
     ),
     "data damaged": (
         write("data/evaluation.jsonl", b'{"question": '),
-        "{place}/data/evaluation.jsonl line 1: got '{{\"question\": '; allowed: one JSON object a line",
+        "{place}/data/evaluation.jsonl line 1: got '{{\"question\": '; allowed: one JSON object a line, or one list of "
+        "them",
     ),
     "column missing": (
         own("answer", "correct"),

@@ -78,7 +78,12 @@ def test_the_configuration_runs_on_what_was_written(example: Path, tmp_path: Pat
 
 def test_a_run_says_what_its_rows_can_show(example: Path) -> None:
     config = load_config(OWN_TASK)
-    rows, shown, *warnings = rows_of(config)
+    how, prompt, rows, shown, *warnings = rows_of(config)
+    assert how == (
+        "my-task/commonsense_qa.csv: the context is 'Question: {question}\\nAnswer:', the answer is in the column "
+        "answer, one of the row's choices (a, b, c, d, e)."
+    )
+    assert prompt.startswith("my-task/commonsense_qa.csv: the prompt 'Question: ")
     counts = list(map(int, re.findall(r"(\d+) (?:different|to)", rows)))
     assert counts[0] == 451 == sum(counts[1:])
     assert shown == (
@@ -89,7 +94,7 @@ def test_a_run_says_what_its_rows_can_show(example: Path) -> None:
     assert not warnings
     pd.read_csv(example / "commonsense_qa.csv").head(150).to_csv(example / "commonsense_qa.csv", index=False)
     assert any(re.search(r"^warning: .* \d+ rows to choose with are few\.", line) for line in rows_of(config))
-    assert re.search(r": 10 scored rows show", list(rows_of(load_config(OWN_TASK, ["scoring.limit=10"])))[1])
+    assert re.search(r": 10 scored rows show", list(rows_of(load_config(OWN_TASK, ["scoring.limit=10"])))[3])
 
 
 def test_it_says_where_the_questions_are_from_and_is_the_same_every_time(example: Path, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailored_llama.config import validate_config
-from tailored_llama.data.splits import read_file
 from tailored_llama.errors import InputError
+from tailored_llama.files import read_file
 from tailored_llama.models import read_structure
 from tailored_llama.preflight import preflight_tailor
 from tailored_llama.store import ArtifactRef, ArtifactStore, read_table, write_table

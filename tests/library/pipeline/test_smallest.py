@@ -4,7 +4,7 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -367,6 +367,49 @@ def test_a_certificate_of_the_first_format_still_holds(shipped: Path, tmp_path: 
     status, told = verify(shipped, tmp_path / "job.csv")
     assert (status, "less than 40 points lost" in told) == (0, True), told
     assert "files other than weights, of which certificates of format 1 have no SHA-256" in told
+
+
+def write_tickets(file: Path) -> None:
+    texts = words(300).split()
+    with file.open("w", newline="") as target:
+        csv.writer(target).writerows([("text", "label"), *((f"{i} {t}", "ab"[i % 2]) for i, t in enumerate(texts))])
+
+
+def write_chats(file: Path) -> None:
+    roles = ("system", "user", "assistant")
+    turns = [("Say it twice.", f"{i} {text}", f"{i}\n{text}") for i, text in enumerate(words(300).split()[:300])]
+    chats = [[{"role": role, "content": text} for role, text in zip(roles, turn, strict=True)] for turn in turns]
+    file.write_text(json.dumps([{"messages": messages} for messages in chats]))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "told"),
+    [
+        ("tickets.csv", write_tickets, "is in the column label, one of 2 labels: a ("),
+        ("chats.json", write_chats, r"written by the model: 300 different ones, ended by '\n\n'."),
+    ],
+)
+def test_rows_as_people_have_them_go_through_a_search_and_its_proof(
+    tmp_path: Path, model: Path, name: str, write: Callable[[Path], None], told: str
+) -> None:
+    write(rows := tmp_path / name)
+    own = search(tmp_path, model) | {"pruning": {"ratios": [0.1386]}, "prompts": {"template": "harness"}}
+    own["store"] |= {"reports": str(tmp_path / "reports")}
+    own["goal"] |= {"types": ["q8_0"]}
+    sections = ("model", "calibration", "prompts", "tuning", "pruning", "goal", "store")
+    fields = [f"{section}.{key}={json.dumps(value)}" for section in sections for key, value in own[section].items()]
+    sets = [part for field in fields for part in ("--set", field)]
+    call = ["smallest", str(rows), "--model", str(model), "--lose-at-most", "40", "--export", str(tmp_path / "small")]
+    ended = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*call, *sets], catch_exceptions=False)
+    assert ended.exit_code == 0, ended.output
+    assert told in ended.output
+    shipped = tmp_path / "small" / rows.stem
+    status, said = verify(shipped, rows)
+    assert (status, "less than 40 points lost" in said) == (0, True), said
+    file = shipped / "certificate.json"  # an older one says nothing of what files decide now
+    file.write_text(json.dumps(put(json.loads(file.read_text()), "run.benchmarks.0.stop", None)))
+    (asked,) = read_certificate(shipped, [str(rows)]).config.benchmarks
+    assert asked.stop == (None if asked.labels else ("\n",))
 
 
 def refusal(run: Mapping[str, Any]) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tailored_llama.data.splits import read_file
 from tailored_llama.errors import InputError
+from tailored_llama.files import read_file
 from tailored_llama.store import downloads as sources
 from tailored_llama.store import fetch_wheel, read_member, sha256_file
 from tailored_llama.store.downloads import Wheel
@@ -164,8 +164,8 @@ BROKEN = {
         b"a,b\n1,2\n1,2,3\n",
         ": cannot be read (Error tokenizing data. C error: Expected 2 fields in line 3, saw 3)",
     ),
-    "cut.jsonl": (b'{"a": 1}\n{"a": ', " line 2: got '{\"a\": '; allowed: one JSON object a line"),
-    "list.jsonl": (b"[1, 2]\n", " line 1: got '[1, 2]'; allowed: one JSON object a line"),
+    "cut.jsonl": (b'{"a": 1}\n{"a": ', " line 2: got '{\"a\": '; allowed: one JSON object a line, or one list of them"),
+    "list.jsonl": (b"[1, 2]\n", " line 1: got '[1, 2]'; allowed: one JSON object a line, or one list of them"),
     "latin.jsonl": (b'{"a": "\xe9"}\n', ": cannot be read ('utf-8' codec can't decode byte 0xe9 in position 7: "
                     "invalid continuation byte)"),
     "latin.csv": (b"a\n\xe9\n", ": cannot be read ('utf-8' codec can't decode byte 0xe9 in position 0: "

@@ -1,0 +1,111 @@
+"""Tables as files: Parquet, checked before it is read, and the user's own CSV, JSON and Parquet."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tailored_llama.errors import InputError
+
+_VALUES_PER_BYTE = 100  # upper bound for tables whose rows differ; only constant columns pack tighter
+
+
+def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
+    """Read a Parquet file, and check it against the declared schema if one is given.
+
+    An `InputError` says that it is missing, broken, of another schema, or claims more values than it can hold.
+    """
+    with _readable(path), pq.ParquetFile(path) as file:
+        _check(file, path, schema)
+        return _whole(file.read(), file.metadata.num_rows)
+
+
+def open_table(path: Path, schema: pa.Schema) -> pq.ParquetFile:
+    """Open a Parquet file, to read one row group after another. Errors as `read_table`."""
+    with _readable(path):
+        file = pq.ParquetFile(path)
+        _check(file, path, schema)
+        return file
+
+
+def read_row_group(file: pq.ParquetFile, number: int, path: Path) -> pa.Table:
+    """Read a row group of an open Parquet file. Errors as `read_table`."""
+    with _readable(path):
+        return _whole(file.read_row_group(number), file.metadata.row_group(number).num_rows)
+
+
+def _whole(table: pa.Table, claimed: int) -> pa.Table:
+    if table.num_rows != claimed:
+        raise OSError(f"{table.num_rows} rows, but it claims {claimed}")
+    return table
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0][:120]})") from None
+
+
+def _check(file: pq.ParquetFile, path: Path, schema: pa.Schema | None) -> None:
+    """Refuse another schema, and more values than the file can hold: pyarrow allocates memory for all at once."""
+    actual = file.schema_arrow
+    if schema and not actual.remove_metadata().equals(schema.remove_metadata()):
+        wrong = [f.name for f in schema if f.name not in actual.names or not actual.field(f.name).equals(f)]
+        raise InputError(f"{path}: column {(wrong or actual.names)[0]} is not as declared ({schema.names})")
+    metadata = file.metadata
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    columns = [[group.column(number).num_values for group in groups] for number in range(metadata.num_columns)]
+    claimed, size = max([metadata.num_rows, *map(sum, columns)]), path.stat().st_size
+    if not 0 <= claimed <= size * _VALUES_PER_BYTE:
+        raise InputError(
+            f"{path}: a column claims {claimed:,} values in {size:,} bytes; allowed: at most {_VALUES_PER_BYTE} a byte"
+        )
+
+
+def read_file(path: Path) -> list[dict[str, Any]]:
+    """The rows of a .parquet, .jsonl or .csv file; InputError: it is missing, of another type, broken or empty."""
+    import pandas as pd
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; allowed: a .parquet, .jsonl or .csv file")
+    try:
+        if path.suffix == ".parquet":
+            rows = read_table(path).to_pylist()
+        elif path.suffix in (".jsonl", ".json"):
+            rows = _json_rows(path)
+        elif path.suffix == ".csv":
+            rows = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+        else:
+            raise InputError(f"{path}: type {path.suffix or 'none'}; allowed: .parquet, .jsonl or .csv")
+    except InputError:
+        raise
+    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise InputError(f"{path}: cannot be read ({reason})") from None
+    if not rows:
+        raise InputError(f"{path}: holds no rows; allowed: at least one")
+    return [{str(k): v for k, v in row.items()} for row in rows]
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    """One object per line, or one list of objects, with their values unchanged; missing keys are None."""
+    text = path.read_text(encoding="utf-8-sig")
+    rows: list[dict[str, Any]] = []
+    if text.lstrip().startswith("["):
+        with suppress(ValueError, TypeError):
+            rows, text = [{**row} for row in json.loads(text)], ""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append({**json.loads(line)})
+            except (ValueError, TypeError):
+                allowed = "one JSON object a line, or one list of them"
+                raise InputError(f"{path} line {number}: got {line[:80]!r}; allowed: {allowed}") from None
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name) for name in columns} for row in rows]

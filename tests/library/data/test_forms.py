@@ -1,0 +1,299 @@
+"""Rows as people have them: which columns are read, what a label is, and what is refused."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from helpers import words, write_jsonl
+from tailored_llama.config import BenchmarkConfig, RunConfig, validate_config
+from tailored_llama.data import PURPOSE, BenchmarkSource, headline_metric
+from tailored_llama.data.benchmarks import load_examples
+from tailored_llama.data.splits import SHARES
+from tailored_llama.errors import InputError
+from tailored_llama.pipeline import rows_of
+
+Row = dict[str, Any]
+
+
+def labelled(count: int, labels: int = 2, column: str = "label") -> list[Row]:
+    return [{"text": f"text {i}", column: f"label {i % labels}"} for i in range(count)]
+
+
+def chat(user: str, assistant: str, system: str = "") -> Row:
+    turns = {"system": system, "user": user, "assistant": assistant}
+    return {"messages": [{"role": role, "content": text} for role, text in turns.items() if text]}
+
+
+def read(folder: Path, rows: list[Row], **fields: Any) -> BenchmarkConfig:
+    (own,) = validate_config({"benchmarks": [{"data": write_jsonl(folder / "own.jsonl", rows), **fields}]}).benchmarks
+    return own
+
+
+def prompts(own: BenchmarkConfig) -> dict[str, str]:
+    """The right answer to every context."""
+    examples = [example for part in PURPOSE for example in load_examples(own, part, "")]
+    return {example.fields["context"]: example.choices[example.answer] for example in examples}
+
+
+def refusal(folder: Path, rows: list[Row], **fields: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        prompts(read(folder, rows, **fields))
+    assert "\n" not in str(caught.value)
+    return str(caught.value).removeprefix("benchmarks.own: ").removeprefix("own.jsonl ")
+
+
+def test_a_text_and_its_label_in_every_kind_of_file(tmp_path: Path) -> None:
+    rows = labelled(150)
+    frame, files = pd.DataFrame(rows), [tmp_path / f"own.{suffix}" for suffix in ("csv", "parquet", "jsonl", "json")]
+    frame.to_csv(files[0], index=False)
+    frame.to_parquet(files[1])
+    frame.to_json(files[2], orient="records", lines=True)
+    files[3].write_text(json.dumps(rows, indent=1))
+    for file in files:
+        (own,) = validate_config({"benchmarks": [str(file)]}).benchmarks
+        assert (own.kind, own.labels, headline_metric(own)) == ("labels", ("label 0", "label 1"), "acc")
+        assert prompts(own) == {f"Text: {row['text']}\nLabel:": row["label"] for row in rows}
+        assert all(example.choices == own.labels for example in load_examples(own, "train", ""))
+
+
+@pytest.mark.parametrize(
+    ("row", "context", "answer"),
+    [
+        ({"Sentence": "one", "Category": "x"}, "Sentence: one\nCategory:", "x"),
+        ({"review": "one", "label": 3}, "Review: one\nLabel:", "3"),
+        ({"prompt": "one", "completion": "x"}, "one", "x"),
+        ({"instruction": "Say.", "input": "one", "output": "x"}, "Say.\n\none", "x"),
+        ({"instruction": "Say one.", "input": "", "output": "x"}, "Say one.", "x"),
+        ({"question": "one?", "answer": "x"}, "Question: one?\nAnswer:", "x"),
+        (chat("one", "x"), "one", "x"),
+        (chat("one", "x", "Be short."), "one", "x"),
+        ({"messages": json.dumps(chat("one", "x")["messages"])}, "one", "x"),
+        ({"messages": chat("one", "x")["messages"], "tools": []}, "one", "x"),
+    ],
+)
+def test_the_forms_that_rows_have(tmp_path: Path, row: Row, context: str, answer: str) -> None:
+    text = json.dumps(row).replace
+    rows = [json.loads(text("one", f"text {i}")) for i in range(150)]
+    own = read(tmp_path, rows, kind="written")
+    assert prompts(own) == {context.replace("one", f"text {i}"): answer for i in range(150)}
+
+
+def test_a_system_message_is_the_instruction_if_all_rows_share_it(tmp_path: Path) -> None:
+    rows = [chat(f"text {i}", "ab"[i % 2], "Be short.") for i in range(150)]
+    own = read(tmp_path, rows)
+    assert (own.instruction, own.labels) == ("Be short.", ("a", "b"))
+    _, shown, *_ = rows_of(RunConfig(benchmarks=(own,)))
+    assert shown.startswith(f"{own.data}: the prompt 'Be short.\\n\\ntext ")
+    before = {part: {e.index for e in load_examples(own, part, "")} for part in SHARES}
+    differing = read(tmp_path, [*rows, chat("text", "a", "Be long.")])
+    assert differing.instruction is None
+    assert {"Be short.\n\ntext 0", "Be long.\n\ntext"} <= prompts(differing).keys()
+    after = {part: {e.index for e in load_examples(differing, part, "")} for part in SHARES}
+    assert all(before[part] <= after[part] for part in SHARES)  # no row has moved
+
+
+def answers(kind: str, count: int = 1500) -> list[str]:
+    draw = random.Random(0)
+    vocabulary = words(2000).split(" ")
+    drawn = {
+        "57 labels": lambda: f"subject {draw.randrange(57)}",
+        "2 labels": lambda: draw.choice(["yes", "no"]),
+        "stars": lambda: str(draw.randint(1, 5)),
+        "sentences": lambda: " ".join(draw.sample(vocabulary, 6)),
+        "sums": lambda: str(draw.randint(0, 40)),
+        "objects": lambda: json.dumps({"on": draw.choice([True, False])}),
+        "long": lambda: draw.choice("ab") * 101,
+    }
+    return [drawn[kind]() for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "column", "count", "expected"),
+    [
+        ("57 labels", "completion", 14_000, "labels"),
+        ("57 labels", "completion", 400, "labels"),
+        ("2 labels", "completion", 300, "labels"),
+        ("stars", "completion", 300, "labels"),
+        ("sums", "label", 300, "labels"),
+        ("sentences", "completion", 300, "written"),
+        ("sentences", "label", 300, "written"),
+        ("sums", "completion", 1500, "written"),
+        ("objects", "completion", 300, "written"),
+        ("long", "completion", 300, "written"),
+    ],
+)
+def test_few_answers_that_come_again_and_again_are_labels(
+    tmp_path: Path, kind: str, column: str, count: int, expected: str
+) -> None:
+    rows = [{"prompt": f"text {i}", column: answer} for i, answer in enumerate(answers(kind, count))]
+    own = read(tmp_path, rows)
+    assert own.kind == expected
+    assert own.labels == (tuple(sorted({row[column] for row in rows})) if expected == "labels" else None)
+    assert headline_metric(own) == ("acc" if expected == "labels" else "exact_match")
+
+
+def test_what_is_set_overrules_what_is_found(tmp_path: Path) -> None:
+    rows = labelled(150)
+    assert read(tmp_path, rows, kind="written").metric == "exact_match"
+    assert read(tmp_path, rows, metric="f1").kind == "written"
+    assert read(tmp_path, rows, labels=["label 0", "label 1", "label 2"]).labels == ("label 0", "label 1", "label 2")
+    named = [{"ask": row["text"], "reply": row["label"]} for row in rows]
+    own = read(tmp_path, named, context="{ask} ->", answer="reply")
+    assert (own.kind, prompts(own)["text 0 ->"]) == ("labels", "label 0")
+    (own,) = validate_config({"benchmarks": [str(own.data)], "rows": {"context": "ask", "answer": "reply"}}).benchmarks
+    assert (own.kind, own.context) == ("labels", "ask")
+
+
+def test_a_configuration_with_all_that_the_file_decides_does_not_read_it_again(tmp_path: Path) -> None:
+    for rows in (labelled(150), [chat(f"text {i}", f"line {i}\nline") for i in range(150)]):
+        own = read(tmp_path, rows)
+        (tmp_path / "own.jsonl").write_text("{")
+        assert BenchmarkConfig.model_validate(own.model_dump()) == own
+
+
+def test_labels_that_are_set_are_those_of_any_rows(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "own.jsonl", [{"text": "one", "label": 1}, {"text": "two", "label": "no"}])
+    fields = {"evaluation": path, "context": "text", "answer": "label", "labels": ["no", "yes"]}
+    own = BenchmarkConfig(name="mine", **fields)
+    assert [e.choices[e.answer] for e in load_examples(own, "evaluation", "")] == ["yes", "no"]
+
+
+def test_the_key_of_the_examples_follows_the_labels_and_the_form(tmp_path: Path) -> None:
+    rows = labelled(150)
+    one = read(tmp_path, rows)
+    keys = [
+        BenchmarkSource(own).identity()
+        for own in (
+            one,
+            read(tmp_path, rows, labels=["label 1", "label 0"]),
+            read(tmp_path, rows, kind="written"),
+            one.model_copy(update={"form": "alpaca"}),
+        )
+    ]
+    assert len({json.dumps(key, sort_keys=True) for key in keys}) == 4
+
+
+@pytest.mark.parametrize(
+    ("longest", "tokens", "stop"),
+    [
+        ("short", 32, "\n"),
+        ("42" * 30, 68, "\n"),
+        ("one\ntwo", 32, "\n\n"),
+        ("one\n\ntwo\n", 32, "\n\n\n"),
+        ("a sentence of ordinary words " * 10, 10 * 10 + 8, "\n"),
+    ],
+)
+def test_a_written_answer_is_as_long_as_the_longest_and_is_not_cut_at_its_line_breaks(
+    tmp_path: Path, longest: str, tokens: int, stop: str
+) -> None:
+    rows = [{"prompt": f"text {i}", "completion": f"answer {i}"} for i in range(150)]
+    own = read(tmp_path, [*rows, {"prompt": "text", "completion": longest}])
+    assert (own.max_new_tokens, own.stop) == (tokens, (stop,))
+    set_by_hand = read(tmp_path, rows, max_new_tokens=5, stop=["."])
+    assert (set_by_hand.max_new_tokens, set_by_hand.stop) == (5, (".",))
+
+
+MESSAGES = "column messages: got"
+TURNS = "allowed: system (or none), user, assistant, one of each"
+TOOLS = "got tools or a call of one; allowed: messages in words alone"
+CALL = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [{}], "content": None}]}
+PICTURE = [{"type": "image_url", "image_url": {}}]
+REFUSED: dict[str, tuple[list[Row], Row, str]] = {
+    "a label that occurs once": (
+        labelled(150),
+        {"text": "x", "label": "lable 1"},
+        "column label: got 'lable 1' in row 150 alone, beside labels such as 'label 0' in row 0; allowed: labels "
+        'of two rows or more, or kind = "written"',
+    ),
+    "no label": (
+        labelled(150),
+        {"text": "x", "label": " "},
+        "row 150: column label: got ' '; allowed: one of the 2 labels",
+    ),
+    "no text": (labelled(150), {"text": None, "label": "label 0"}, "row 150: column text: got None; allowed: a text"),
+    "one label": (labelled(150, 1), labelled(1, 1)[0], "column label: got 1 labels; allowed: two or more"),
+    "no written answer": (
+        [{"prompt": f"{i}", "completion": f"{i} is"} for i in range(150)],
+        {"prompt": "x", "completion": ""},
+        "row 150: column completion: got ''; allowed: a text, or a list of texts",
+    ),
+    "mixed kinds": (
+        [{"prompt": f"{i}", "completion": "yes"} for i in range(150)],
+        {"prompt": "x", "completion": {"name": "call"}},
+        "column completion: got a text in row 0 and a table in row 150; allowed: answers of one kind",
+    ),
+    "several turns": (
+        [chat("x", "y")],
+        {"messages": chat("x", "y")["messages"] * 2},
+        f"row 1: {MESSAGES} the roles user, assistant, user, assistant; {TURNS}",
+    ),
+    "no answer": (
+        [chat("x", "y")],
+        {"messages": chat("x", "y")["messages"][:1]},
+        f"row 1: {MESSAGES} the roles user; {TURNS}",
+    ),
+    "an empty answer": (
+        [chat("x", "y")],
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]},
+        f"row 1: {MESSAGES} ' ' from assistant; allowed: a text",
+    ),
+    "a call": ([chat("x", "y")], CALL, f"row 1: {TOOLS}"),
+    "tools": ([chat("x", "y")], chat("x", "y") | {"tools": [{"type": "function"}]}, f"row 1: {TOOLS}"),
+    "a picture": (
+        [chat("x", "y")],
+        {"messages": [{"role": "user", "content": PICTURE}, {"role": "assistant", "content": "x"}]},
+        f"row 1: {MESSAGES} {str(PICTURE)!r} from user; allowed: a text",
+    ),
+    "no messages": ([chat("x", "y")], {"messages": "hello"}, f"row 1: {MESSAGES} 'hello'; allowed: a list of messages"),
+}
+
+
+@pytest.mark.parametrize(("rows", "bad", "message"), REFUSED.values(), ids=REFUSED)
+def test_bad_rows_are_one_line(tmp_path: Path, rows: list[Row], bad: Row, message: str) -> None:
+    assert refusal(tmp_path, [*rows, bad]) == message
+
+
+def test_fields_that_contradict_each_other_are_one_line(tmp_path: Path) -> None:
+    assert refusal(tmp_path, labelled(150), kind="written", metric="acc") == (
+        "benchmarks.own.metric: got 'acc' with kind = 'written'; allowed: exact_match or f1"
+    )
+    assert refusal(tmp_path, labelled(150), kind="labels", metric="f1") == (
+        "benchmarks.own.metric: got 'f1' with kind = 'labels'; allowed: acc or acc_norm"
+    )
+    assert refusal(tmp_path, labelled(150), answer="lable") == (
+        "benchmarks.own.answer: got 'lable'; allowed: a column (text, label)"
+    )
+    assert refusal(tmp_path, labelled(150), form="chat").startswith("benchmarks.0.form: got 'chat'; allowed: ")
+    assert refusal(tmp_path, labelled(150), kind=["labels"]).startswith("benchmarks.0.kind: got ['labels']; allowed: ")
+    assert refusal(tmp_path, labelled(150), answer=["label"]).startswith("benchmarks.own.answer: got ['label']; ")
+    with pytest.raises(InputError, match=r"^rows: got \{'kind': 'written'\}; allowed: a table, beside a benchmark "):
+        validate_config({"benchmarks": ["piqa"], "rows": {"kind": "written"}})
+
+
+def test_the_first_lines_say_how_rows_are_read(tmp_path: Path) -> None:
+    own = read(tmp_path, labelled(700, 14))
+    how, shown, *_ = rows_of(RunConfig(benchmarks=(own,)))
+    assert how.startswith(
+        f"{own.data}: the context is 'Text: {{text}}\\nLabel:', the answer is in the column label, one of 14 labels: "
+    )
+    assert how.count("(50 rows)") == 12
+    assert how.endswith(", and 2 more.")
+    first = load_examples(own, "train", "")[0]
+    right = first.choices[first.answer]
+    assert shown == f"{own.data}: the prompt {first.fields['context']!r} has the answer {f' {right}'!r}."
+    written = read(tmp_path, [chat(f"text {i}", f"line {i}\nline") for i in range(150)])
+    how, *_ = rows_of(RunConfig(benchmarks=(written,)))
+    assert how == (
+        f"{written.data}: messages, the context is '{{user}}', the answer is in the column assistant, written by the "
+        "model: 150 different ones, ended by '\\n\\n'."
+    )
+
+
+def test_labels_are_counted_by_rows(tmp_path: Path) -> None:
+    own = read(tmp_path, labelled(300, 3))
+    assert Counter(prompts(own).values()) == {"label 0": 100, "label 1": 100, "label 2": 100}
