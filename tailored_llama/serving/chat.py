@@ -91,13 +91,14 @@ def _served(name: str, chat: Chat, file: str | None) -> str:
     if chat.stop:
         options = {"stop": list(chat.stop), "max_tokens": chat.new_tokens}
     elif not file:
-        options = {"structured_outputs": {"choice": choices}}
+        options = {"structured_outputs": {"choice": list(choices)}}
     elif not chat.answers:
         options = {"grammar": f"root ::= {_alternatives(choices)}"}
     if not chat.stop and not chat.answers:
         said += " The choices of a question go with it, instead of the two below."
     grammar = f" --grammar-file {GRAMMAR}" if file and chat.answers else ""
     server = f"llama-server -m {file} --port 8000{grammar}" if file else "vllm serve path/to/this/folder"
+    extra = f", extra_body={options!r}" if options else ""
     body = json.dumps({"messages": messages, "temperature": 0, **options}, ensure_ascii=False)
     return f"""{said}
 
@@ -106,25 +107,25 @@ def _served(name: str, chat: Chat, file: str | None) -> str:
 curl http://127.0.0.1:8000/v1/chat/completions -H "Content-Type: application/json" -d {shlex.quote(body)}
 ```
 
-The same with the client of OpenAI (not run by the tests of tailored-llama):
+The same with the client of OpenAI (the tests of tailored-llama do not run it, nor {"Ollama" if file else "vLLM"}):
 
 ```python
 from openai import OpenAI
 
 client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
 asked = {messages!r}
-answer = client.chat.completions.create(model={name!r}, messages=asked, temperature=0, extra_body={options!r})
+answer = client.chat.completions.create(model={name!r}, messages=asked, temperature=0{extra})
 print(answer.choices[0].message.content)
 ```"""
 
 
-_OLLAMA = """With [Ollama](https://ollama.com), from this folder (not run by the tests either):
+_OLLAMA = """With [Ollama](https://ollama.com), from this folder:
 
 ```sh
 ollama create {name} -f Modelfile
 ollama run {name} {message}
 ```"""
-_TRANSFORMERS = """With transformers, which writes what it finds likeliest, without a choice between given answers:
+_TRANSFORMERS = """With transformers, where nothing limits the answers to the given ones:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
