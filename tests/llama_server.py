@@ -1,13 +1,14 @@
 """llama.cpp's own server on a GGUF file: what a client of it gets."""
 
 import json
+import signal
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import xllamacpp
 
 
 class LlamaServer:
@@ -33,7 +34,23 @@ class LlamaServer:
 
 @contextmanager
 def llama_server(file: Path, context: int = 256) -> Iterator[LlamaServer]:
-    """A server with the grammar beside the file, if there is one, as with --grammar-file."""
+    """A server with the grammar beside the file, if there is one, as with --grammar-file.
+
+    It is a process of its own, which is killed: one that is asked to end at once sometimes does not.
+    """
+    command = [sys.executable, __file__, str(file), str(context)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield LlamaServer(process.stdout.readline().strip())
+        finally:
+            process.kill()
+
+
+def serve(file: Path, context: int) -> None:
+    """Print the address of a server, and serve until killed."""
+    import xllamacpp
+
     params = xllamacpp.CommonParams()
     params.model.path, params.port = str(file), 0
     params.n_ctx, params.n_parallel, params.warmup, params.verbosity = context, 1, False, 0
@@ -44,5 +61,9 @@ def llama_server(file: Path, context: int = 256) -> Iterator[LlamaServer]:
         kind = xllamacpp.common_grammar_type.COMMON_GRAMMAR_TYPE_USER
         params.sampling.grammar = xllamacpp.CommonGrammar(kind, grammar.read_text(encoding="utf-8"))
     server = xllamacpp.Server(params)
-    yield LlamaServer(server.listening_address)
-    del server
+    print(server.listening_address, flush=True)
+    signal.pause()
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), int(sys.argv[2]))

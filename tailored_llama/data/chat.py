@@ -16,13 +16,17 @@ _START, _END = "\ue000", "\ue001"  # around a name; private characters, which st
 _BRACES = {ord(_START): "{", ord(_END): "}"}
 
 
+Rendered = tuple[Sequence[str], Sequence[str]]  # contexts and continuations by choice
+
+
 @dataclass(frozen=True)
 class Chat:
     """A prompt in parts, between which the user's message stands, and what may follow it."""
 
     parts: tuple[str, ...]
     message: str  # what of a row the message holds, with names in braces
-    answers: tuple[str, ...]  # the same for all rows; empty if they differ, or if the model writes its own
+    choices: tuple[str, ...]  # what may follow, with names in braces where it differs by row
+    answers: tuple[str, ...]  # the choices, if they are the same for all rows
     stop: tuple[str, ...]  # what ends an answer of its own; empty if choices are ranked
     new_tokens: int  # of an answer of its own, at most
 
@@ -50,30 +54,30 @@ def in_braces(text: str) -> str:
     return text.translate(_BRACES)
 
 
-def find_chat(
-    benchmark: BenchmarkConfig, named: Sequence[str], contexts: Sequence[str], continuations: Sequence[Sequence[str]]
-) -> Chat | None:
-    """The chat that asks a benchmark's prompts: one message holds all that differs by row.
+def find_chat(benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Rendered]) -> Chat | None:
+    """The chat that asks a benchmark's rows as they are rendered: one message holds all that differs by row.
 
-    `named` are the contexts of the named example by choice; `contexts` and `continuations` are those of rendered rows.
-    None: the text before the answer differs by choice, or a task of lm-evaluation-harness writes it.
+    `named` is the named example. None: the text before the answer differs by choice, or a task of
+    lm-evaluation-harness writes it.
     """
-    if is_harness_task(benchmark.name) or len(set(named)) > 1 or _START not in named[0]:
+    asked, choices = named[0][0], tuple(map(in_braces, named[1]))
+    if is_harness_task(benchmark.name) or len(set(named[0])) > 1 or _START not in asked:
         return None
     first = next(iter(named_example(benchmark).fields.values()))
-    for message in (_inside(first), _inside(named[0])):  # the first field may stand there twice
-        parts = tuple(named[0].split(message))
+    for message in (_inside(first), _inside(asked)):  # the first field may stand there twice
+        parts = tuple(asked.split(message))
         if len(parts) > 1 and not any(_START in part for part in parts):
             break
-    if not all(_is_asked(parts, context) for context in contexts):
+    if not all(_is_asked(parts, context) for contexts, _ in rows for context in contexts):
         return None
     written, space = is_written(benchmark), parts[-1][len(parts[-1].rstrip()) :]
-    alike = len(continuations) > 1 and len({frozenset(row) for row in continuations}) == 1 and not written
-    answers = tuple(dict.fromkeys(continuations[0])) if alike else ()
-    if not written:  # white space before an answer is scored with it, as `models.encode_pair` says
-        parts, answers = (*parts[:-1], parts[-1].rstrip()), tuple(space + answer for answer in answers)
-    stop = stop_strings(benchmark) if written else ()
-    return Chat(parts, in_braces(message), answers, stop, new_tokens(benchmark) if written else 0)
+    if written:
+        return Chat(parts, in_braces(message), (), (), stop_strings(benchmark), new_tokens(benchmark))
+    # White space before an answer is scored with it, as `models.encode_pair` says.
+    parts, choices = (*parts[:-1], parts[-1].rstrip()), tuple(space + choice for choice in choices)
+    alike = len(rows) > 1 and len({frozenset(continuations) for _, continuations in rows}) == 1
+    answers = tuple(space + answer for answer in dict.fromkeys(rows[0][1])) if alike else ()
+    return Chat(parts, in_braces(message), answers or choices, answers, (), 0)
 
 
 def _inside(text: str) -> str:

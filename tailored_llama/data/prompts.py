@@ -170,8 +170,8 @@ def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> d
     columns |= {"split": [name for name, _ in rows], "template": [template.name] * len(rows)}
     write_table(work.out / "prompts.parquet", columns, PROMPTS_SCHEMA)
     named = render(benchmark, template, named_example(benchmark), header)
-    asked = [context for prompt in prompts for context in prompt.contexts]
-    write_chat(work.out, find_chat(benchmark, named.contexts, asked, [prompt.continuations for prompt in prompts]))
+    asked, *others = ((prompt.contexts, prompt.continuations) for prompt in (named, *prompts))
+    write_chat(work.out, find_chat(benchmark, asked, others))
     return {name: len(members) for name, members in chosen.items()}
 
 

@@ -87,15 +87,17 @@ The chat template writes the prompt around it. It reads the last message alone, 
 def _served(name: str, chat: Chat, file: str | None) -> str:
     """How to serve a model, and to ask the server."""
     messages, options = [{"role": "user", "content": chat.message}], dict[str, Any]()
-    choices, said = chat.answers or (" first choice", " second choice"), "Answers begin with a space."
+    said = "Answers begin with a space."
     if chat.stop:
         options = {"stop": list(chat.stop), "max_tokens": chat.new_tokens}
     elif not file:
-        options = {"structured_outputs": {"choice": list(choices)}}
+        options = {"structured_outputs": {"choice": list(chat.choices)}}
     elif not chat.answers:
-        options = {"grammar": f"root ::= {_alternatives(choices)}"}
+        options = {"grammar": f"root ::= {_alternatives(chat.choices)}"}
+    if not chat.stop:
+        said += " The choice goes token by token; what was measured compares whole answers."
     if not chat.stop and not chat.answers:
-        said += " The choices of a question go with it, instead of the two below."
+        said += " The choices of a row go with it, in place of the two below."
     grammar = f" --grammar-file {GRAMMAR}" if file and chat.answers else ""
     server = f"llama-server -m {file} --port 8000{grammar}" if file else "vllm serve path/to/this/folder"
     extra = f", extra_body={options!r}" if options else ""
