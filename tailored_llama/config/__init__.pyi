@@ -5,6 +5,7 @@ from .derived import exports as exports
 from .derived import healing_text as healing_text
 from .derived import is_written as is_written
 from .derived import named_benchmark as named_benchmark
+from .derived import new_tokens as new_tokens
 from .derived import part_of as part_of
 from .derived import reads_calibration as reads_calibration
 from .derived import reads_prompts as reads_prompts

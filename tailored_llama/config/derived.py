@@ -56,6 +56,11 @@ def stop_strings(benchmark: BenchmarkConfig) -> tuple[str, ...]:
     return benchmark.stop or ("\n",)
 
 
+def new_tokens(benchmark: BenchmarkConfig) -> int:
+    """The most tokens that a written answer may have."""
+    return benchmark.max_new_tokens or 32
+
+
 def with_template(run: Run, template: str) -> Run:
     """The same run with another template set."""
     return run.model_copy(update={"prompts": run.prompts.model_copy(update={"template": template})})

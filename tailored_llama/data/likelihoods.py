@@ -17,8 +17,10 @@ WORTH_A_PASS = 64  # tokens; a header that saves fewer is not worth a pass of it
 Score = tuple[float, bool]  # the log-likelihood of a choice or a token, and whether it is the greedy one
 
 
-def encode_prompt(tokenizer: Any, prompt: Prompt, max_length: int) -> models.Encoded:
+def encode_prompt(tokenizer: Any, prompt: Prompt, max_length: int, end: Sequence[int] = ()) -> models.Encoded:
     """Tokenise every choice of a prompt and find the prefix they share; a context that is too long loses its start.
+
+    The tokens `end` follow every choice.
 
     InputError: a continuation has no token of its own, or more than the model's context holds.
     """
@@ -32,6 +34,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, max_length: int) -> models.Enc
                 f"example {prompt.example}: got the continuation {continuation!r}, which the tokenizer merges into "
                 "its context; allowed: a continuation with a token of its own"
             )
+        after = [*after, *end]
         if len(after) > max_length:
             raise InputError(
                 f"example {prompt.example}: got a continuation of {len(after)} tokens; allowed: at most {max_length}, "
@@ -57,11 +60,11 @@ def encode_choices(
     return models.Encoded(document, positions, tuple(map(tuple, targets)), truncated)
 
 
-def encode_answer(tokenizer: Any, prompt: Prompt, max_length: int) -> models.Encoded:
+def encode_answer(tokenizer: Any, prompt: Prompt, max_length: int, end: Sequence[int] = ()) -> models.Encoded:
     """Only the right choice of a prompt, tokenised as by `encode_prompt`."""
     right = prompt.answer
     alone = Prompt(prompt.example, (prompt.contexts[right],), (prompt.continuations[right],), 0, (1,))
-    return encode_prompt(tokenizer, alone, max_length)
+    return encode_prompt(tokenizer, alone, max_length, end)
 
 
 def common_prefix(sequences: Sequence[list[int]]) -> list[int]:

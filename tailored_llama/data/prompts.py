@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from tailored_llama.config import BenchmarkConfig, RunConfig, Work, is_written, stop_strings
 from tailored_llama.data.benchmarks import Example, read_examples
+from tailored_llama.data.chat import find_chat, named_example, write_chat
 from tailored_llama.data.templates import LETTERS, Layout, Template, layout_of, load_template, names_in
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
@@ -157,6 +158,8 @@ class PromptSettings:
 def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> dict[str, Any]:
     """Stage: write `prompts.parquet` from what `load_benchmark` wrote; return the number of prompts of each split.
 
+    `chat.json` says how one message of a chat becomes such a prompt, or null.
+
     The solved examples before each question are drawn first, from the train split by seed. They are the same for every
     question, in tuning and in scoring (lm-evaluation-harness calls this the `first_n` sampler; its default draws
     others for every document). They are never among the shots, the held-out or the evaluated examples. InputError:
@@ -170,9 +173,13 @@ def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> d
         for name, members in chosen.items()
         for example in members
     ]
-    columns = {field.name: [getattr(prompt, field.name) for _, prompt in rows] for field in fields(Prompt)}
+    prompts = [prompt for _, prompt in rows]
+    columns = {field.name: [getattr(prompt, field.name) for prompt in prompts] for field in fields(Prompt)}
     columns |= {"split": [name for name, _ in rows], "template": [template.name] * len(rows)}
     write_table(work.out / "prompts.parquet", columns, PROMPTS_SCHEMA)
+    named = render(benchmark, template, named_example(benchmark), header)
+    asked, *others = ((prompt.contexts, prompt.continuations) for prompt in (named, *prompts))
+    write_chat(work.out, find_chat(benchmark, asked, others))
     return {name: len(members) for name, members in chosen.items()}
 
 

@@ -12,6 +12,7 @@ from tailored_llama.config import (
     PerplexityConfig,
     ProfileConfig,
     is_written,
+    new_tokens,
     stop_strings,
 )
 from tailored_llama.data import PromptSplit, TextSource, find_text, headline_metric
@@ -39,7 +40,7 @@ class ScoreSettings:
     def of(cls, benchmark: BenchmarkConfig, split: PromptSplit = "evaluation") -> Self:
         written = None
         if is_written(benchmark):
-            written = WrittenAnswer(benchmark.max_new_tokens or 32, stop_strings(benchmark), benchmark.ignore)
+            written = WrittenAnswer(new_tokens(benchmark), stop_strings(benchmark), benchmark.ignore)
         return cls(benchmark.name, headline_metric(benchmark), split, written)
 
 

@@ -100,5 +100,6 @@ from .vocabulary import trim_tokenizer as trim_tokenizer
 from .writing import BY_LAYER as BY_LAYER
 from .writing import layered_config as layered_config
 from .writing import layout_config as layout_config
+from .writing import link as link
 from .writing import tensor_reader as tensor_reader
 from .writing import write_shards as write_shards

@@ -210,7 +210,8 @@ def gguf(run: Runner, base: Base, model: Model, kind: GgufType | Literal["source
         source = SourceSettings(_source(base), answer_name(base.config))
         return run(stages.SOURCE_FILE, source, f"copy {model.label}, the file as it is")
     settings, title = GgufSettings(kind, answer_name(base.config)), f"write {model.label}, {kind}"
-    return run(stages.GGUF_FILE, settings, title, checkpoint=model.checkpoint, adapter=model.adapter)
+    asked = base.prompts.of_chat(*base.prompts.evaluation)
+    return run(stages.GGUF_FILE, settings, title, checkpoint=model.checkpoint, adapter=model.adapter, prompts=asked)
 
 
 def answer_name(config: SmallestConfig) -> str:

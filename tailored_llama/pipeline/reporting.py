@@ -172,20 +172,29 @@ class ExportSettings:
 
 
 def export_model(
-    *, dense: MeasuredModel[Path], run: evaluation.TailoredRun[Path], settings: ExportSettings, work: Work
+    *,
+    dense: MeasuredModel[Path],
+    run: evaluation.TailoredRun[Path],
+    prompts: Mapping[str, Path],
+    settings: ExportSettings,
+    work: Work,
 ) -> dict[str, Any]:
     """Stage: write the finished model of a benchmark, with its card: the base with its adapter merged.
 
     A run in float32 of a model in bfloat16 or float16 exports the model's own type, at half the size.
     With `tuning.keep = "better"`, an adapter that is not better than none on held-out examples is left out. `dense` and
-    `run` have the scores and the adapter of the benchmark alone.
+    `run` have the scores and the adapter of the benchmark alone. A chat asks its `prompts`, if it can.
     """
     config, benchmark = settings.config, settings.benchmark
     adapter = run.adapters[benchmark]
     tuned = training.ships_adapter(config.tuning, training.read_comparison(adapter))
     base, results = models.base_of(models.find_model(config.model)), reports.run_results(dense, run, {}, config.seed)
     card = reports.tailored_card(results, config, named_benchmark(config, benchmark), base, run.base, tuned)
+    chat = data.read_chat(prompts)
+    card += f"\n{serving.how_to_ask(benchmark, chat)}\n"
     models.merge_adapter(run.base, adapter if tuned else None, out=work.out, card=card, half=base.half)
+    if chat:
+        serving.write_chat_template(work.out, chat)
     return {"adapter": "merged" if tuned else "left out: tuning brought nothing on the held-out examples"}
 
 
@@ -209,20 +218,28 @@ class ShipSettings:
 
 
 def ship_model(
-    *, checkpoint: Path, adapter: Path | None, gguf: Path | None, proof: Proof[Path], settings: ShipSettings, work: Work
+    *,
+    parts: evaluation.CandidateParts[Path],
+    gguf: Path | None,
+    prompts: Mapping[str, Path],
+    proof: Proof[Path],
+    settings: ShipSettings,
+    work: Work,
 ) -> dict[str, Any]:
     """Stage: write the proven model in the format of its runtime, with card, `certificate.json` and `proof.parquet`.
 
     It is the GGUF file that was scored, from the folder `gguf`, or else the checkpoint with its adapter merged, in the
-    base model's own 16 bits.
+    base model's own 16 bits. `prompts` are what a chat with it asks; none: it keeps its base's chat template.
     """
     config, answer, out = settings.config, settings.answer, work.out
-    base = models.base_of(models.find_model(config.model))
+    base, chat = models.base_of(models.find_model(config.model)), data.read_chat(prompts)
     if gguf:
         shutil.copytree(gguf, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         files = [serving.gguf_file(out)]
     else:
-        models.merge_adapter(checkpoint, adapter, out=out, half=base.half)
+        models.merge_adapter(parts.checkpoint, parts.adapter, out=out, half=base.half)
+        if chat:
+            serving.write_chat_template(out, chat)
         files = models.weight_files(out)
     if settings.template:
         shutil.copy(settings.template, out)
@@ -233,8 +250,9 @@ def ship_model(
     facts = {"name": settings.name, "bytes": size, "sha256": hashes}
     certificate = reports.certificate_of(answer, config, facts) | {"run": settings.identity()["config"]}
     (out / CERTIFICATE).write_text(json.dumps(certificate, indent=1) + "\n")
-    card = reports.answer_card(answer, config, base, checkpoint, certificate)
-    (out / models.CARD).write_text(card, encoding="utf-8")
+    card = reports.answer_card(answer, config, base, parts.checkpoint, certificate)
+    asked = serving.how_to_ask(settings.name, chat, files[0].name if gguf else None)
+    (out / models.CARD).write_text(f"{card}\n{asked}\n", encoding="utf-8")
     return {"bytes": size}
 
 

@@ -41,6 +41,10 @@ class Prompts:
     shots: Mapping[str, Artifact] = field(default_factory=dict)
     evaluation: Mapping[str, Artifact] = field(default_factory=dict)
 
+    def of_chat(self, *benchmarks: str) -> dict[str, Artifact]:
+        """The prompts that a chat with a model of these benchmarks has to ask; none if one has no train prompts."""
+        return {name: self.train[name] for name in benchmarks} if self.train.keys() >= {*benchmarks} else {}
+
 
 @dataclass(frozen=True)
 class Dense:

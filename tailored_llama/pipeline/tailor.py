@@ -54,7 +54,7 @@ def tailor(run: Runner, config: RunConfig) -> ArtifactRef:
     }
     settings = ReportSettings(as_shown(config), {name: one_line(error) for name, error in failed.items()})
     report = run(stages.REPORT, settings, "report", **shown)
-    finished = [model for result in whole for model in _exported(run, config, measured, result)]
+    finished = [model for result in whole for model in _exported(run, config, measured, result, prompts)]
     return report_or_raise(report, failed | failures((report, finished)))
 
 
@@ -103,7 +103,7 @@ def _quantised(
 
 
 def _exported(
-    run: Runner, config: RunConfig, dense: MeasuredModel[Artifact], result: TailoredRun[Artifact]
+    run: Runner, config: RunConfig, dense: MeasuredModel[Artifact], result: TailoredRun[Artifact], prompts: Prompts
 ) -> Iterator[Artifact]:
     """Export the models of a run that have all their scores. This comes last: a full disk must not cost the report."""
     scored = [result.pruned.scores, result.tailored]
@@ -123,13 +123,14 @@ def _exported(
             profile=None,
         )
         settings = ExportSettings(as_shown(config, ("profile",)), name)
-        finished = run(stages.FINISHED_MODEL, settings, title, dense=_on(dense, name), run=of_benchmark)
+        made_of, asked = {"dense": _on(dense, name), "run": of_benchmark}, prompts.of_chat(name)
+        finished = run(stages.FINISHED_MODEL, settings, title, **made_of, prompts=asked)
         yield finished
         for export in wanted:
             written, mark = finished, FINISHED
             if export.type:
                 gguf, about = GgufSettings(export.type, export.name), f"{title}, gguf {export.type}"
-                written, mark = run(stages.GGUF_FILE, gguf, about, checkpoint=finished, adapter=None), GGUF
+                written, mark = run(stages.GGUF_FILE, gguf, about, checkpoint=finished, prompts=asked), GGUF
                 yield written
             place(run.open(written), export.folder, "store.export", "an exported model", [mark])
             log.info("finished model: %s", export.folder)

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from tailored_llama.config import GENERIC, BenchmarkConfig, RunConfig, SmallestConfig, is_harness_task, is_written
-from tailored_llama.data import BUILTIN, Example, headline_metric, load_template, named_columns, render
+from tailored_llama.data import headline_metric, in_braces, load_template, named_example, render
 from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, Answer, Candidate, LossTest, is_proven
 from tailored_llama.models import Base, Size, is_layered, loading, lost_words, read_config, what_was_removed, write_card
 from tailored_llama.reports import text
@@ -213,15 +213,8 @@ def _data(benchmark: BenchmarkConfig) -> str:
 
 def prompt_of(config: RunConfig, benchmark: BenchmarkConfig, tuned: bool = True) -> str:
     """The prompt that it was tuned on, or else scored on, with column names in braces for an example's texts."""
-    if is_harness_task(benchmark.name):
-        fields = {"context": "{context}"}
-    elif benchmark.name in BUILTIN:
-        fields = {name: f"{{{name}}}" for name in BUILTIN[benchmark.name].fields}
-    else:
-        fields = {"context": str(benchmark.context) if named_columns(benchmark) else f"{{{benchmark.context}}}"}
-    choices = ("{answer}",) if is_written(benchmark) else ("{first choice}", "{second choice}")
     template = GENERIC if tuned and config.tuning.examples == "mixture" else config.prompts.template
-    return render(benchmark, load_template(template), Example(0, fields, choices, 0)).contexts[0]
+    return in_braces(render(benchmark, load_template(template), named_example(benchmark)).contexts[0])
 
 
 def _settings(config: RunConfig, benchmark: BenchmarkConfig, ratio: float) -> dict[str, dict[str, str]]:

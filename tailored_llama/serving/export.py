@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,22 @@ import torch
 from gguf.quants import dequantize
 
 from tailored_llama.config import GgufType, Work
+from tailored_llama.data import Chat, read_chat
 from tailored_llama.evaluation import read_metrics, score_benchmark
 from tailored_llama.models import (
     CARD,
     EMBEDDED_MODELS,
     copy_licence,
     fetch_model,
+    link,
+    load_tokenizer,
     merge_adapter,
     open_gguf,
     stored_dtype,
     weight_files,
     write_shards,
 )
+from tailored_llama.serving.chat import how_to_ask, modelfile, write_chat_template, write_grammar
 from tailored_llama.serving.gguf import Written, write_gguf
 from tailored_llama.serving.gguf_layout import layout_of, restored, unfused, written_shapes
 from tailored_llama.serving.gguf_writing import gguf_file
@@ -31,19 +36,37 @@ from tailored_llama.serving.settings import GgufSettings, QuantisedSettings, Sou
 _NOT_COPIED = ("manifest.json", "model.safetensors.index.json")
 
 
-def export_gguf(checkpoint: Path, adapter: Path | None = None, *, settings: GgufSettings, work: Work) -> dict[str, Any]:
+def export_gguf(
+    checkpoint: Path,
+    adapter: Path | None = None,
+    prompts: Mapping[str, Path] | None = None,
+    *,
+    settings: GgufSettings,
+    work: Work,
+) -> dict[str, Any]:
     """Stage: write a checkpoint as `NAME-TYPE.gguf`, an adapter merged in first, with `Modelfile` and `README.md`.
+
+    `prompts` are those of the model's benchmarks: its chat template asks them, and `grammar.gbnf` allows their answers.
+    If no chat asks all of them, the template stays.
 
     It returns the file's `bytes`, and how many MLP channels are zeros that fill up blocks (`padded_channels`).
     """
     name, file, out = settings.name, f"{settings.name}-{settings.type}.gguf", work.out
+    chat = read_chat(prompts or {})
     with tempfile.TemporaryDirectory(dir=out) as scratch:
+        source = Path(scratch) if adapter or chat else checkpoint
         if adapter:
-            merge_adapter(checkpoint, adapter, out=Path(scratch))
-        source = Path(scratch) if adapter else checkpoint
+            merge_adapter(checkpoint, adapter, out=source)
+        elif chat:
+            for path in filter(Path.is_file, checkpoint.iterdir()):
+                link(path, source / path.name)
+        if chat:
+            write_chat_template(source, chat)
         written = write_gguf(source, gguf_type=settings.type, out=out / file, name=name, progress=work.progress)
     copy_licence(checkpoint, out)
-    _write_texts(out, name, file, written)
+    write_grammar(out, chat)
+    (out / "Modelfile").write_text(modelfile(file, chat, load_tokenizer(checkpoint)), encoding="utf-8")
+    (out / CARD).write_text(_card(name, file, written, chat), encoding="utf-8")
     return {"bytes": written.size, "padded_channels": written.padded_channels}
 
 
@@ -59,16 +82,13 @@ def copy_source(*, settings: SourceSettings, work: Work) -> dict[str, Any]:
         shutil.copyfile(path, file)
     size = file.stat().st_size
     architecture = str(open_gguf(file, source.name).fields["general.architecture"].contents())
-    _write_texts(out, name, file.name, Written(architecture, size, padded_channels=0, kept_wider=0))
+    (out / "Modelfile").write_text(modelfile(file.name), encoding="utf-8")
+    written = Written(architecture, size, padded_channels=0, kept_wider=0)
+    (out / CARD).write_text(_card(name, file.name, written, None), encoding="utf-8")
     return {"bytes": size}
 
 
-def _write_texts(out: Path, name: str, file: str, written: Written) -> None:
-    (out / "Modelfile").write_text(f"FROM ./{file}\nPARAMETER temperature 0\n")
-    (out / CARD).write_text(_card(name, file, written), encoding="utf-8")
-
-
-def _card(name: str, file: str, written: Written) -> str:
+def _card(name: str, file: str, written: Written, chat: Chat | None) -> str:
     padded = f", {written.padded_channels:,} MLP channels of zeros included" if written.padded_channels else ""
     different = written.architecture == "deci"
     layers = "Its layers have different widths, so its architecture in llama.cpp is `deci`." if different else ""
@@ -77,15 +97,7 @@ def _card(name: str, file: str, written: Written) -> str:
 `{file}` has {written.size:,} bytes{padded}. {layers}
 The checkpoint that it was made from has the full card: scores, settings, licence.
 
-With [llama.cpp](https://github.com/ggml-org/llama.cpp):
-
-    llama-completion -m {file} -p "Question: …\\nAnswer:" -n 32 --temp 0
-    llama-server -m {file} --port 8080
-
-With [Ollama](https://ollama.com), from this folder:
-
-    ollama create {name} -f Modelfile
-    ollama run {name}
+{how_to_ask(name, chat, file)}
 """
 
 

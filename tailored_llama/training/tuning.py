@@ -77,11 +77,12 @@ def _samples(
     held_out: list[Sample] = []
     examples: list[int] = []
     for i, (name, metric) in enumerate(settings.metrics):
+        written = metric in WRITTEN
         shown = read_prompts(prompts[name], "shots")[: part_of(settings.shots, i, parts)]
-        shots += [encode_sample(tokenizer, limit, None, prompt) for prompt in shown]
+        shots += [encode_sample(tokenizer, limit, None, prompt, written) for prompt in shown]
         held = read_prompts(prompts[name], "held_out")[: part_of(settings.held_out, i, parts)]
-        choices = metric if metric not in WRITTEN else None
-        held_out += [encode_sample(tokenizer, limit, choices, prompt) for prompt in held]
+        choices = None if written else metric
+        held_out += [encode_sample(tokenizer, limit, choices, prompt, written) for prompt in held]
         examples += [prompt.example for prompt in held]
     return shots, held_out, examples
 
@@ -94,10 +95,14 @@ def _figures(comparison: Comparison) -> dict[str, Any]:
     return named | ({} if (better := is_better(comparison)) is None else {"better_than_untuned": better})
 
 
-def encode_sample(tokenizer: Any, limit: int, ranked: Metric | None, prompt: Prompt) -> Sample:
-    """Encode all choices of a prompt if a metric ranks them, else the right one alone."""
+def encode_sample(tokenizer: Any, limit: int, ranked: Metric | None, prompt: Prompt, written: bool = False) -> Sample:
+    """Encode all choices of a prompt if a metric ranks them, else the right one alone.
+
+    The end of text follows a written answer, so that the model ends it where nothing else does.
+    """
     if ranked is None:
-        return Sample(encode_answer(tokenizer, prompt, limit), 0, (1.0,))
+        end = [tokenizer.eos_token_id] if written and tokenizer.eos_token_id is not None else []
+        return Sample(encode_answer(tokenizer, prompt, limit, end), 0, (1.0,))
     lengths = prompt.choice_lengths if ranked == "acc_norm" else (1,) * len(prompt.contexts)
     mean = sum(lengths) / len(lengths)
     scales = tuple(mean / length for length in lengths)  # of the log-likelihoods before they are compared

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import CPU, load_and_render, write_jsonl
+from helpers import CPU, load_and_render, save_worded_llama, tune, write_jsonl
 from tailored_llama.config import WRITTEN, BenchmarkConfig, Work, validate_config
 from tailored_llama.data import (
     BenchmarkSource,
@@ -154,6 +154,19 @@ def test_the_model_learns_where_to_stop_and_is_judged_without(tmp_path: Path) ->
     assert all(continuation.endswith("\n") for continuation in shot.continuations)
     assert first.continuations == (" six", " 6")
     assert first.contexts[0].count("Question:") == 2
+
+
+def test_a_tuned_model_ends_its_answer_itself(folder: Callable[[str], Path]) -> None:
+    checkpoint = save_worded_llama(folder("model"))
+    examples, prompts, adapter = folder("examples"), folder("prompts"), folder("adapter")
+    run = validate_config({"tuning": {"shots": 4, "held_out": 0, "epochs": 30, "learning_rate": 0.02}})
+    benchmark = written(folder("data"), stop=None)
+    load_benchmark(settings=BenchmarkSource(benchmark), work=Work(examples))
+    render_prompts(examples, settings=PromptSettings.of(run, benchmark, "train"), work=Work(prompts))
+    tune(checkpoint, prompts, run.tuning, adapter, metric="exact_match")
+    contexts = [prompt.contexts[0] for prompt in read_prompts(prompts, "shots")]
+    texts = generate(load_model(checkpoint, adapter), load_tokenizer(checkpoint), contexts, WrittenAnswer(32))
+    assert sorted(texts) == [" [unknown]\n", " six\n", " ten\n", " two\n"]
 
 
 def test_the_stage_writes_answers_and_metrics(tiny: Path, folder: Callable[[str], Path]) -> None:

@@ -19,6 +19,7 @@ from tailored_llama.cli.main import app
 from tailored_llama.config import SmallestConfig
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer, loss_bound, read_answer
+from tailored_llama.models import open_gguf
 from tailored_llama.pipeline import COMPOSITIONS, FolderRunner, read_certificate, verify_certificate
 from tailored_llama.pipeline.rows import rows_of_search
 from tailored_llama.store import read_table
@@ -102,6 +103,10 @@ def test_the_smallest_proven_model_is_shipped_and_found_again(run: dict[str, Any
     assert file.read_bytes() in [own.read_bytes() for own in written]  # shipped is what was scored
     assert file.stat().st_size == costs[-1]
     assert answer.opening == 1
+    template = "{% set unread = messages[0]['content'] %}{{ 'Question: ' + messages[-1]['content'] + '\\nAnswer:' }}"
+    assert open_gguf(file, file.name).fields["tokenizer.chat_template"].contents() == template
+    assert '"content": "{question}"' in (shipped / "README.md").read_text()
+    assert 'TEMPLATE """{{ "Question: " }}{{ .Prompt }}{{ "\\nAnswer:" }}"""' in (shipped / "Modelfile").read_text()
 
     before = built(run["store"]["root"])
     assert answer_to(run) == answer
@@ -131,6 +136,7 @@ def test_the_file_that_one_starts_from_is_the_first_candidate_as_it_is(tmp_path:
     assert answer.proven is not None
     assert answer.candidates[answer.proven] == source  # everything else is larger
     assert (tmp_path / "small" / "job" / "job-source.gguf").read_bytes() == file.read_bytes()
+    assert "a chat gives other answers" in (tmp_path / "small" / "job" / "README.md").read_text()
     assert verify(tmp_path / "small" / "job", tmp_path / "job.csv")[0] == 0
 
 
@@ -191,12 +197,18 @@ def test_without_a_candidate_that_passes_the_proving_rows_stay_closed(
     assert not (Path(run["store"]["root"]) / ".openings").exists()
 
 
-def test_a_runtime_of_checkpoints_gets_one(run: dict[str, Any], tmp_path: Path, model: Path) -> None:
+def test_a_runtime_of_checkpoints_gets_one(
+    run: dict[str, Any], tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     answer = answer_to(with_goal(run, runtime="transformers", smallest="memory"))
     assert {candidate.type for candidate in answer.candidates} == {None}
     assert answer.proven is not None
     shipped = tmp_path / "small" / "job"
     assert (shipped / "model.safetensors").is_file()
+    code = re.findall(r"```python\n(.*?)```", (shipped / "README.md").read_text(), re.DOTALL)[-1]
+    show = "\nprint(tokenizer.decode(asked['input_ids'][0]))"
+    exec(code.replace("path/to/this/folder", str(shipped)).replace("{question}", "Is it?") + show, {})
+    assert "Question: Is it?\nAnswer:" in capsys.readouterr().out
     status, told = verify(shipped, tmp_path / "job.csv")
     assert (status, "llama.cpp" in told) == (0, False)
     tokenizer = shipped / "tokenizer.json"

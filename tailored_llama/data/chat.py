@@ -1,0 +1,106 @@
+"""The prompt of a job around one message: what a chat template writes, so that a chat asks what was tuned on."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tailored_llama.config import BenchmarkConfig, is_harness_task, is_written, new_tokens, stop_strings
+from tailored_llama.data.benchmarks import Example
+from tailored_llama.data.builtin import BUILTIN
+from tailored_llama.data.custom import named_columns
+
+FILE = "chat.json"
+_START, _END = "\ue000", "\ue001"  # around a name; private characters, which stand in no layout
+_BRACES = {ord(_START): "{", ord(_END): "}"}
+
+
+Rendered = tuple[Sequence[str], Sequence[str]]  # contexts and continuations by choice
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A prompt in parts, between which the user's message stands, and what may follow it."""
+
+    parts: tuple[str, ...]
+    message: str  # what of a row the message holds, with names in braces
+    choices: tuple[str, ...]  # what may follow, with names in braces where it differs by row
+    answers: tuple[str, ...]  # the choices, if they are the same for all rows
+    stop: tuple[str, ...]  # what ends an answer of its own; empty if choices are ranked
+    new_tokens: int  # of an answer of its own, at most
+
+
+def named_example(benchmark: BenchmarkConfig) -> Example:
+    """An example with the marked names of its columns in place of their texts."""
+    columns = named_columns(benchmark)
+    if benchmark.name in BUILTIN or is_harness_task(benchmark.name):
+        fields = BUILTIN[benchmark.name].fields if benchmark.name in BUILTIN else ("context",)
+        texts = {name: _marked(name) for name in fields}
+    elif columns:
+        texts = {"context": str(benchmark.context).format(**{name: _marked(name) for name in columns})}
+    else:
+        texts = {"context": _marked(str(benchmark.context))}
+    choices = ("answer",) if is_written(benchmark) else ("first choice", "second choice")
+    return Example(0, texts, tuple(map(_marked, choices)), 0)
+
+
+def _marked(name: str) -> str:
+    return f"{_START}{name}{_END}"
+
+
+def in_braces(text: str) -> str:
+    """A text of a named example with braces as marks."""
+    return text.translate(_BRACES)
+
+
+def find_chat(benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Rendered]) -> Chat | None:
+    """The chat that asks a benchmark's rows as they are rendered: one message holds all that differs by row.
+
+    `named` is the named example. None: the text before the answer differs by choice, or a task of
+    lm-evaluation-harness writes it.
+    """
+    asked, choices = named[0][0], tuple(map(in_braces, named[1]))
+    if is_harness_task(benchmark.name) or len(set(named[0])) > 1 or _START not in asked:
+        return None
+    first = next(iter(named_example(benchmark).fields.values()))
+    for message in (_inside(first), _inside(asked)):  # the first field may stand there twice
+        parts = tuple(asked.split(message))
+        if len(parts) > 1 and not any(_START in part for part in parts):
+            break
+    if not all(_is_asked(parts, context) for contexts, _ in rows for context in contexts):
+        return None
+    written, space = is_written(benchmark), parts[-1][len(parts[-1].rstrip()) :]
+    if written:
+        return Chat(parts, in_braces(message), (), (), stop_strings(benchmark), new_tokens(benchmark))
+    # White space before an answer is scored with it, as `models.encode_pair` says.
+    parts, choices = (*parts[:-1], parts[-1].rstrip()), tuple(space + choice for choice in choices)
+    alike = len(rows) > 1 and len({frozenset(continuations) for _, continuations in rows}) == 1
+    answers = tuple(space + answer for answer in dict.fromkeys(rows[0][1])) if alike else ()
+    return Chat(parts, in_braces(message), answers or choices, answers, (), 0)
+
+
+def _inside(text: str) -> str:
+    """A text from its first name to its last."""
+    return text[text.index(_START) : text.rindex(_END) + 1]
+
+
+def _is_asked(parts: Sequence[str], context: str) -> bool:
+    size = (len(context) - sum(map(len, parts))) // (len(parts) - 1)
+    return context[len(parts[0]) : len(parts[0]) + size].join(parts) == context
+
+
+def write_chat(out: Path, chat: Chat | None) -> None:
+    (out / FILE).write_text(json.dumps(chat and asdict(chat), indent=1) + "\n", encoding="utf-8")
+
+
+def read_chat(prompts: Mapping[str, Path]) -> Chat | None:
+    """The chat of the prompts of one benchmark or several, as `render_prompts` wrote it; None: they share none."""
+    found = [json.loads((folder / FILE).read_text(encoding="utf-8")) for folder in prompts.values()]
+    if not found or any(chat != found[0] for chat in found):
+        return None
+    return found[0] and Chat(**{name: _frozen(value) for name, value in found[0].items()})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

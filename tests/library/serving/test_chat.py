@@ -1,0 +1,115 @@
+"""A chat with a shipped model asks what it was tuned on: the same tokens, by transformers and by llama.cpp's server."""
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+import helpers
+from llama_server import LlamaServer, llama_server
+from tailored_llama.config import BenchmarkConfig, Work
+from tailored_llama.data import read_chat, read_prompts
+from tailored_llama.models import encode, encode_pair, load_tokenizer
+from tailored_llama.serving import GgufSettings, export_gguf, write_chat_template
+
+ENDS = ("", " ", "\n", '"', "'", "\\n", " é☃", "{x}{{ y }}", "<|end|>")
+ROWS = [
+    {"text": f"{helpers.words(60)[i:40]}{end}", "kind": f"kind {i}", "labels": ["good", 'so "so"'],
+     "options": [f"a{i}", "good"], "answer": "good"}
+    for i, end in enumerate(ENDS)
+]  # fmt: skip
+Row = dict[str, Any]
+JOBS: dict[str, tuple[dict[str, Any], str, Callable[[Row], str]]] = {
+    "labels": ({"context": "text", "choices": "labels"}, "harness", lambda row: row["text"]),
+    "spaces at the end": ({"context": "{text} → \n", "choices": "labels"}, "harness", lambda row: row["text"]),
+    "words around": (
+        {"context": 'It\'s "{text}" of\\n {kind}\nAnswer:', "choices": "labels"},
+        "generic",
+        lambda row: f'{row["text"]}" of\\n {row["kind"]}',
+    ),
+    "twice": ({"context": "Q: {text}\nA:", "choices": "options"}, "reread", lambda row: row["text"]),
+    "letters": (
+        {"context": "text", "choices": "options"},
+        "lettered",
+        lambda row: f"{row['text']}\nA. {row['options'][0]}\nB. good",
+    ),
+    "written": ({"context": "Q: {text}\nA: ", "metric": "exact_match"}, "task", lambda row: row["text"]),
+}
+
+
+def rendered(folder: Path, job: str) -> Path:
+    """The rendered prompts of a job, with a solved example before each."""
+    fields, template, _ = JOBS[job]
+    train = [{**row, "text": f"{i} of train"} for i, row in enumerate(ROWS)]
+    files = {
+        name: helpers.write_jsonl(folder / f"{name}.jsonl", rows) for name, rows in (("train", train), ("test", ROWS))
+    }
+    benchmark = BenchmarkConfig(name="job", answer="answer", train=files["train"], evaluation=files["test"], **fields)
+    return helpers.load_and_render(benchmark, folder, template=template, num_fewshot=1, seed=0)
+
+
+def tuned_ids(tokenizer: Any, prompts: Path, written: bool) -> list[list[int]]:
+    asked = [(p.contexts[0], p.continuations[0]) for p in read_prompts(prompts, "evaluation")]
+    return [encode(tokenizer, text) if written else encode_pair(tokenizer, text, after)[0] for text, after in asked]
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("tokenizer", [helpers.bpe_tokenizer, helpers.spm_tokenizer], ids=["bytes", "pieces"])
+def test_a_chat_asks_what_was_tuned_on(
+    tokenizer: Callable[[], PreTrainedTokenizerFast], job: str, folder: Callable[[str], Path]
+) -> None:
+    checkpoint = helpers.save_worded_llama(folder("model"), tokenizer(), max_position_embeddings=512)
+    before, prompts, out = load_tokenizer(checkpoint), rendered(folder("rows"), job), folder("out")
+    export_gguf(checkpoint, None, {"job": prompts}, settings=GgufSettings("f16", "job"), work=Work(out))
+    assert load_tokenizer(checkpoint).chat_template == before.chat_template  # the checkpoint stays
+    chat = read_chat({"job": prompts})
+    assert chat is not None
+    write_chat_template(checkpoint, chat)
+    after, expected = load_tokenizer(checkpoint), tuned_ids(before, prompts, job == "written")
+    with llama_server(out / "job-f16.gguf", 512) as server:
+        for row, ids in zip(ROWS, expected, strict=True):
+            message = {"role": "user", "content": JOBS[job][2](row)}
+            earlier = [{"role": "system", "content": "Be good."}, message, {"role": "assistant", "content": "x"}]
+            for messages in ([message], [*earlier, message]):
+                chatted = after.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+                assert chatted == ids, row
+                assert server.chat_ids(*messages) == ids, row
+
+
+def asked_by_card(server: LlamaServer, card: str, message: str) -> str:
+    """The answer to the request that a card shows, with a message in place of the card's."""
+    (command,) = re.findall(r"^curl .*", card, re.MULTILINE)
+    body = json.loads(shlex.split(command)[-1])
+    body["messages"][0]["content"] = message
+    return server.chat(body)
+
+
+def test_the_card_s_request_gets_one_of_the_answers(folder: Callable[[str], Path]) -> None:
+    checkpoint = helpers.save_worded_llama(folder("model"))
+    for job, answers in (("labels", [" good", ' so "so"']), ("letters", [" A", " B"]), ("twice", None)):
+        prompts, out = rendered(folder(f"rows of {job}"), job), folder(job)
+        export_gguf(checkpoint, None, {"job": prompts}, settings=GgufSettings("f16", "job"), work=Work(out))
+        card, modelfile = (out / "README.md").read_text(), (out / "Modelfile").read_text()
+        assert ("--grammar-file grammar.gbnf" in card) == bool(answers)
+        assert "{{ .Prompt }}" in modelfile
+        with llama_server(out / "job-f16.gguf") as server:
+            said = {asked_by_card(server, card, row["text"]) for row in ROWS}
+        assert said <= {*(answers or (" {first choice}", " {second choice}"))}
+
+
+def test_what_no_chat_can_ask_keeps_the_base_s_template(folder: Callable[[str], Path]) -> None:
+    checkpoint = helpers.save_worded_llama(folder("model"))
+    two = {job: rendered(folder(f"rows of {job}"), job) for job in ("labels", "written")}
+    assert read_chat(two) is None
+    export_gguf(checkpoint, None, two, settings=GgufSettings("f16", "job"), work=Work(out := folder("out")))
+    assert "a chat gives other answers" in (out / "README.md").read_text()
+    assert "TEMPLATE" not in (out / "Modelfile").read_text()
+    with llama_server(out / "job-f16.gguf") as server:
+        assert server.ask("/apply-template", {"messages": [{"role": "user", "content": "x"}]})["prompt"] == (
+            "<|user|>user said: x<|end|>"
+        )
