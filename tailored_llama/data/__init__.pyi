@@ -15,6 +15,7 @@ from .chat import in_braces as in_braces
 from .chat import named_example as named_example
 from .chat import read_chat as read_chat
 from .custom import check_benchmark as check_benchmark
+from .custom import named_columns as named_columns
 from .likelihoods import Score as Score
 from .likelihoods import choice_scores as choice_scores
 from .likelihoods import encode_answer as encode_answer
