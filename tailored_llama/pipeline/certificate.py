@@ -56,7 +56,7 @@ class StatedTest(Stated):
     loss: float
     bound: float
     p: float
-    bootstrap: float
+    bootstrap: float = Field(ge=0, le=1)
     counts: Counts | None
     proven: bool
 
@@ -89,7 +89,7 @@ class StatedModel(Stated):
 
     candidate: Settings  # for people
     name: Text
-    bytes: int
+    bytes: int = Field(ge=0, lt=2**53)
     sha256: dict[FileName, Sha256] = Field(min_length=1)
 
 
@@ -150,9 +150,9 @@ class CertificateFile(Stated):
             yield "benchmarks: got figures of no proven model; allowed: those of the last proven one of sequence"
 
     def faults(self, where: str, name: str, test: StatedTest, answers: tuple[Array, Array] | None) -> Iterator[str]:
-        """What is wrong with a test on a benchmark, by the whole and the answers of both models; `where` names it.
+        """What is wrong with a test on a benchmark, which `where` names, by the whole and the answers of both models.
 
-        A message holds only if none comes before it.
+        Later messages may follow from the first one, which is the one to show.
         """
         proving = self.sets[name].get("proving")
         yield from _differs(f"{where}.rows", test.rows, proving.rows if proving else 0, "by the sets")

@@ -148,7 +148,7 @@ def _config_of(stated: CertificateFile, folder: Path, files: Sequence[str]) -> S
     metrics = {benchmark.name: data.headline_metric(benchmark) for benchmark in config.benchmarks}
     expected = {"metrics": metrics, "template": named, "num_fewshot": config.scoring.num_fewshot}
     if stated.scoring != expected:
-        raise InputError(f"scoring: got {stated.scoring}; allowed: {expected}, by run")
+        raise InputError(f"scoring: got {str(stated.scoring)[:500]}; allowed: {expected}, by run")
     return config
 
 
