@@ -91,8 +91,8 @@ def _quantised(
     def score(kind: GgufType, name: str, title: str) -> Artifact:
         (checkpoint, adapter), asked = models[name], prompts.evaluation[name]
         written_as = GgufSettings(kind, config.model.short_name)
-        inputs = {"checkpoint": checkpoint, "adapter": adapter, "prompts": {}}  # for scores, not for chats
-        file = run(stages.GGUF_FILE, written_as, f"write {title}", **inputs)
+        # It is scored and not served, so that no chat has to ask it anything.
+        file = run(stages.GGUF_FILE, written_as, f"write {title}", checkpoint=checkpoint, adapter=adapter, prompts={})
         settings = QuantisedSettings.of(named_benchmark(config, name), kind)
         return run(stages.QUANTISED, settings, title, checkpoint=checkpoint, gguf=file, prompts=asked)
 
