@@ -15,7 +15,6 @@ FILE = "chat.json"
 _START, _END = "\ue000", "\ue001"  # around a name; private characters, which stand in no layout
 _BRACES = {ord(_START): "{", ord(_END): "}"}
 
-
 Rendered = tuple[Sequence[str], Sequence[str]]  # contexts and continuations by choice
 
 

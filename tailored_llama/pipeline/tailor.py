@@ -91,7 +91,8 @@ def _quantised(
     def score(kind: GgufType, name: str, title: str) -> Artifact:
         (checkpoint, adapter), asked = models[name], prompts.evaluation[name]
         written_as = GgufSettings(kind, config.model.short_name)
-        file = run(stages.GGUF_FILE, written_as, f"write {title}", checkpoint=checkpoint, adapter=adapter)
+        # It is scored and not served, so that no chat has to ask it anything.
+        file = run(stages.GGUF_FILE, written_as, f"write {title}", checkpoint=checkpoint, adapter=adapter, prompts={})
         settings = QuantisedSettings.of(named_benchmark(config, name), kind)
         return run(stages.QUANTISED, settings, title, checkpoint=checkpoint, gguf=file, prompts=asked)
 
@@ -130,7 +131,8 @@ def _exported(
             written, mark = finished, FINISHED
             if export.type:
                 gguf, about = GgufSettings(export.type, export.name), f"{title}, gguf {export.type}"
-                written, mark = run(stages.GGUF_FILE, gguf, about, checkpoint=finished, prompts=asked), GGUF
+                inputs = {"checkpoint": finished, "adapter": None, "prompts": asked}
+                written, mark = run(stages.GGUF_FILE, gguf, about, **inputs), GGUF
                 yield written
             place(run.open(written), export.folder, "store.export", "an exported model", [mark])
             log.info("finished model: %s", export.folder)

@@ -7,9 +7,10 @@ import pytest
 
 from helpers import render_split
 from tailored_llama.config import BenchmarkConfig
-from tailored_llama.data import Example, Prompt, load_template, read_prompts, render, select_train
+from tailored_llama.data import Example, Prompt, load_template, named_example, read_prompts, render, select_train
 from tailored_llama.data.benchmarks import EXAMPLES_SCHEMA
 from tailored_llama.data.builtin import SEVEN
+from tailored_llama.data.chat import find_chat
 from tailored_llama.data.prompts import few_shot_header, select_evaluation
 from tailored_llama.data.templates import shipped
 from tailored_llama.errors import InputError
@@ -156,6 +157,18 @@ def test_every_shipped_set_words_every_benchmark(name: str, template: str) -> No
         assert continuation == " " + continuation.strip() or name == "hellaswag"  # a choice there starts with a space
     if template != "harness":
         assert len(set(prompt.contexts)) == 1
+
+
+@pytest.mark.parametrize("template", sorted(TEMPLATES))
+@pytest.mark.parametrize("name", SEVEN)
+def test_one_message_holds_all_that_differs_by_row_but_in_winogrande(name: str, template: str) -> None:
+    examples = (named_example(config(name)), EXAMPLES[name])
+    prompts = [render(config(name), TEMPLATES[template], example, "Solved.\n\n") for example in examples]
+    named, *rows = ((prompt.contexts, prompt.continuations) for prompt in prompts)
+    chat = find_chat(config(name), named, rows)
+    assert (chat is None) == ((name, template) == ("winogrande", "harness"))
+    if chat:
+        assert not any(text in part for part in chat.parts for text in EXAMPLES[name].fields.values())
 
 
 def test_the_generic_set_says_the_same_to_all() -> None:

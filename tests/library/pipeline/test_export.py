@@ -289,6 +289,10 @@ def test_a_gguf_file_is_exported_beside_the_checkpoint(exporting: dict[str, Any]
         torch.testing.assert_close(runtime.logits([1, 2, 3, 4]), expected, rtol=0, atol=1e-4)
     fields = {name: field.contents() for name, field in GGUFReader(file).fields.items()}
     assert (fields["general.name"], fields["general.license"]) == ("colours-0.2", "llama3.2")
+    template = load_tokenizer(models / "colours-0.2").chat_template
+    assert fields["tokenizer.chat_template"] == template
+    assert template.endswith("{{ ('' + messages[-1]['content'] + '').rstrip() }}")
+    assert (folder / "grammar.gbnf").read_text() == 'root ::= " red" | " blue" | " green" | " black"\n'
     assert "FROM ./colours-0.2-f32.gguf" in (folder / "Modelfile").read_text()
     assert "ollama create colours-0.2 -f Modelfile" in (folder / "README.md").read_text()
 
