@@ -250,7 +250,7 @@ def _labels(where: str, column: str, values: Sequence[str]) -> tuple[str, ...]:
     """The labels in order. Rows without one are refused with their numbers when they are read."""
     counts = Counter(filter(None, values))
     if len(counts) < 2:
-        raise InputError(f"{where}: column {column}: got {len(counts)} labels; allowed: two or more")
+        raise InputError(f"{where}: column {column}: got no two different labels; allowed: two or more")
     if once := [label for label, count in counts.items() if count == 1]:
         (common, _), *_ = counts.most_common(1)
         raise InputError(
