@@ -216,7 +216,11 @@ REFUSED: dict[str, tuple[list[Row], Row, str]] = {
         "row 150: column label: got ' '; allowed: one of the 2 labels",
     ),
     "no text": (labelled(150), {"text": None, "label": "label 0"}, "row 150: column text: got None; allowed: a text"),
-    "one label": (labelled(150, 1), labelled(1, 1)[0], "column label: got no two different labels; allowed: two or more"),
+    "one label": (
+        labelled(150, 1),
+        labelled(1, 1)[0],
+        "column label: got no two different labels; allowed: two or more",
+    ),
     "no written answer": (
         [{"prompt": f"{i}", "completion": f"{i} is"} for i in range(150)],
         {"prompt": "x", "completion": ""},
