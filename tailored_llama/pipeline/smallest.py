@@ -20,13 +20,13 @@ from tailored_llama.data import PromptSplit
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.evaluation import Answer, Ladder, LossTest, Measured, Proof, RowSet, Rung
 from tailored_llama.pipeline import candidates, stages
-from tailored_llama.pipeline.candidates import SearchState
 from tailored_llama.pipeline.futures import Artifact, failures, report_or_raise
 from tailored_llama.pipeline.only import OnlyRunner
 from tailored_llama.pipeline.proven import publish_answer
 from tailored_llama.pipeline.reporting import ShipSettings, SmallestSettings
 from tailored_llama.pipeline.rows import check_provable
 from tailored_llama.pipeline.runner import Runner
+from tailored_llama.pipeline.search_state import SearchState
 from tailored_llama.pipeline.stage import Stage, flatten
 from tailored_llama.store import ArtifactRef
 

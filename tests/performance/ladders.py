@@ -17,7 +17,8 @@ from tailored_llama.config import SmallestConfig, load_config
 from tailored_llama.evaluation import Rung
 from tailored_llama.models import read_structure
 from tailored_llama.pipeline import StoreRunner
-from tailored_llama.pipeline.candidates import SearchState, measure, score, start_search
+from tailored_llama.pipeline.candidates import measure, score, start_search
+from tailored_llama.pipeline.search_state import SearchState
 
 
 def main(
@@ -28,24 +29,28 @@ def main(
     state = start_search(run, run_config)
     reference = score(run, state.bases[0], state.reference, "evaluation")
     sixteen_bits = 2 * read_structure(run.open(state.reference.checkpoint)).parameters
+    first = True
     for number, (base, kind) in enumerate(state.ladders):
+        if kind == "source":  # one file, and no ladder
+            continue
         rungs = [Rung(number, place) for place in range(len(base.steps))]
         for rung in rungs:  # one after another: each is followed by its scores
             measure(state, [rung])
         scored = {
-            rung: score(run, base, state.models[state.place(rung)], "evaluation", kind)
+            rung: score(run, base, state.models[state.model_key(rung)], "evaluation", kind)
             for rung in rungs
             if rung in state.parts
         }
         for benchmark, prompts in base.prompts.evaluation.items():
             folder = run.open(prompts)
-            if not number:
+            if first:
                 write(out, state, benchmark, folder, [(run.open(reference[benchmark]), "the reference", sixteen_bits)])
             rows = [
                 (run.open(own[benchmark]), state.label(rung), state.candidates[rung].bytes)
                 for rung, own in scored.items()
             ]
             write(out, state, benchmark, folder, rows)
+        first = False
 
 
 def write(out: Path, state: SearchState, benchmark: str, prompts: Path, rungs: list[tuple[Path, str, int]]) -> None:
