@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
 from types import NoneType
@@ -17,7 +18,7 @@ import pytest
 import members
 from compositions import built, compose, compose_incomplete
 from services import ROOT, children, children_of, until
-from tailored_llama.config import ExecutionConfig, StoreConfig, Work, validate_config
+from tailored_llama.config import ExecutionConfig, StoreConfig, TextConfig, Work, validate_config
 from tailored_llama.evaluation import PerplexitySettings, read_recovery
 from tailored_llama.pipeline import Stage, StoreRunner, runner, steps
 from tailored_llama.pipeline.beside import Slots, run_beside
@@ -58,6 +59,9 @@ def test_a_killed_process_counts_as_out_of_memory(own_run: dict[str, Any], tmp_p
     config = validate_config(own_run | SIDE_BY_SIDE)
     run = StoreRunner(config.store, config.execution)
     dense = run.open(steps.load_dense(run, config))
+    os.mkfifo(text := tmp_path / "text.txt")  # nobody writes into it: who reads it waits, until it is killed
+    source = replace(PerplexitySettings.of(config.perplexity).text, kind="file", text=TextConfig(source=str(text)))
+    settings = replace(PerplexitySettings.of(config.perplexity), text=source)
     begun = Event()
 
     def kill() -> None:
@@ -67,7 +71,7 @@ def test_a_killed_process_counts_as_out_of_memory(own_run: dict[str, Any], tmp_p
 
     work = Work(tmp_path, ExecutionConfig(processes=2), name="perplexity dense")
     with pytest.raises(MemoryError, match="perplexity dense: process 0 was killed, perhaps because memory ran out"):
-        run_beside(PERPLEXITY, {"checkpoint": dense}, PerplexitySettings.of(config.perplexity), work, kill)
+        run_beside(PERPLEXITY, {"checkpoint": dense}, settings, work, kill)
     assert begun.is_set()
     assert not multiprocessing.active_children()
 
