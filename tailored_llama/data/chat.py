@@ -29,6 +29,12 @@ class Chat:
     stop: tuple[str, ...]  # what ends an answer of its own; empty if choices are ranked
     new_tokens: int  # of an answer of its own, at most
 
+    def messages(self, context: str) -> list[dict[str, str]]:
+        """The messages that become a prompt."""
+        size = (len(context.rstrip()) - len("".join(self.parts).rstrip())) // (len(self.parts) - 1)
+        start = len(self.parts[0])
+        return [{"role": "user", "content": context[start : start + size]}]
+
 
 def named_example(benchmark: BenchmarkConfig) -> Example:
     """An example with the marked names of its columns in place of their texts."""

@@ -54,7 +54,10 @@ from .scores import read_chosen as read_chosen
 from .scores import read_metrics as read_metrics
 from .scores import read_probabilities as read_probabilities
 from .scores import read_score as read_score
+from .scoring import predict as predict
 from .scoring import score_benchmark as score_benchmark
+from .scoring import write_choices as write_choices
+from .scoring import write_texts as write_texts
 from .settings import PerplexitySettings as PerplexitySettings
 from .settings import ProfileSettings as ProfileSettings
 from .settings import ScoreSettings as ScoreSettings

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,15 @@ def _rank_choices(
     budget, longest = token_budget(work.execution.batch_tokens, model), context_length(model)
     encoded = [encode_prompt(tokenizer, prompt, longest) for prompt in prompts]
     columns = predict(prompts, loglikelihoods(model, encoded, budget, work.progress))
-    write_table(work.out / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
     whole = [item for item in encoded if not item.truncated]  # their common start is encoded once
     tokens = sum(len(item.document) for item in encoded) - len(shared_header(whole)) * max(0, len(whole) - 1)
-    return {"floor": choice_floor(prompts)} | metrics(hits(columns)), {"tokens": tokens}
+    return write_choices(prompts, columns, work.out), {"tokens": tokens}
+
+
+def write_choices(prompts: Sequence[Prompt], columns: Mapping[str, list[Any]], out: Path) -> dict[str, float]:
+    """Write `predictions.parquet`, and return its metrics with their floor."""
+    write_table(out / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
+    return {"floor": choice_floor(prompts)} | metrics(hits(columns))
 
 
 def _write_answers(
@@ -64,10 +69,18 @@ def _write_answers(
     assert written
     contexts = [prompt.contexts[0] for prompt in prompts]
     texts = generation.generate(model, tokenizer, contexts, written, work.execution.batch_tokens, work.progress)
-    columns = generation.judge(prompts, texts, written.ignore)
-    write_table(work.out / "answers.parquet", columns, ANSWERS_SCHEMA)
-    floor = generation.written_floor(prompts, settings.metric, written.ignore)
-    return {"floor": floor} | metrics({name: columns[name] for name in WRITTEN}), {"examples": len(prompts)}
+    return write_texts(prompts, texts, settings, work.out), {"examples": len(prompts)}
+
+
+def write_texts(
+    prompts: Sequence[Prompt], texts: Sequence[str], settings: ScoreSettings, out: Path
+) -> dict[str, float]:
+    """Write `answers.parquet` of what was written, and return its metrics with the floor of the headline metric."""
+    ignore = settings.written.ignore if settings.written else None
+    columns = generation.judge(prompts, texts, ignore)
+    write_table(out / "answers.parquet", columns, ANSWERS_SCHEMA)
+    floor = generation.written_floor(prompts, settings.metric, ignore)
+    return {"floor": floor} | metrics({name: columns[name] for name in WRITTEN})
 
 
 def predict(prompts: Sequence[Prompt], scores: Sequence[Sequence[float]]) -> dict[str, list[Any]]:

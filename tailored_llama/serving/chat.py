@@ -10,8 +10,7 @@ from jinja2 import Environment
 
 from tailored_llama.data import Chat
 from tailored_llama.models import load_tokenizer
-
-TEMPLATE, GRAMMAR = "chat_template.jinja", "grammar.gbnf"
+from tailored_llama.serving.server import GRAMMAR, TEMPLATE
 
 
 def write_chat_template(folder: Path, chat: Chat) -> None:
@@ -40,13 +39,14 @@ def _jinja_string(text: str) -> str:
     return f"'{text.translate(escapes)}'"
 
 
-def write_grammar(folder: Path, chat: Chat | None) -> None:
+def writegrammar_of(folder: Path, chat: Chat | None) -> None:
     """Write the grammar of the answers, if they are the same for all rows."""
     if chat and chat.answers:
-        (folder / GRAMMAR).write_text(_grammar(chat.answers) + "\n", encoding="utf-8")
+        (folder / GRAMMAR).write_text(grammar_of(chat.answers) + "\n", encoding="utf-8")
 
 
-def _grammar(answers: Sequence[str]) -> str:
+def grammar_of(answers: Sequence[str]) -> str:
+    """A grammar of llama.cpp that allows these answers alone."""
     return "root ::= " + " | ".join(json.dumps(answer, ensure_ascii=False) for answer in answers)
 
 
@@ -74,7 +74,7 @@ def how_to_ask(name: str, chat: Chat | None, file: str | None = None) -> str:
         elif not file:
             options = {"structured_outputs": {"choice": list(chat.choices)}}
         elif not chat.answers:
-            options = {"grammar": _grammar(chat.choices)}
+            options = {"grammar": grammar_of(chat.choices)}
         body = json.dumps({"messages": messages, "temperature": 0, **options}, ensure_ascii=False)
         values |= {"messages": messages, "options": options, "body": shlex.quote(body)}
         values["message"] = shlex.quote(chat.message)

@@ -1,15 +1,22 @@
-"""llama.cpp itself: it makes K-quants, and is timed."""
+"""llama.cpp itself: it makes K-quants, scores choices, and is timed."""
 
 import json
+import math
 import time
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.special import logsumexp
 
 from tailored_llama.config import Work
 from tailored_llama.errors import InputError
+from tailored_llama.models import Encoded
+from tailored_llama.progress import Progress
 from tailored_llama.serving.gguf_writing import gguf_file
 
 PROMPT_TOKENS, NEW_TOKENS, REPEATS = 256, 32, 3
@@ -42,40 +49,94 @@ def requantise(source: Path, gguf_type: str, out: Path) -> None:
         library.llama_log_set(ffi.NULL, ffi.NULL)
 
 
+@contextmanager
+def _context(file: Path, purpose: str, tokens: int, sequences: int = 1) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """The interface, the library, a model, and a context that reads so many tokens at once, on torch's threads.
+
+    A token may belong to several sequences.
+    """
+    ffi, library = load_llama_cpp(purpose)
+    model = library.llama_model_load_from_file(str(file).encode(), library.llama_model_default_params())
+    if model == ffi.NULL:
+        raise InputError(f"{file}: llama.cpp cannot load it; allowed: a whole GGUF file of an architecture that it has")
+    parameters = library.llama_context_default_params()
+    parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = tokens
+    parameters.n_seq_max, parameters.kv_unified = sequences, True
+    parameters.n_threads = parameters.n_threads_batch = torch.get_num_threads()
+    context = library.llama_init_from_model(model, parameters)
+    try:
+        if context == ffi.NULL:
+            raise RuntimeError("llama.cpp could not make a context")
+        yield ffi, library, model, context
+    finally:
+        library.llama_free(context)  # which takes NULL, too
+        library.llama_model_free(model)
+
+
+def file_loglikelihoods(file: Path, encoded: Sequence[Encoded], progress: Progress) -> list[list[float]]:
+    """Summed log-probability of every choice of every prompt, by llama.cpp; as `data.loglikelihoods`.
+
+    A prompt is one batch, in which its choices are sequences that share the tokens before them.
+    """
+    longest = max(len(item.document) for item in encoded)
+    most = max(len(item.document.branches) for item in encoded)
+    sums = []
+    with _context(file, "scoring", longest, most) as (ffi, library, model, context):
+        vocabulary = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
+        batch = library.llama_batch_init(longest, 0, most)
+
+        def log_probability(position: int, token: int) -> float:
+            logits = library.llama_get_logits_ith(context, position)
+            row = np.frombuffer(ffi.buffer(logits, 4 * vocabulary), np.float32).astype(np.float64)
+            return float(row[token] - logsumexp(row))
+
+        for done, item in enumerate(encoded, 1):
+            scored = {position for positions in item.positions for position in positions}
+            batch.n_tokens = 0
+            _add(batch, item.document.prefix, 0, range(len(item.document.branches)), scored)
+            for number, branch in enumerate(item.document.branches):
+                _add(batch, branch, len(item.document.prefix), [number], scored)
+            library.llama_memory_clear(library.llama_get_memory(context), True)
+            if library.llama_decode(context, batch):
+                raise RuntimeError("llama.cpp could not compute a batch")
+            pairs = [zip(*choice, strict=True) for choice in zip(item.positions, item.targets, strict=True)]
+            sums.append([math.fsum(log_probability(*pair) for pair in choice) for choice in pairs])
+            progress(done, len(encoded))
+        library.llama_batch_free(batch)
+    return sums
+
+
+def _add(batch: Any, tokens: Sequence[int], start: int, sequences: Sequence[int], scored: Set[int]) -> None:
+    """Add tokens to a batch, from a position on, that all these sequences share."""
+    for position, token in enumerate(tokens, start):
+        i = batch.n_tokens
+        batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, position, len(sequences), i in scored
+        for place, sequence in enumerate(sequences):
+            batch.seq_id[i][place] = sequence
+        batch.n_tokens += 1
+
+
 def measure_speed(gguf: Path, *, settings: None, work: Work) -> None:
     """Stage: time llama.cpp with a GGUF file; write `speed.json` with seconds for a token.
 
     `reading` is that of a prompt of 256 tokens, `writing` of 32 tokens after it, one by one: medians of three passes
     after a first one, on as many threads as torch has (`OMP_NUM_THREADS`). What the tokens are makes no difference.
     """
-    ffi, library = load_llama_cpp("timing")
-    from llama_cpp_py_sync import Llama
-
-    model = Llama(str(gguf_file(gguf)), n_ctx=PROMPT_TOKENS)
-    parameters = library.llama_context_default_params()  # Llama's own context computes logits at every position
-    parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = PROMPT_TOKENS + NEW_TOKENS, PROMPT_TOKENS, PROMPT_TOKENS
-    parameters.n_threads = parameters.n_threads_batch = torch.get_num_threads()
-    context = ffi.NULL
-
-    def decode(count: int) -> float:
-        """Seconds for a token of so many that are read at once."""
-        tokens, start = ffi.new("llama_token[]", [7] * count), time.perf_counter()
-        if library.llama_decode(context, library.llama_batch_get_one(tokens, count)):
-            raise RuntimeError("llama.cpp could not compute a batch")
-        library.llama_synchronize(context)
-        return (time.perf_counter() - start) / count
-
     reading, writing = [], []
-    try:
-        if (context := library.llama_init_from_model(model._model, parameters)) == ffi.NULL:
-            raise RuntimeError("llama.cpp could not make a context")
+    with _context(gguf_file(gguf), "timing", PROMPT_TOKENS + NEW_TOKENS) as (ffi, library, _, context):
+
+        def decode(count: int) -> float:
+            """Seconds for a token of so many that are read at once."""
+            tokens, start = ffi.new("llama_token[]", [7] * count), time.perf_counter()
+            if library.llama_decode(context, library.llama_batch_get_one(tokens, count)):
+                raise RuntimeError("llama.cpp could not compute a batch")
+            library.llama_synchronize(context)
+            return (time.perf_counter() - start) / count
+
         for _ in range(1 + REPEATS):
             library.llama_memory_clear(library.llama_get_memory(context), True)
             reading.append(decode(PROMPT_TOKENS))
             writing.append(fmean(decode(1) for _ in range(NEW_TOKENS)))
-    finally:
-        library.llama_free(context)  # which takes NULL, too
-        model.close()
     seconds = {"reading": median(reading[1:]), "writing": median(writing[1:])}
     (work.out / "speed.json").write_text(json.dumps(seconds, indent=1) + "\n")
 

@@ -1,0 +1,139 @@
+"""What llama.cpp itself answers with the GGUF file that is shipped."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from tailored_llama.config import BenchmarkConfig, Work
+from tailored_llama.data import Chat, Prompt, PromptSplit, encode_prompt, read_chat, read_prompts
+from tailored_llama.evaluation import ScoreSettings, WrittenAnswer, predict, write_choices, write_texts
+from tailored_llama.models import encode, load_tokenizer, read_config
+from tailored_llama.progress import Progress
+from tailored_llama.serving.chat import grammar_of
+from tailored_llama.serving.client import ChatServer, Refused
+from tailored_llama.serving.gguf_writing import gguf_file
+from tailored_llama.serving.llama_cpp import file_loglikelihoods
+from tailored_llama.serving.server import llama_server
+
+LONGEST_LABEL = 256  # tokens; a grammar ends it
+ROOM = 64  # tokens of a chat beyond the prompt that was counted
+TOO_LONG = "exceed_context_size_error"
+
+
+@dataclass(frozen=True)
+class ServedSettings:
+    """How a GGUF file is scored in llama.cpp; `ranked`: by log-likelihoods of the choices in any case."""
+
+    score: ScoreSettings
+    ranked: bool = False
+
+    @classmethod
+    def of(cls, benchmark: BenchmarkConfig, split: PromptSplit, ranked: bool = False) -> Self:
+        return cls(ScoreSettings.of(benchmark, split), ranked)
+
+
+def score_served(
+    checkpoint: Path, gguf: Path, prompts: Path, *, settings: ServedSettings, work: Work
+) -> dict[str, Any]:
+    """Stage: score a GGUF file by what llama.cpp answers with it; write what `score_benchmark` writes.
+
+    Labels and written answers are those of its server for the ordinary chat call at temperature 0, with the grammar
+    beside the file. If the file's chat template writes another prompt than that of the rows, the server is given the
+    prompt itself. A row that is longer than the model's context has no answer, which is wrong. Choices that differ by
+    row are ranked by their log-likelihoods; there a long row loses its start. `metrics.json` also says how llama.cpp
+    was asked, its version, and the SHA-256 of the chat template.
+
+    `checkpoint` has the tokenizer, and the length of the context.
+    """
+    rows, score, file = read_prompts(prompts, settings.score.split), settings.score, gguf_file(gguf)
+    tokenizer, limit = load_tokenizer(checkpoint), int(read_config(checkpoint)["max_position_embeddings"])
+    if settings.ranked or not (score.written or common_answers(rows)):
+        encoded = [encode_prompt(tokenizer, prompt, limit) for prompt in rows]
+        columns = predict(rows, file_loglikelihoods(file, encoded, work.progress))
+        result = write_choices(rows, columns, work.out)
+        served = {"asked": "log-likelihoods", "runtime": _version("llama-cpp-py-sync")}
+    else:
+        longest = max(len(encode(tokenizer, prompt.contexts[0])) for prompt in rows)
+        new = score.written.max_new_tokens if score.written else LONGEST_LABEL
+        with llama_server(file, min(limit, longest + new + ROOM), torch.get_num_threads()) as url:
+            server, chat = ChatServer(url), read_chat({"": prompts})
+            if chat and not all(_writes_prompt(server, chat, prompt, tokenizer.bos_token) for prompt in rows):
+                chat = None
+            texts = ask_rows(server, rows, chat, options_of(rows, score.written, chat), work.progress)
+            template = sha256(str(server.template()).encode()).hexdigest()
+        if score.written:
+            result = write_texts(rows, texts, score, work.out)
+        else:
+            result = write_choices(rows, chosen_columns(rows, texts), work.out)
+        served = {"asked": "chat" if chat else "completion", "runtime": _version("xllamacpp"), "template": template}
+    common = {"benchmark": score.benchmark, "metric": score.metric, "examples": len(rows)}
+    facts = {"bytes": file.stat().st_size, "served": served}
+    (work.out / "metrics.json").write_text(json.dumps(common | result | facts, indent=1) + "\n")
+    return {"examples": len(rows), "asked": served["asked"]}
+
+
+def _version(package: str) -> str:
+    return f"llama.cpp of {package} {version(package)}"
+
+
+def options_of(rows: Sequence[Prompt], written: WrittenAnswer | None, chat: Chat | None) -> dict[str, Any]:
+    """What goes with a request beside the prompt: the end of a written answer, or the labels where no chat has them."""
+    if written:
+        return {"stop": list(written.stop), "max_tokens": written.max_new_tokens}
+    return {} if chat else {"grammar": grammar_of(common_answers(rows))}
+
+
+def ask_rows(
+    server: ChatServer, rows: Sequence[Prompt], chat: Chat | None, options: Mapping[str, Any], progress: Progress
+) -> list[str]:
+    """What a server writes after the prompt of every row, in a chat or, without one, for the prompt itself.
+
+    A row that is longer than the server's context has an empty answer.
+    """
+    texts: list[str] = []
+    for done, prompt in enumerate(rows, 1):
+        try:
+            if chat:
+                text, _ = server.chat({"messages": chat.messages(prompt.contexts[0]), **options})
+            else:
+                text, _ = server.complete({"prompt": prompt.contexts[0].rstrip(), **options})
+        except Refused as error:
+            if error.kind != TOO_LONG:
+                raise
+            text = ""
+        texts.append(text)
+        progress(done, len(rows))
+    return texts
+
+
+def _writes_prompt(server: ChatServer, chat: Chat, prompt: Prompt, bos: str | None) -> bool:
+    """Tell whether the chat template of llama.cpp's server writes the prompt of a row."""
+    told = server.ask("/apply-template", {"messages": chat.messages(prompt.contexts[0])})
+    return str(told["prompt"]).removeprefix(bos or "") == prompt.contexts[0].rstrip()
+
+
+def common_answers(rows: Sequence[Prompt]) -> list[str]:
+    """The answers that every row has, with their delimiter; none if they differ by row."""
+    if len({frozenset(prompt.continuations) for prompt in rows}) > 1:
+        return []
+    space = rows[0].contexts[0][len(rows[0].contexts[0].rstrip()) :]
+    return [space + answer for answer in rows[0].continuations]
+
+
+def chosen_columns(rows: Sequence[Prompt], texts: Sequence[str]) -> dict[str, list[Any]]:
+    """The columns of `predictions.parquet` of answers in words; -1 is none of the choices."""
+    choices = [[answer.strip() for answer in prompt.continuations] for prompt in rows]
+    picked = [own.index(text.strip()) if text.strip() in own else -1 for own, text in zip(choices, texts, strict=True)]
+    return {
+        "example": [prompt.example for prompt in rows],
+        "loglikelihoods": [[] for _ in rows],
+        "prediction": picked,
+        "prediction_norm": picked,
+        "answer": [prompt.answer for prompt in rows],
+    }

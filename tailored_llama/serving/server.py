@@ -1,0 +1,70 @@
+"""llama.cpp's own server on a GGUF file, in a process of its own that ends with the one that started it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+from tailored_llama.errors import InputError
+
+HOST = "127.0.0.1"
+GRAMMAR, TEMPLATE = "grammar.gbnf", "chat_template.jinja"  # files beside that of the model
+
+
+@contextmanager
+def llama_server(file: Path, context: int, threads: int) -> Iterator[str]:
+    """The URL of a server on a free port, with the grammar and the chat template that stand beside its file.
+
+    `context` is the number of tokens of the longest prompt with its answer. The process is killed at the end, since one
+    that is asked to end sometimes does not.
+
+    Raises:
+        InputError: llama.cpp cannot serve the file, in its own words.
+    """
+    command = [sys.executable, "-m", __name__, str(file), str(context), str(threads), "0"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        try:
+            if not (url := process.stdout.readline().strip()):
+                told = process.stderr.read().strip().splitlines() or ["it ended without a word"]
+                raise InputError(f"{file}: llama.cpp cannot serve it ({told[-1]}); allowed: a GGUF file that it can")
+            Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop the server
+            yield url
+        finally:
+            process.kill()
+
+
+def start_server(file: Path, context: int, threads: int, port: int) -> str:
+    """Start a server that ends with this process; returns its URL. Port 0 is a free one."""
+    import xllamacpp  # late: it is a part of an extra
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.hostnames, params.port = str(file), [HOST], port
+    params.n_ctx, params.n_parallel, params.warmup, params.verbosity = context, 1, False, 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.n_threads_http = 2
+    if (grammar := file.with_name(GRAMMAR)).is_file():
+        kind = xllamacpp.common_grammar_type.COMMON_GRAMMAR_TYPE_USER
+        params.sampling.grammar = xllamacpp.CommonGrammar(kind, grammar.read_text(encoding="utf-8"))
+    if (template := file.with_name(TEMPLATE)).is_file():
+        params.chat_template = template.read_text(encoding="utf-8")
+    global _server  # the server ends with the object
+    _server = xllamacpp.Server(params)
+    return str(_server.listening_address)
+
+
+def _serve(file: str, context: str, threads: str, port: str) -> None:
+    """Print the URL of a server, and serve until the process that started this one closes the input, or ends."""
+    print(start_server(Path(file), int(context), int(threads), int(port)), flush=True)
+    sys.stdin.read()
+    os._exit(0)  # the server's own end may wait for ever
+
+
+if __name__ == "__main__":
+    _serve(*sys.argv[1:])
