@@ -53,7 +53,7 @@ def is_written(benchmark: BenchmarkConfig) -> bool:
 
 def stop_strings(benchmark: BenchmarkConfig) -> tuple[str, ...]:
     """Strings that end a written answer; they are not part of it."""
-    return benchmark.stop or ("\n",)
+    return ("\n",) if benchmark.stop is None else benchmark.stop
 
 
 def new_tokens(benchmark: BenchmarkConfig) -> int:

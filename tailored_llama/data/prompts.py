@@ -150,7 +150,7 @@ class PromptSettings:
         settings = cls(benchmark.name, Wording(config.prompts.template, benchmark), split, num_fewshot=num_fewshot)
         if split == "evaluation":
             return replace(settings, limit=config.scoring.limit, seed=config.seed if num_fewshot else None)
-        stop = stop_strings(benchmark)[0] if split == "train" and is_written(benchmark) else ""
+        stop = "".join(stop_strings(benchmark)[:1]) if split == "train" and is_written(benchmark) else ""
         shots, held_out = tuning.shots, tuning.held_out
         return replace(settings, shots=shots, held_out=held_out, selection=selection, seed=config.seed, stop=stop)
 

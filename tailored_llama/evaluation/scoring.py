@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from tailored_llama.config import WRITTEN, Work
+from tailored_llama.config import Work
 from tailored_llama.data import Prompt, encode_prompt, loglikelihoods, read_prompts, shared_header
-from tailored_llama.evaluation import generation
-from tailored_llama.evaluation.scores import ANSWERS_SCHEMA, PREDICTIONS_SCHEMA, hits, metrics
+from tailored_llama.evaluation.generation import generate
+from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA, hits, metrics
 from tailored_llama.evaluation.settings import ScoreSettings
+from tailored_llama.evaluation.written import METRICS, answers_schema, judge, written_floor
 from tailored_llama.models import context_length, load_tokenizer, open_model, token_budget
 from tailored_llama.store import write_table
 
@@ -63,11 +64,12 @@ def _write_answers(
     written = settings.written
     assert written
     contexts = [prompt.contexts[0] for prompt in prompts]
-    texts = generation.generate(model, tokenizer, contexts, written, work.execution.batch_tokens, work.progress)
-    columns = generation.judge(prompts, texts, written.ignore)
-    write_table(work.out / "answers.parquet", columns, ANSWERS_SCHEMA)
-    floor = generation.written_floor(prompts, settings.metric, written.ignore)
-    return {"floor": floor} | metrics({name: columns[name] for name in WRITTEN}), {"examples": len(prompts)}
+    texts = generate(model, tokenizer, contexts, written, work.execution.batch_tokens, work.progress)
+    columns = judge(prompts, texts, settings.metric, written.ignore)
+    write_table(work.out / "answers.parquet", columns, answers_schema(settings.metric))
+    measured = {name: columns[name] for name in METRICS[settings.metric](None).values}
+    floor = written_floor(prompts, settings.metric, written.ignore)
+    return {"floor": floor} | metrics(measured), {"examples": len(prompts)}
 
 
 def predict(prompts: Sequence[Prompt], scores: Sequence[Sequence[float]]) -> dict[str, list[Any]]:
