@@ -15,9 +15,10 @@ from typing import Any, Literal, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailored_llama.config import BenchmarkConfig, RunConfig, Work, is_written, stop_strings
+from tailored_llama.config import WRITTEN, BenchmarkConfig, RunConfig, Work, is_written, stop_strings
 from tailored_llama.data.benchmarks import Example, read_examples
 from tailored_llama.data.chat import find_chat, named_example, write_chat
+from tailored_llama.data.schema import find_schema
 from tailored_llama.data.templates import LETTERS, Layout, Template, layout_of, load_template, names_in
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
@@ -158,7 +159,7 @@ class PromptSettings:
 def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> dict[str, Any]:
     """Stage: write `prompts.parquet` from what `load_benchmark` wrote; return the number of prompts of each split.
 
-    `chat.json` says how one message of a chat becomes such a prompt, or null.
+    `chat.json` says how one message of a chat becomes such a prompt, or null, and has the schema of answers in JSON.
 
     The solved examples before each question are drawn first, from the train split by seed. They are the same for every
     question, in tuning and in scoring (lm-evaluation-harness calls this the `first_n` sampler; its default draws
@@ -179,7 +180,10 @@ def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> d
     write_table(work.out / "prompts.parquet", columns, PROMPTS_SCHEMA)
     named = render(benchmark, template, named_example(benchmark), header)
     asked, *others = ((prompt.contexts, prompt.continuations) for prompt in (named, *prompts))
-    write_chat(work.out, find_chat(benchmark, asked, others))
+    kind, train = WRITTEN.get(benchmark.metric, "labels"), read_examples(examples, "train")
+    schema = find_schema(kind, [example.choices[example.answer] for example in train])
+    chat = find_chat(benchmark, asked, others)
+    write_chat(work.out, chat and replace(chat, schema=schema))
     return {name: len(members) for name, members in chosen.items()}
 
 

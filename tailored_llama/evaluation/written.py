@@ -90,27 +90,22 @@ def same_json(text: str, accepted: Sequence[str]) -> float:
 
 
 def same_call(text: str, accepted: Sequence[str]) -> float:
-    """1 if the text calls an accepted tool and each argument has the value that an accepted call of it has, else 0.
+    """1 if the text calls the tool of an accepted call, with the argument values of any of that tool's, else 0.
 
-    An argument may be left out if one of those calls has none. Of a list of calls, each is compared with those at its
-    position in accepted lists of its length.
+    An argument may be left out if one of those calls has none. Several calls, a list, count by their positions.
     """
-    written, *wanted = (calls_of(from_json(answer)) for answer in (text, *accepted))
-    alike = [calls for calls in wanted if len(calls) == len(written)]
-    return float(bool(written and alike) and all(map(_is_accepted, written, zip(*alike, strict=True))))
+    names, written = _arguments(text)
+    same = [arguments for tools, arguments in map(_arguments, accepted) if tools == names]
+    keys = {key for arguments in (written, *same) for key in arguments}
+    is_right = all(any(written.get(key) == own.get(key) for own in same) for key in keys)
+    return float(bool(names and same) and is_right)
 
 
-def _is_accepted(call: Mapping[str, Any], accepted: Sequence[Mapping[str, Any]]) -> bool:
-    same = [other["arguments"] for other in accepted if other["name"] == call["name"]]
-    names = {name for arguments in (call["arguments"], *same) for name in arguments}
-    return bool(same) and all(
-        any(_value(call["arguments"], name) == _value(other, name) for other in same) for name in names
-    )
-
-
-def _value(arguments: Mapping[str, Any], name: str) -> Any:
-    """The fields of one argument; None: it is not given."""
-    return _flat(arguments[name]) if name in arguments else None
+def _arguments(text: str) -> tuple[list[str], dict[tuple[int, str], dict[Path, str]]]:
+    """The names of the tools that a text calls, and the arguments by the position of the call and their names."""
+    calls = calls_of(from_json(text))
+    numbered = {(i, name): _flat(value) for i, call in enumerate(calls) for name, value in call["arguments"].items()}
+    return [call["name"] for call in calls], numbered
 
 
 @lru_cache(maxsize=65_536)  # the floor compares each accepted text with many others

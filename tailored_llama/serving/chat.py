@@ -11,7 +11,7 @@ from jinja2 import Environment
 from tailored_llama.data import Chat
 from tailored_llama.models import load_tokenizer
 
-TEMPLATE, GRAMMAR = "chat_template.jinja", "grammar.gbnf"
+TEMPLATE, GRAMMAR, SCHEMA = "chat_template.jinja", "grammar.gbnf", "schema.json"
 
 
 def write_chat_template(folder: Path, chat: Chat) -> None:
@@ -30,7 +30,7 @@ def _jinja(chat: Chat, has_bos: bool) -> str:
     """
     message = "messages[-1]['content']"
     text = f" + {message} + ".join(map(_jinja_string, chat.parts))
-    if not chat.stop and not chat.parts[-1]:  # choices are ranked after a prompt without white space at its end
+    if not chat.new_tokens and not chat.parts[-1]:  # choices are ranked after a prompt without white space at its end
         text = f"({text}).rstrip()"
     return "{{ bos_token }}" * has_bos + "{% set unread = messages[0]['content'] %}{{ " + text + " }}"
 
@@ -44,6 +44,12 @@ def write_grammar(folder: Path, chat: Chat | None) -> None:
     """Write the grammar of the answers, if they are the same for all rows."""
     if chat and chat.answers:
         (folder / GRAMMAR).write_text(_grammar(chat.answers) + "\n", encoding="utf-8")
+
+
+def write_schema(folder: Path, chat: Chat | None) -> None:
+    """Write the JSON schema of the answers, if they are JSON."""
+    if chat and chat.schema:
+        (folder / SCHEMA).write_text(json.dumps(chat.schema, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def _grammar(answers: Sequence[str]) -> str:
@@ -69,8 +75,12 @@ def how_to_ask(name: str, chat: Chat | None, file: str | None = None) -> str:
     values: dict[str, Any] = {"name": name, "chat": chat, "file": file}
     if chat:
         messages, options = [{"role": "user", "content": chat.message}], dict[str, Any]()
-        if chat.stop:
-            options = {"stop": list(chat.stop), "max_tokens": chat.new_tokens}
+        if chat.new_tokens:
+            options = {"stop": [*chat.stop]} if chat.stop else {}
+            options["max_tokens"] = chat.new_tokens
+            if chat.schema:
+                of_answers = {"name": "answer", "schema": chat.schema}
+                options["response_format"] = {"type": "json_schema", "json_schema": of_answers}
         elif not file:
             options = {"structured_outputs": {"choice": list(chat.choices)}}
         elif not chat.answers:

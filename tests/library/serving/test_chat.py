@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 from transformers import PreTrainedTokenizerFast
 
 import helpers
 from llama_server import LlamaServer, llama_server
-from tailored_llama.config import BenchmarkConfig, Work
-from tailored_llama.data import read_chat, read_prompts
+from tailored_llama.config import BenchmarkConfig, Work, validate_config
+from tailored_llama.data import BenchmarkSource, load_benchmark, read_chat, read_prompts
 from tailored_llama.models import encode, encode_pair, load_tokenizer
 from tailored_llama.serving import GgufSettings, export_gguf, write_chat_template
 
@@ -100,6 +101,25 @@ def test_the_card_s_request_gets_one_of_the_answers(folder: Callable[[str], Path
         with llama_server(out / "job-f16.gguf") as server:
             said = {asked_by_card(server, card, row["text"]) for row in ROWS}
         assert said <= {*(answers or (" {first choice}", " {second choice}"))}
+
+
+def test_a_server_with_the_schema_writes_json_of_it(folder: Callable[[str], Path]) -> None:
+    checkpoint, examples, prompts = helpers.save_worded_llama(folder("model")), folder("examples"), folder("prompts")
+    rows = [{"prompt": f"text {i}", "completion": {"a": "xy"[i % 2], "b": i % 2 == 0}} for i in range(150)]
+    file = helpers.write_jsonl(folder("rows") / "job.jsonl", rows)
+    (job,) = validate_config({"benchmarks": [file]}).benchmarks
+    load_benchmark(settings=BenchmarkSource(job), work=Work(examples))
+    helpers.render_split(examples, prompts, job, "train", shots=8)
+    tuning = validate_config({"tuning": {"shots": 8, "held_out": 0, "epochs": 30, "learning_rate": 0.02}}).tuning
+    helpers.tune(checkpoint, prompts, tuning, adapter := folder("adapter"), metric="json")
+    settings, work = GgufSettings("f16", "job"), Work(out := folder("out"))
+    export_gguf(checkpoint, adapter, {"job": prompts}, settings=settings, work=work)
+    schema = json.loads((out / "schema.json").read_text())
+    assert "stop" not in (out / "Modelfile").read_text()
+    with llama_server(out / "job-f16.gguf") as server:
+        written = [asked_by_card(server, (out / "README.md").read_text(), row["prompt"]) for row in rows[:4]]
+    for text in written:
+        Draft202012Validator(schema).validate(json.loads(text))
 
 
 def test_what_no_chat_can_ask_keeps_the_base_s_template(folder: Callable[[str], Path]) -> None:
