@@ -30,8 +30,13 @@ NEEDED: dict[Any, tuple[str, ...]] = {  # kind, None while it is unknown → fie
     **dict.fromkeys(("written", "json", "call"), ("max_new_tokens", "stop")),
     None: ("kind",),
 }
-# The metrics of written answers, each with the kind that it is for; the first is the kind's own.
-WRITTEN: dict[Any, Kind] = {"exact_match": "written", "f1": "written", "json": "json", "tool_call": "call"}
+METRICS: dict[Any, tuple[str, ...]] = {  # kind → its metrics; of written answers, the first is what is not set
+    **dict.fromkeys(("labels", "choices"), ("acc", "acc_norm")),
+    "written": ("exact_match", "f1"),
+    "json": ("json",),
+    "call": ("tool_call",),
+}
+WRITTEN: dict[Any, Kind] = {own: kind for kind in ("written", "json", "call") for own in METRICS[kind]}
 
 # Answers that nothing calls labels are labels if there are few of them, and each has several rows. Numbers are counted
 # more strictly, since the sums of small numbers come again as well.
@@ -65,20 +70,19 @@ def with_form(table: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"{where} with {others[0]} = {given[others[0]]!r}; allowed: data alone, or {others[0]}")
     if path.suffix not in SUFFIXES:
         raise InputError(f"{where}; allowed: a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
-    metrics = [own for own, its in WRITTEN.items() if its == kind] or ["acc", "acc_norm"]
-    if kind and metric and metric not in metrics:
+    if kind and metric and metric not in (metrics := METRICS.get(str(kind), (metric,))):
         allowed = " or ".join(metrics)
         raise InputError(f"benchmarks.{name}.metric: got {metric!r} with kind = {kind!r}; allowed: {allowed}")
     shown = (key for key in ("labels", "choices") if given.get(key))
-    kind = kind or WRITTEN.get(metric) or next(shown, None)
+    kind = kind or WRITTEN.get(str(metric)) or next(shown, None)
     given |= {"name": name, "kind": kind}
     is_known = kind in [*NEEDED] and given.get("form") in (None, *FORMS)  # else it is refused with all other fields
     if not is_known or not path.is_file():
         return {**table, **given}
     if any(given.get(key) is None for key in ("context", "answer", *NEEDED[kind])):
         given = _completed(given, path)
-    if metrics := [own for own, its in WRITTEN.items() if its == given["kind"]]:
-        given.setdefault("metric", metrics[0])
+    if given["kind"] in WRITTEN.values():
+        given.setdefault("metric", METRICS[given["kind"]][0])
     return {**table, **given}
 
 
@@ -187,13 +191,9 @@ def _words(role: str, content: Any) -> str:
 
 def from_json(text: str) -> Any:
     """The value of a text in JSON; None: it is another text."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(constant)  # NaN and Infinity are no JSON
-
     try:
-        return json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError):  # too many brackets
+        return json.loads(text, parse_constant=int)  # which refuses NaN and Infinity: they are no JSON
+    except (ValueError, RecursionError):
         return None
 
 
@@ -287,18 +287,15 @@ def is_labelled(column: str, answers: Sequence[Sequence[str]]) -> bool:
 def _listed(answer: Any) -> list[Any]:
     """The answers that a cell holds: of a list of JSON texts (also as JSON) several, of anything else one."""
     value = from_json(answer) if isinstance(answer, str) else answer
-    is_list = isinstance(value, list) and all(
-        isinstance(t, str) and isinstance(from_json(t), dict | list) for t in value
-    )
-    return value if value and is_list else [answer]
+    texts = value if isinstance(value, list) and all(isinstance(text, str) for text in value) else []
+    return texts if texts and all(isinstance(from_json(text), dict | list) for text in texts) else [answer]
 
 
 def calls_of(value: Any) -> list[dict[str, Any]]:
     """The calls of tools that a value is, one or a list of them; empty: it is something else."""
     calls = value if isinstance(value, list) else [value]
-    is_made_of = all(isinstance(call, dict) and call.keys() == {"name", "arguments"} for call in calls)
-    alike = is_made_of and all(isinstance(c["name"], str) and isinstance(c["arguments"], dict) for c in calls)
-    return calls if alike else []
+    types = [{name: type(part) for name, part in call.items()} if isinstance(call, dict) else {} for call in calls]
+    return calls if all(found == {"name": str, "arguments": dict} for found in types) else []
 
 
 def _kind_of_all(where: str, column: str, cells: Sequence[Any]) -> Kind:

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tailored_llama.config import (
-    WRITTEN,
     BenchmarkConfig,
     Metric,
     Work,
     find_task,
     in_form,
     is_harness_task,
+    is_json,
     is_written,
 )
 from tailored_llama.data.builtin import BUILTIN, Parts
@@ -214,8 +214,8 @@ class BenchmarkSource:
             identity["columns"] = {name: getattr(benchmark, name) for name in ("context", "choices", "answer")}
             if benchmark.labels or benchmark.form:
                 identity |= {"labels": benchmark.labels, "form": benchmark.form}
-            if (kind := WRITTEN.get(benchmark.metric, "written")) != "written":
-                identity["kind"] = kind
+            if is_json(benchmark):
+                identity["metric"] = benchmark.metric
         if split == "train":  # train leaves out what the evaluation split holds
             identity["without"] = find_split(benchmark, "evaluation").identity()
         return identity

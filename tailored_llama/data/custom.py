@@ -117,9 +117,8 @@ def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
         return fields, tuple(choices), _answer_index(answer, choices)
     kind = WRITTEN[benchmark.metric]
     if not (texts := accepted(answer, kind)):
-        allowed = {"json": "JSON", "call": "a call, with its name and its arguments alone"}
-        allowed_here = allowed.get(kind, "a text, or a list of texts")
-        raise ValueError(f"column {benchmark.answer}: got {answer!r}; allowed: {allowed_here}")
+        allowed = {"written": "a text, or a list of texts", "json": "JSON", "call": "a call: its name and arguments"}
+        raise ValueError(f"column {benchmark.answer}: got {answer!r}; allowed: {allowed[kind]}")
     return fields, texts, 0
 
 

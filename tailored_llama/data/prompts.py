@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailored_llama.config import WRITTEN, BenchmarkConfig, RunConfig, Work, is_written, stop_strings
+from tailored_llama.config import BenchmarkConfig, RunConfig, Work, is_json, is_written, stop_strings
 from tailored_llama.data.benchmarks import Example, read_examples
 from tailored_llama.data.chat import find_chat, named_example, write_chat
 from tailored_llama.data.schema import find_schema
@@ -112,6 +112,7 @@ def _fill(template: Template, layout: Layout, example: Example, choice: int) -> 
         values["listed"] = "\n".join(template.shown.format(letter=letter, choice=text) for letter, text in lettered)
         values["letter"] = LETTERS[choice]
     delimiter = example.fields.get("delimiter", " ") if layout.continuation == "{choice}" else " "
+    delimiter = "" if layout.layout.endswith("\n") else delimiter
     return layout.layout.format(**values), delimiter, layout.continuation.format(**values)
 
 
@@ -180,10 +181,10 @@ def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> d
     write_table(work.out / "prompts.parquet", columns, PROMPTS_SCHEMA)
     named = render(benchmark, template, named_example(benchmark), header)
     asked, *others = ((prompt.contexts, prompt.continuations) for prompt in (named, *prompts))
-    kind, train = WRITTEN.get(benchmark.metric, "labels"), read_examples(examples, "train")
-    schema = find_schema(kind, [example.choices[example.answer] for example in train])
     chat = find_chat(benchmark, asked, others)
-    write_chat(work.out, chat and replace(chat, schema=schema))
+    if chat and is_json(benchmark):
+        chat = replace(chat, schema=find_schema([e.choices[e.answer] for e in read_examples(examples, "train")]))
+    write_chat(work.out, chat)
     return {name: len(members) for name, members in chosen.items()}
 
 

@@ -3,22 +3,22 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tailored_llama.config import Kind, calls_of, from_json, is_labelled
+from tailored_llama.config import calls_of, from_json, is_labelled
 
 _TYPES = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number"}
 
 
-def find_schema(kind: Kind, answers: Sequence[str]) -> dict[str, Any] | None:
-    """The JSON schema of answers of the kind json or call, whose tools may differ by row; None: of other answers.
+def find_schema(answers: Sequence[str]) -> dict[str, Any] | None:
+    """The JSON schema of answers in JSON; None: there are none.
 
     What comes again and again, by the rule for labels, is enumerated: the fields of an object, and the values of a
-    text. All other objects and texts are free.
+    text. All other objects and texts are free, and so are the arguments of calls, whose tools may differ by row.
     """
     values = [from_json(answer) for answer in answers]
-    if kind == "call":
-        free = [[{**call, "arguments": {}} for call in calls_of(value)] for value in values]
-        values = [calls if isinstance(value, list) else calls[0] for value, calls in zip(values, free, strict=True)]
-    return _schema(values) if values and kind in ("json", "call") else None
+    for calls in map(calls_of, values):
+        for call in calls:
+            call["arguments"] = {}
+    return _schema(values) if values else None
 
 
 def _schema(values: Sequence[Any]) -> dict[str, Any]:

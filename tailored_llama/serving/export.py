@@ -46,9 +46,8 @@ def export_gguf(
 ) -> dict[str, Any]:
     """Stage: write a checkpoint as `NAME-TYPE.gguf`, an adapter merged in first, with `Modelfile` and `README.md`.
 
-    `prompts` are those of the model's benchmarks: its chat template asks them, and `grammar.gbnf` or
-    `schema.json` allows their answers.
-    If no chat asks all of them, the template stays.
+    `prompts` are those of the model's benchmarks: its chat template asks them, and `grammar.gbnf` or `schema.json`
+    allows their answers. If no chat asks all of them, the template stays.
 
     It returns the file's `bytes`, and how many MLP channels are zeros that fill up blocks (`padded_channels`).
     """

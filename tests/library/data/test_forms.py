@@ -351,6 +351,10 @@ def test_fields_that_contradict_each_other_are_one_line(tmp_path: Path) -> None:
     assert refusal(tmp_path, labelled(150), kind="labels", metric="f1") == (
         "benchmarks.own.metric: got 'f1' with kind = 'labels'; allowed: acc or acc_norm"
     )
+    assert refusal(tmp_path, labelled(150), kind="json", metric="f1") == (
+        "benchmarks.own.metric: got 'f1' with kind = 'json'; allowed: json"
+    )
+    assert refusal(tmp_path, labelled(150), metric=["json"]).startswith("benchmarks.0.metric: got ['json']; allowed: ")
     assert refusal(tmp_path, labelled(150), answer="lable") == (
         "benchmarks.own.answer: got 'lable'; allowed: a column (text, label)"
     )
