@@ -30,13 +30,14 @@ NEEDED: dict[Any, tuple[str, ...]] = {  # kind, None while it is unknown → fie
     **dict.fromkeys(("written", "json", "call"), ("max_new_tokens", "stop")),
     None: ("kind",),
 }
-METRICS: dict[Any, tuple[str, ...]] = {  # kind → its metrics; of written answers, the first is what is not set
+METRICS: dict[Any, tuple[str, ...]] = {  # kind → its metrics; the first of a written kind is its default
     **dict.fromkeys(("labels", "choices"), ("acc", "acc_norm")),
     "written": ("exact_match", "f1"),
     "json": ("json",),
     "call": ("tool_call",),
 }
-WRITTEN: dict[Any, Kind] = {own: kind for kind in ("written", "json", "call") for own in METRICS[kind]}
+# The metrics of answers that the model writes → their kinds
+WRITTEN: dict[Any, Kind] = {metric: kind for kind in ("written", "json", "call") for metric in METRICS[kind]}
 
 # Answers that nothing calls labels are labels if there are few of them, and each has several rows. Numbers are counted
 # more strictly, since the sums of small numbers come again as well.
@@ -151,9 +152,8 @@ def _turns(cells: Row) -> dict[str, str]:
         allowed = "system (or none), user, assistant, one of each"
         raise ValueError(f"column messages: got the roles {', '.join(roles) or 'of none'}; allowed: {allowed}")
     call, tools = _call(messages[-1]), _tools(cells.get("tools"))
-    if call:
-        messages = [*messages[:-1], {"content": call}]
-    told = {role: _words(role, own.get("content")) for role, own in zip(roles, messages, strict=True)}
+    contents = [message.get("content") for message in messages[:-1]] + [call or messages[-1].get("content")]
+    told = {role: _words(role, content) for role, content in zip(roles, contents, strict=True)}
     if tools and not calls_of(from_json(told["assistant"])):
         raise ValueError(f"got tools and the answer {told['assistant'][:80]!r}; allowed: a call as the answer")
     return {"system": "", "tools": tools, **told}
@@ -169,15 +169,15 @@ def _tools(cell: Any) -> str:
 
 def _call(message: Row) -> str:
     """The calls of tools in a message as JSON, several as a list; empty: there are none."""
-    made = [message["function_call"]] if message.get("function_call") else message.get("tool_calls") or []
-    calls = [call.get("function", call) if isinstance(call, dict) else {} for call in made]
-    told = [{"name": call.get("name"), "arguments": call.get("arguments")} for call in calls]
-    for call in told:
+    cell = [message["function_call"]] if message.get("function_call") else message.get("tool_calls") or []
+    functions = [call.get("function", call) if isinstance(call, dict) else {} for call in cell]
+    calls = [{key: function.get(key) for key in ("name", "arguments")} for function in functions]
+    for call in calls:
         if isinstance(call["arguments"], str):
             call["arguments"] = from_json(call["arguments"] or "{}")
-    if not all(map(calls_of, told)):
-        raise ValueError(f"column messages: got the call {str(made)[:80]}; allowed: a name, and arguments as an object")
-    return json_of(told if len(told) > 1 else told[0]) if told else ""
+    if not all(map(calls_of, calls)):
+        raise ValueError(f"column messages: got the call {str(cell)[:80]}; allowed: a name, and arguments as an object")
+    return json_of(calls if len(calls) > 1 else calls[0]) if calls else ""
 
 
 def _words(role: str, content: Any) -> str:
@@ -247,7 +247,7 @@ def accepted(answer: Any, kind: Kind = "written") -> tuple[str, ...]:
     Of the kinds json and call, a list of JSON texts is several answers, anything else one.
     """
     if kind != "written":
-        texts = [one if isinstance(one, str) else json_of(one) for one in _listed(answer)]
+        texts = [told if isinstance(told, str) else json_of(told) for told in _listed(answer)]
         is_kind = all(calls_of(from_json(text)) if kind == "call" else from_json(text) is not None for text in texts)
         return tuple(dict.fromkeys(text.strip() for text in texts)) if is_kind else ()
     if isinstance(answer, str):
@@ -295,7 +295,7 @@ def calls_of(value: Any) -> list[dict[str, Any]]:
     """The calls of tools that a value is, one or a list of them; empty: it is something else."""
     calls = value if isinstance(value, list) else [value]
     types = [{name: type(part) for name, part in call.items()} if isinstance(call, dict) else {} for call in calls]
-    return calls if all(found == {"name": str, "arguments": dict} for found in types) else []
+    return calls if all(parts == {"name": str, "arguments": dict} for parts in types) else []
 
 
 def _kind_of_all(where: str, column: str, cells: Sequence[Any]) -> Kind:
@@ -313,7 +313,7 @@ def _kind_of_all(where: str, column: str, cells: Sequence[Any]) -> Kind:
 
 def _what(answer: Any) -> str:
     """What an answer is, in words. A number is a text, and so is a list of texts that is written as JSON."""
-    values = [from_json(one) if isinstance(one, str) else one for one in _listed(answer)]
+    values = [from_json(told) if isinstance(told, str) else told for told in _listed(answer)]
     if all(map(calls_of, values)):
         return "a call"
     if isinstance(answer, dict) and isinstance(answer.get("text"), list):

@@ -97,7 +97,7 @@ def same_call(text: str, accepted: Sequence[str]) -> float:
     names, written = _arguments(text)
     same = [arguments for tools, arguments in map(_arguments, accepted) if tools == names]
     keys = {key for arguments in (written, *same) for key in arguments}
-    is_right = all(any(written.get(key) == own.get(key) for own in same) for key in keys)
+    is_right = all(any(written.get(key) == arguments.get(key) for arguments in same) for key in keys)
     return float(bool(names and same) and is_right)
 
 
