@@ -3,6 +3,7 @@ from .derived import GENERIC as GENERIC
 from .derived import as_shown as as_shown
 from .derived import exports as exports
 from .derived import healing_text as healing_text
+from .derived import is_json as is_json
 from .derived import is_written as is_written
 from .derived import named_benchmark as named_benchmark
 from .derived import new_tokens as new_tokens
@@ -25,8 +26,11 @@ from .execution import as_gguf_type as as_gguf_type
 from .execution import check_installed as check_installed
 from .forms import WRITTEN as WRITTEN
 from .forms import accepted as accepted
+from .forms import calls_of as calls_of
 from .forms import from_json as from_json
 from .forms import in_form as in_form
+from .forms import is_labelled as is_labelled
+from .forms import json_of as json_of
 from .forms import label_of as label_of
 from .harness import FUNCTION as FUNCTION
 from .harness import PREFIX as PREFIX

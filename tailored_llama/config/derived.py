@@ -51,9 +51,14 @@ def is_written(benchmark: BenchmarkConfig) -> bool:
     return benchmark.metric in WRITTEN
 
 
+def is_json(benchmark: BenchmarkConfig) -> bool:
+    """Return whether the model writes JSON, such as calls of tools."""
+    return WRITTEN.get(benchmark.metric) in ("json", "call")
+
+
 def stop_strings(benchmark: BenchmarkConfig) -> tuple[str, ...]:
     """Strings that end a written answer; they are not part of it."""
-    return benchmark.stop or ("\n",)
+    return ("\n",) if benchmark.stop is None else benchmark.stop
 
 
 def new_tokens(benchmark: BenchmarkConfig) -> int:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from tailored_llama.errors import InputError
 
 Form = Literal["messages", "alpaca"]
-Kind = Literal["labels", "choices", "written"]
+Kind = Literal["labels", "choices", "written", "json", "call"]
 Row = Mapping[str, Any]
 
 SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
@@ -27,10 +27,17 @@ COMMON = {  # field → the names of columns that may hold it
 NEEDED: dict[Any, tuple[str, ...]] = {  # kind, None while it is unknown → fields beside the context and the answer
     "labels": ("labels",),
     "choices": ("choices",),
-    "written": ("max_new_tokens", "stop"),
+    **dict.fromkeys(("written", "json", "call"), ("max_new_tokens", "stop")),
     None: ("kind",),
 }
-WRITTEN = ("exact_match", "f1")  # metrics of written answers
+METRICS: dict[Any, tuple[str, ...]] = {  # kind → its metrics; the first of a written kind is its default
+    **dict.fromkeys(("labels", "choices"), ("acc", "acc_norm")),
+    "written": ("exact_match", "f1"),
+    "json": ("json",),
+    "call": ("tool_call",),
+}
+# The metrics of answers that the model writes → their kinds
+WRITTEN: dict[Any, Kind] = {metric: kind for kind in ("written", "json", "call") for metric in METRICS[kind]}
 
 # Answers that nothing calls labels are labels if there are few of them, and each has several rows. Numbers are counted
 # more strictly, since the sums of small numbers come again as well.
@@ -64,19 +71,19 @@ def with_form(table: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"{where} with {others[0]} = {given[others[0]]!r}; allowed: data alone, or {others[0]}")
     if path.suffix not in SUFFIXES:
         raise InputError(f"{where}; allowed: a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
-    if kind and metric and (kind == "written") != (metric in WRITTEN):
-        metrics = " or ".join(WRITTEN) if kind == "written" else "acc or acc_norm"
-        raise InputError(f"benchmarks.{name}.metric: got {metric!r} with kind = {kind!r}; allowed: {metrics}")
+    if kind and metric and metric not in (metrics := METRICS.get(str(kind), (metric,))):
+        allowed = " or ".join(metrics)
+        raise InputError(f"benchmarks.{name}.metric: got {metric!r} with kind = {kind!r}; allowed: {allowed}")
     shown = (key for key in ("labels", "choices") if given.get(key))
-    kind = kind or ("written" if metric in WRITTEN else next(shown, None))
+    kind = kind or WRITTEN.get(str(metric)) or next(shown, None)
     given |= {"name": name, "kind": kind}
     is_known = kind in [*NEEDED] and given.get("form") in (None, *FORMS)  # else it is refused with all other fields
     if not is_known or not path.is_file():
         return {**table, **given}
     if any(given.get(key) is None for key in ("context", "answer", *NEEDED[kind])):
         given = _completed(given, path)
-    if given["kind"] == "written":
-        given.setdefault("metric", "exact_match")
+    if given["kind"] in WRITTEN.values():
+        given.setdefault("metric", METRICS[given["kind"]][0])
     return {**table, **given}
 
 
@@ -92,15 +99,16 @@ def _completed(given: dict[str, Any], path: Path) -> dict[str, Any]:
         rows = in_form(rows, given["form"], f"{where}: {path.name}")
         given = _of_form(given["form"], rows) | given
     given = _with_columns(given, where, [*rows[0]])
-    answers = [accepted(row.get(given["answer"])) for row in rows]
+    cells = [row.get(given["answer"]) for row in rows]
     if not given["kind"]:
-        _check_alike(where, given["answer"], rows)
-        chosen = given.get("metric") or is_labelled(given["answer"], answers)  # no metric of written answers is set
-        given["kind"] = "labels" if chosen else "written"
+        kind = _kind_of_all(where, given["answer"], cells)
+        if kind == "written" and is_labelled(given["answer"], [accepted(cell) for cell in cells]):
+            kind = "labels"
+        given["kind"] = "labels" if given.get("metric") else kind  # it is acc or acc_norm
     if given["kind"] == "labels" and not given.get("labels"):
-        given["labels"] = _labels(where, given["answer"], [label_of(row.get(given["answer"])) for row in rows])
-    if given["kind"] == "written":
-        given = _limits([text for texts in answers for text in texts]) | given
+        given["labels"] = _labels(where, given["answer"], [label_of(cell) for cell in cells])
+    if given["kind"] in WRITTEN.values():
+        given = _limits([text for cell in cells for text in accepted(cell, given["kind"])], given["kind"]) | given
     return given
 
 
@@ -110,14 +118,15 @@ def _of_form(form: Form, rows: Sequence[Row]) -> dict[str, Any]:
         return {"context": "prompt", "answer": "output"}
     system, *others = {row["system"] for row in rows}
     instruction = {"instruction": system} if system and not others else {}
-    return {"context": "prompt" if others else "user", "answer": "assistant", **instruction}
+    asked = "{tools}\n\n{user}" if any(row["tools"] for row in rows) else "user"
+    return {"context": "prompt" if others else asked, "answer": "assistant", **instruction}
 
 
 def in_form(rows: Sequence[Row], form: Form, where: str) -> list[dict[str, Any]]:
     """Rows with the columns that a form stands for; InputError: a row has another form, after `where`.
 
-    messages: `system`, `user`, `assistant`, and `prompt`, the first two together. alpaca: `output`, and `prompt`, the
-    instruction and the input, if there is one.
+    messages: `system`, `tools`, `user`, `assistant`, and `prompt`, the first three together. alpaca: `output`, and
+    `prompt`, the instruction and the input, if there is one.
     """
     shaped = []
     for number, row in enumerate(rows):
@@ -126,7 +135,7 @@ def in_form(rows: Sequence[Row], form: Form, where: str) -> list[dict[str, Any]]
             told = _turns(cells) if form == "messages" else {"output": cells.get("output")}
         except ValueError as error:
             raise InputError(f"{where} row {number}: {error}") from None
-        parts = ("system", "user") if form == "messages" else ("instruction", "input")
+        parts = ("system", "tools", "user") if form == "messages" else ("instruction", "input")
         texts = [text for part in parts if isinstance(text := (cells | told).get(part), str) and text.strip()]
         shaped.append({**row, **told, "prompt": "\n\n".join(texts)})
     return shaped
@@ -138,13 +147,37 @@ def _turns(cells: Row) -> dict[str, str]:
     messages = from_json(cell) if isinstance(cell, str) else cell
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError(f"column messages: got {str(cell)[:80]!r}; allowed: a list of messages")
-    if cells.get("tools") or any(message.get("tool_calls") or message.get("function_call") for message in messages):
-        raise ValueError("got tools or a call of one; allowed: messages in words alone")
     roles = [str(message.get("role")) for message in messages]
     if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
         allowed = "system (or none), user, assistant, one of each"
         raise ValueError(f"column messages: got the roles {', '.join(roles) or 'of none'}; allowed: {allowed}")
-    return {"system": ""} | {role: _words(role, own.get("content")) for role, own in zip(roles, messages, strict=True)}
+    call, tools = _call(messages[-1]), _tools(cells.get("tools"))
+    contents = [message.get("content") for message in messages[:-1]] + [call or messages[-1].get("content")]
+    told = {role: _words(role, content) for role, content in zip(roles, contents, strict=True)}
+    if tools and not calls_of(from_json(told["assistant"])):
+        raise ValueError(f"got tools and the answer {told['assistant'][:80]!r}; allowed: a call as the answer")
+    return {"system": "", "tools": tools, **told}
+
+
+def _tools(cell: Any) -> str:
+    """Tools as JSON, one a line; ValueError: they are no list of objects."""
+    tools = from_json(cell) if isinstance(cell, str) and cell else cell or []
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError(f"column tools: got {str(cell)[:80]!r}; allowed: a list of tools")
+    return "\n".join(map(json_of, tools))
+
+
+def _call(message: Row) -> str:
+    """The calls of tools in a message as JSON, several as a list; empty: there are none."""
+    cell = [message["function_call"]] if message.get("function_call") else message.get("tool_calls") or []
+    functions = [call.get("function", call) if isinstance(call, dict) else {} for call in cell]
+    calls = [{key: function.get(key) for key in ("name", "arguments")} for function in functions]
+    for call in calls:
+        if isinstance(call["arguments"], str):
+            call["arguments"] = from_json(call["arguments"] or "{}")
+    if not all(map(calls_of, calls)):
+        raise ValueError(f"column messages: got the call {str(cell)[:80]}; allowed: a name, and arguments as an object")
+    return json_of(calls if len(calls) > 1 else calls[0]) if calls else ""
 
 
 def _words(role: str, content: Any) -> str:
@@ -159,9 +192,17 @@ def _words(role: str, content: Any) -> str:
 def from_json(text: str) -> Any:
     """The value of a text in JSON; None: it is another text."""
     try:
-        return json.loads(text)
-    except ValueError:
+        return json.loads(text, parse_constant=int)  # which refuses NaN and Infinity: they are no JSON
+    except (ValueError, RecursionError):
         return None
+
+
+def json_of(value: Any) -> str:
+    """A value as JSON in one line; empty: it has none."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError):
+        return ""
 
 
 def _with_columns(given: dict[str, Any], where: str, columns: Sequence[str]) -> dict[str, Any]:
@@ -200,8 +241,15 @@ def _with_columns(given: dict[str, Any], where: str, columns: Sequence[str]) -> 
     return given
 
 
-def accepted(answer: Any) -> tuple[str, ...]:
-    """The texts that a written answer may be: one, a list (also as JSON), or `text` in a table, as in SQuAD."""
+def accepted(answer: Any, kind: Kind = "written") -> tuple[str, ...]:
+    """The texts that a written answer may be: one, a list (also as JSON), or `text` in a table, as in SQuAD.
+
+    Of the kinds json and call, a list of JSON texts is several answers, anything else one.
+    """
+    if kind != "written":
+        texts = [told if isinstance(told, str) else json_of(told) for told in _listed(answer)]
+        is_kind = all(calls_of(from_json(text)) if kind == "call" else from_json(text) is not None for text in texts)
+        return tuple(dict.fromkeys(text.strip() for text in texts)) if is_kind else ()
     if isinstance(answer, str):
         listed = from_json(answer) if answer.startswith("[") else None
         answer = listed if isinstance(listed, list) and all(isinstance(text, str) for text in listed) else [answer]
@@ -232,18 +280,47 @@ def is_labelled(column: str, answers: Sequence[Sequence[str]]) -> bool:
     if column.lower() in LABELS:
         return 2 * different <= rows
     numbers = all(re.fullmatch(r"[-+]?[\d.,]+", text) for text in counts)
-    short = all(len(text) <= LONGEST_LABEL and "\n" not in text and text[0] not in "{[" for text in counts)
+    short = all(len(text) <= LONGEST_LABEL and "\n" not in text and text[:1] not in ("{", "[") for text in counts)
     return short and ROWS_A_LABEL * different <= rows and different <= (MOST_NUMBERS if numbers else MOST_LABELS)
 
 
-def _check_alike(where: str, column: str, rows: Sequence[Row]) -> None:
-    """Check that all answers are a text, or a list of them, or a table."""
-    first, kinds = dict[str, int](), dict[Any, str]([(list, "a list"), (dict, "a table")])
-    for number, row in enumerate(rows):
-        first.setdefault(kinds.get(type(row.get(column)), "a text"), number)
+def _listed(answer: Any) -> list[Any]:
+    """The answers that a cell holds: of a list of JSON texts (also as JSON) several, of anything else one."""
+    value = from_json(answer) if isinstance(answer, str) else answer
+    texts = value if isinstance(value, list) and all(isinstance(text, str) for text in value) else []
+    return texts if texts and all(isinstance(from_json(text), dict | list) for text in texts) else [answer]
+
+
+def calls_of(value: Any) -> list[dict[str, Any]]:
+    """The calls of tools that a value is, one or a list of them; empty: it is something else."""
+    calls = value if isinstance(value, list) else [value]
+    types = [{name: type(part) for name, part in call.items()} if isinstance(call, dict) else {} for call in calls]
+    return calls if all(parts == {"name": str, "arguments": dict} for parts in types) else []
+
+
+def _kind_of_all(where: str, column: str, cells: Sequence[Any]) -> Kind:
+    """The kind of written answers; InputError: they are of several."""
+    first = dict[str, int]()
+    for number, cell in enumerate(cells):
+        if cell is not None and cell != "":  # such a row is refused when it is read
+            first.setdefault(_what(cell), number)
     if len(first) > 1:
-        shown = " and ".join(f"{kind} in row {number}" for kind, number in first.items())
-        raise InputError(f"{where}: column {column}: got {shown}; allowed: answers of one kind")
+        shown = " and ".join(f"{what} in row {number}" for what, number in first.items())
+        overruled = ', or kind = "written"' * all(isinstance(cells[number], str) for number in first.values())
+        raise InputError(f"{where}: column {column}: got {shown}; allowed: answers of one kind{overruled}")
+    return "call" if "a call" in first else "json" if "JSON" in first else "written"
+
+
+def _what(answer: Any) -> str:
+    """What an answer is, in words. A number is a text, and so is a list of texts that is written as JSON."""
+    values = [from_json(told) if isinstance(told, str) else told for told in _listed(answer)]
+    if all(map(calls_of, values)):
+        return "a call"
+    if isinstance(answer, dict) and isinstance(answer.get("text"), list):
+        return "a table"
+    if all(isinstance(v, dict) or (isinstance(v, list) and v and isinstance(v[0], dict | list)) for v in values):
+        return "JSON"
+    return "a list" if isinstance(answer, list) else "a text"
 
 
 def _labels(where: str, column: str, values: Sequence[str]) -> tuple[str, ...]:
@@ -260,10 +337,14 @@ def _labels(where: str, column: str, values: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(counts))
 
 
-def _limits(answers: Sequence[str]) -> dict[str, Any]:
-    """What ends a written answer: tokens enough for the longest, and more line breaks than any has in a row."""
+def _limits(answers: Sequence[str], kind: Kind) -> dict[str, Any]:
+    """What ends a written answer: tokens enough for the longest, and more line breaks than any has in a row.
+
+    No line break ends JSON.
+    """
     # Words of three letters and single other bytes are more than the tokens of any usual tokenizer.
     pieces = (len(re.findall(rb"[A-Za-z]{1,3}|[^A-Za-z ]", answer.encode())) for answer in answers)
     breaks = (len(found) for answer in answers for found in re.findall(r"\n+", answer.strip()))
     tokens = min(max(LEAST_TOKENS, max(pieces, default=0) + ROOM), 4096)
-    return {"max_new_tokens": tokens, "stop": ("\n" * (1 + max(breaks, default=0)),)}
+    stop = ("\n" * (1 + max(breaks, default=0)),) if kind == "written" else ()
+    return {"max_new_tokens": tokens, "stop": stop}

@@ -17,7 +17,7 @@ Quantization = Literal["none", "nf4"]
 NF4_MULTIPLE = 64  # weights in a block; on a CPU, rows of nf4 matrices must be whole blocks
 PROMPTS = "prompts"  # calibration source: the training prompts of the run's own benchmarks
 QUESTIONS = "questions"  # calibration source: the questions of their train splits, without answers
-Metric = Literal["acc", "acc_norm", "exact_match", "f1"]
+Metric = Literal["acc", "acc_norm", "exact_match", "f1", "json", "tool_call"]
 Ignored = Literal["case", "punctuation", "numbers", "spaces"]
 
 
@@ -173,13 +173,14 @@ class BenchmarkConfig(Section):
     need not be set: messages; instruction, input and output; prompt and completion; text and label; question, choices
     (or a, b, …) and answer; and others like them."""
     form: Form | None = None
-    """With `data`: what a row stands for. messages: its messages, read as the columns system, user, assistant, and
-    prompt (the first two together). alpaca: its instruction and input, read as the column prompt. Absent: found by the
-    columns."""
+    """With `data`: what a row stands for. messages: its messages and tools, read as the columns system, tools, user,
+    assistant, and prompt (the first three together). alpaca: its instruction and input, read as the column prompt.
+    Absent: found by the columns."""
     kind: Kind | None = None
     """With `data`: what the answers are. labels: one set for all rows; choices: those of each row; written: text that
-    the model writes. Absent: choices if there are columns with choices; else few answers that come again and again are
-    labels, others are written. On the command line: --set rows.kind=written, and so for the other fields."""
+    the model writes; json: objects, or lists of them; call: calls of tools. Absent: choices if there are columns with
+    choices; json or call if the answers are such; else few answers that come again and again are labels, others are
+    written. On the command line: --set rows.kind=written, and so for the other fields."""
     subset: str | None = Field(None, description="Hub data sets only: the configuration.")
     revision: str | None = Field(None, description="Hub data sets only: commit, tag or branch.")
     train: str | None = Field(None, description="Train split: a .parquet, .jsonl or .csv file, or a Hub split's name.")
@@ -193,16 +194,17 @@ class BenchmarkConfig(Section):
     """Own benchmarks: the choices of all rows, in place of `choices`. Absent with `data`: the answers, sorted."""
     answer: str | None = None
     """Own benchmarks: the column with the answer: its index from 0, a letter (A, B, …), or its text. Written answers:
-    an accepted text, or a list of them."""
+    an accepted text, or a list of them. JSON and calls: one, or a list of texts in JSON, each of them accepted."""
     instruction: str | None = Field(None, description="Own benchmarks: the sentence that states the task.")
     metric: Metric | None = None
-    """Headline metric; absent: the benchmark's own; for new ones acc with labels, exact_match with kind written, else
-    acc_norm. exact_match and f1 (SQuAD's) are for benchmarks without choices, where the model writes the answer."""
+    """Headline metric; absent: the benchmark's own; for new ones acc with labels, exact_match with kind written, json
+    with kind json, tool_call with kind call, else acc_norm. exact_match and f1 (SQuAD's), json and tool_call are for
+    benchmarks without choices, where the model writes the answer."""
     max_new_tokens: int | None = Field(None, ge=1, le=4096)
     """Written answers: maximum tokens; absent: 32, or with `data` as many as the longest answer needs, if more."""
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(None, min_length=1)
-    """Strings that end a written answer; absent: the end of the line, or with `data` one line break more than any
-    answer has in a row."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
+    """Strings that end a written answer, beside the end of text that is tuned; absent: the end of the line, or with
+    `data` one line break more than any answer has in a row, and for json and call none."""
     ignore: tuple[Ignored, ...] | None = None
     """Written answers: what exact_match ignores, of case, punctuation, numbers and spaces around the answer; absent:
     case, punctuation, articles and repeated spaces (SQuAD's)."""
@@ -214,7 +216,10 @@ class BenchmarkConfig(Section):
         if not isinstance(data, dict):
             return data
         if not is_harness_task(data.get("name")):
-            return with_form(data) if isinstance(data.get("data"), str) else data
+            if isinstance(data.get("data"), str):
+                return with_form(data)
+            is_text = WRITTEN.get(str(data.get("metric")), "written") == "written"
+            return data if is_text or data.get("stop") is not None else {**data, "stop": ()}
         given = {key: value for key, value in data.items() if value is not None}
         written = given.get("metric") not in ("acc", "acc_norm")
         decided = ("stop", "max_new_tokens", "ignore") if written else ()

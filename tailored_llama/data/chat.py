@@ -26,8 +26,9 @@ class Chat:
     message: str  # what of a row the message holds, with names in braces
     choices: tuple[str, ...]  # what may follow, with names in braces where it differs by row
     answers: tuple[str, ...]  # the choices, if they are the same for all rows
-    stop: tuple[str, ...]  # what ends an answer of its own; empty if choices are ranked
-    new_tokens: int  # of an answer of its own, at most
+    stop: tuple[str, ...]  # what ends an answer of its own, beside the end of text
+    new_tokens: int  # of an answer of its own, at most; 0: choices are ranked
+    schema: dict[str, Any] | None = None  # of answers in JSON
 
     def messages(self, context: str) -> list[dict[str, str]]:
         """The messages that become a prompt."""

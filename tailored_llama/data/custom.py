@@ -34,7 +34,7 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
         (benchmark.data is None, ("form", "kind"), "only with `data`"),
         (not task and written, ("choices", "labels"), "only with metric acc or acc_norm"),
         (benchmark.labels is not None, ("choices",), "only without labels"),
-        (not task and not written, ("max_new_tokens", "stop"), f"only with metric {' or '.join(WRITTEN)}"),
+        (not task and not written, ("max_new_tokens", "stop"), f"only with metric {', '.join(WRITTEN)}"),
     )
     for applies, fields, allowed in refused:
         for field in fields if applies else ():
@@ -96,7 +96,8 @@ def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
     holds a list, or a JSON list as text. With one column per choice, missing choices at the end are left out. A text
     answer is the exact text of a choice, else a single letter (A is the first choice), else digits (0 is the first).
     For written answers, the choices are the accepted texts: a list, a JSON list of texts, one text, or (as in SQuAD) a
-    table with a list `text`. ValueError: a cell is not what its column should hold.
+    table with a list `text`; for JSON and calls, as `accepted` says. ValueError: a cell is not what its column should
+    hold.
     """
     names = _context_columns(benchmark)
     for name in names:
@@ -114,8 +115,10 @@ def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
     if not is_written(benchmark):
         choices = _choices(benchmark, row)
         return fields, tuple(choices), _answer_index(answer, choices)
-    if not (texts := accepted(answer)):
-        raise ValueError(f"column {benchmark.answer}: got {answer!r}; allowed: a text, or a list of texts")
+    kind = WRITTEN[benchmark.metric]
+    if not (texts := accepted(answer, kind)):
+        allowed = {"written": "a text, or a list of texts", "json": "JSON", "call": "a call: its name and arguments"}
+        raise ValueError(f"column {benchmark.answer}: got {answer!r}; allowed: {allowed[kind]}")
     return fields, texts, 0
 
 
@@ -126,6 +129,7 @@ def custom_content(benchmark: BenchmarkConfig, row: Mapping[str, Any], choices: 
     messages count, because other rows decide them.
     """
     names = ["system", "user"] if benchmark.form == "messages" else sorted(set(_context_columns(benchmark)))
+    names += ["tools"] * bool(benchmark.form == "messages" and row["tools"])
     texts = [str(row[name]) for name in names]
     return texts if is_written(benchmark) or benchmark.labels else [*texts, *sorted(choices)]
 

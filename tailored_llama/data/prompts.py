@@ -15,9 +15,10 @@ from typing import Any, Literal, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailored_llama.config import BenchmarkConfig, RunConfig, Work, is_written, stop_strings
+from tailored_llama.config import BenchmarkConfig, RunConfig, Work, is_json, is_written, stop_strings
 from tailored_llama.data.benchmarks import Example, read_examples
 from tailored_llama.data.chat import find_chat, named_example, write_chat
+from tailored_llama.data.schema import find_schema
 from tailored_llama.data.templates import LETTERS, Layout, Template, layout_of, load_template, names_in
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
@@ -111,6 +112,7 @@ def _fill(template: Template, layout: Layout, example: Example, choice: int) -> 
         values["listed"] = "\n".join(template.shown.format(letter=letter, choice=text) for letter, text in lettered)
         values["letter"] = LETTERS[choice]
     delimiter = example.fields.get("delimiter", " ") if layout.continuation == "{choice}" else " "
+    delimiter = "" if layout.layout.endswith("\n") else delimiter
     return layout.layout.format(**values), delimiter, layout.continuation.format(**values)
 
 
@@ -150,7 +152,7 @@ class PromptSettings:
         settings = cls(benchmark.name, Wording(config.prompts.template, benchmark), split, num_fewshot=num_fewshot)
         if split == "evaluation":
             return replace(settings, limit=config.scoring.limit, seed=config.seed if num_fewshot else None)
-        stop = stop_strings(benchmark)[0] if split == "train" and is_written(benchmark) else ""
+        stop = "".join(stop_strings(benchmark)[:1]) if split == "train" and is_written(benchmark) else ""
         shots, held_out = tuning.shots, tuning.held_out
         return replace(settings, shots=shots, held_out=held_out, selection=selection, seed=config.seed, stop=stop)
 
@@ -158,7 +160,7 @@ class PromptSettings:
 def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> dict[str, Any]:
     """Stage: write `prompts.parquet` from what `load_benchmark` wrote; return the number of prompts of each split.
 
-    `chat.json` says how one message of a chat becomes such a prompt, or null.
+    `chat.json` says how one message of a chat becomes such a prompt, or null, and has the schema of answers in JSON.
 
     The solved examples before each question are drawn first, from the train split by seed. They are the same for every
     question, in tuning and in scoring (lm-evaluation-harness calls this the `first_n` sampler; its default draws
@@ -179,7 +181,10 @@ def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> d
     write_table(work.out / "prompts.parquet", columns, PROMPTS_SCHEMA)
     named = render(benchmark, template, named_example(benchmark), header)
     asked, *others = ((prompt.contexts, prompt.continuations) for prompt in (named, *prompts))
-    write_chat(work.out, find_chat(benchmark, asked, others))
+    chat = find_chat(benchmark, asked, others)
+    if chat and is_json(benchmark):
+        chat = replace(chat, schema=find_schema([e.choices[e.answer] for e in read_examples(examples, "train")]))
+    write_chat(work.out, chat)
     return {name: len(members) for name, members in chosen.items()}
 
 

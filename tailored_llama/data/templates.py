@@ -12,6 +12,7 @@ from tailored_llama.config import (
     BenchmarkConfig,
     PromptStudyConfig,
     Section,
+    is_json,
     is_written,
     read_config_data,
     validate_as,
@@ -152,6 +153,8 @@ def layout_of(template: Template, benchmark: BenchmarkConfig) -> Layout:
             f"template {template.name}: shows the choices; allowed: a set without choices, since the model writes the "
             f"answers of {benchmark.name}"
         )
+    if is_json(benchmark):  # a schema allows no space before JSON, so none is tuned
+        layout = layout.model_copy(update={"layout": f"{layout.layout}\n"})
     if not template.specific and benchmark.form != "messages":  # a system message is part of every prompt
         return layout
     return layout.model_copy(update={"instruction": benchmark.instruction or layout.instruction})

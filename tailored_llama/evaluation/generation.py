@@ -1,16 +1,12 @@
-"""Written answers: greedy generation, and SQuAD's exact match and F1 (arXiv 1606.05250, section 6.1)."""
+"""Written answers: greedy generation."""
 
-import re
-import string
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from tailored_llama.data import Prompt
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation.settings import WrittenAnswer
 from tailored_llama.models import encode, has_soft_prompt, token_budget, within_memory
@@ -90,79 +86,3 @@ class _StopInNewText(StoppingCriteria):
         texts = self.tokenizer.batch_decode(input_ids[:, self.start :], skip_special_tokens=True)
         done = [any(stop in text for stop in self.stop) for text in texts]
         return torch.tensor(done, device=input_ids.device)
-
-
-def normalise(text: str) -> str:
-    """SQuAD's normal form: lower case, no punctuation, no articles, single spaces."""
-    bare = _without(text.lower(), string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
-
-
-def _without(text: str, characters: str) -> str:
-    return text.translate(str.maketrans("", "", characters))
-
-
-def _form(text: str, ignore: Sequence[str] | None) -> str:
-    """A text without what is ignored, in the order of lm-evaluation-harness; with None, in SQuAD's normal form."""
-    if ignore is None:
-        return normalise(text)
-    text = text.strip() if "spaces" in ignore else text
-    text = text.lower() if "case" in ignore else text
-    text = _without(text, string.punctuation) if "punctuation" in ignore else text
-    return _without(text, string.digits) if "numbers" in ignore else text
-
-
-def exact_match(text: str, accepted: Sequence[str], ignore: Sequence[str] | None = None) -> float:
-    """1 if the text equals an accepted one but for what is ignored, else 0; with None, in SQuAD's normal form.
-
-    With `ignore` it is lm-evaluation-harness's exact match.
-    """
-    return float(_form(text, ignore) in [_form(answer, ignore) for answer in accepted])
-
-
-def f1(text: str, accepted: Sequence[str]) -> float:
-    """Harmonic mean of word precision and recall in normal form, against the best-matching accepted text."""
-    return max(_f1(normalise(text).split(), normalise(answer).split()) for answer in accepted)
-
-
-def _f1(words: list[str], wanted: list[str]) -> float:
-    if not words or not wanted:
-        return float(words == wanted)
-    return 2 * (Counter(words) & Counter(wanted)).total() / (len(words) + len(wanted))
-
-
-def written_metrics(ignore: Sequence[str] | None) -> dict[str, Callable[[str, Sequence[str]], float]]:
-    """Every metric of a written answer, by name: a function of the text and the accepted texts, from 0 to 1."""
-    return {"exact_match": partial(exact_match, ignore=ignore), "f1": f1}
-
-
-def judge(prompts: Sequence[Prompt], texts: Sequence[str], ignore: Sequence[str] | None = None) -> dict[str, list[Any]]:
-    """The columns of `answers.parquet`, which compare written with accepted texts; `ignore` as in `exact_match`."""
-    accepted = [accepted_texts(prompt, ignore) for prompt in prompts]
-    pairs = list(zip(texts, accepted, strict=True))
-    values = {name: [value(*pair) for pair in pairs] for name, value in written_metrics(ignore).items()}
-    return {
-        "example": [prompt.example for prompt in prompts],
-        "text": [text.strip() for text in texts],
-        "accepted": accepted,
-        **values,
-    }
-
-
-def accepted_texts(prompt: Prompt, ignore: Sequence[str] | None) -> list[str]:
-    """The accepted texts of a prompt, without their delimiter; without outer spaces unless those count."""
-    if ignore is None:
-        return [continuation.strip() for continuation in prompt.continuations]
-    pairs = zip(prompt.continuations, prompt.choice_lengths, strict=True)
-    return [continuation[len(continuation) - length :] for continuation, length in pairs]
-
-
-def written_floor(prompts: Sequence[Prompt], metric: str, ignore: Sequence[str] | None = None) -> float:
-    """The score without skill: always writing the one accepted text that does best in the metric.
-
-    Only the 50 most common accepted texts, in normal form, are tried. `ignore` is as in `exact_match`.
-    """
-    accepted = [accepted_texts(prompt, ignore) for prompt in prompts]
-    common = Counter(text for texts in accepted for text in {_form(answer, ignore) for answer in texts}).most_common(50)
-    value = written_metrics(ignore)[metric]
-    return max(sum(value(text, texts) for texts in accepted) for text, _ in common) / len(prompts)

@@ -14,6 +14,7 @@ from tailored_llama.config import WRITTEN
 from tailored_llama.data import PromptSplit, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation.statistics import Answers, Array, check_same_examples, difference, interval
+from tailored_llama.evaluation.written import answers_schema
 from tailored_llama.store import read_table
 
 PREDICTIONS_SCHEMA = pa.schema(
@@ -25,17 +26,7 @@ PREDICTIONS_SCHEMA = pa.schema(
         "answer": pa.int32(),
     }
 )
-ANSWERS_SCHEMA = pa.schema(
-    {
-        "example": pa.int32(),
-        "text": pa.string(),  # what the model wrote
-        "accepted": pa.list_(pa.string()),
-        "exact_match": pa.float64(),
-        "f1": pa.float64(),
-    }
-)
-# What a model answered, as a column of its answers: the position of a choice by metric, or the text that it wrote.
-_ANSWERED = {"acc": "prediction", "acc_norm": "prediction_norm", "exact_match": "text", "f1": "text"}
+_CHOSEN = {"acc": "prediction", "acc_norm": "prediction_norm"}  # the column with the position of a choice by metric
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,7 @@ def metrics(values: Mapping[str, Sequence[float] | Array]) -> dict[str, float]:
 def hits(predictions: Mapping[str, Any]) -> dict[str, Array]:
     """acc and acc_norm of every example: 1 if the right choice is the likeliest (per character), else 0."""
     right = np.asarray(predictions["answer"])
-    return {name: (np.asarray(predictions[_ANSWERED[name]]) == right).astype(float) for name in ("acc", "acc_norm")}
+    return {name: (np.asarray(predictions[column]) == right).astype(float) for name, column in _CHOSEN.items()}
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -75,7 +66,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 def _read_table(folder: Path, metric: str) -> pa.Table:
     if metric in WRITTEN:
-        return read_table(folder / "answers.parquet", ANSWERS_SCHEMA)
+        return read_table(folder / "answers.parquet", answers_schema(metric))
     return read_table(folder / "predictions.parquet", PREDICTIONS_SCHEMA)
 
 
@@ -116,7 +107,7 @@ def read_probabilities(folder: Path, prompts: Path, split: PromptSplit, metric: 
 def read_chosen(folder: Path, metric: str) -> dict[int, int | str]:
     """Read what a scored model answered, by example: the position of its choice, or the text that it wrote."""
     table = _read_table(folder, metric)
-    return dict(zip(table["example"].to_pylist(), table[_ANSWERED[metric]].to_pylist(), strict=True))
+    return dict(zip(table["example"].to_pylist(), table[_CHOSEN.get(metric, "text")].to_pylist(), strict=True))
 
 
 def read_score(*folders: Path) -> Score:

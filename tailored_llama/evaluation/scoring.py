@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from tailored_llama.config import WRITTEN, Work
+from tailored_llama.config import Work
 from tailored_llama.data import Prompt, encode_prompt, loglikelihoods, read_prompts, shared_header
-from tailored_llama.evaluation import generation
-from tailored_llama.evaluation.scores import ANSWERS_SCHEMA, PREDICTIONS_SCHEMA, hits, metrics
+from tailored_llama.evaluation.generation import generate
+from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA, hits, metrics
 from tailored_llama.evaluation.settings import ScoreSettings
+from tailored_llama.evaluation.written import METRICS, answers_schema, judge, written_floor
 from tailored_llama.models import context_length, load_tokenizer, open_model, token_budget
 from tailored_llama.store import write_table
 
@@ -68,7 +69,7 @@ def _write_answers(
     written = settings.written
     assert written
     contexts = [prompt.contexts[0] for prompt in prompts]
-    texts = generation.generate(model, tokenizer, contexts, written, work.execution.batch_tokens, work.progress)
+    texts = generate(model, tokenizer, contexts, written, work.execution.batch_tokens, work.progress)
     return write_texts(prompts, texts, settings, work.out), {"examples": len(prompts)}
 
 
@@ -76,11 +77,11 @@ def write_texts(
     prompts: Sequence[Prompt], texts: Sequence[str], settings: ScoreSettings, out: Path
 ) -> dict[str, float]:
     """Write `answers.parquet` of what was written, and return its metrics with the floor of the headline metric."""
-    ignore = settings.written.ignore if settings.written else None
-    columns = generation.judge(prompts, texts, ignore)
-    write_table(out / "answers.parquet", columns, ANSWERS_SCHEMA)
-    floor = generation.written_floor(prompts, settings.metric, ignore)
-    return {"floor": floor} | metrics({name: columns[name] for name in WRITTEN})
+    metric, ignore = settings.metric, settings.written.ignore if settings.written else None
+    columns = judge(prompts, texts, metric, ignore)
+    write_table(out / "answers.parquet", columns, answers_schema(metric))
+    measured = {name: columns[name] for name in METRICS[metric](None).values}
+    return {"floor": written_floor(prompts, metric, ignore)} | metrics(measured)
 
 
 def predict(prompts: Sequence[Prompt], scores: Sequence[Sequence[float]]) -> dict[str, list[Any]]:

@@ -195,6 +195,7 @@ def export_model(
     models.merge_adapter(run.base, adapter if tuned else None, out=work.out, card=card, half=base.half)
     if chat:
         serving.write_chat_template(work.out, chat)
+        serving.write_schema(work.out, chat)
     return {"adapter": "merged" if tuned else "left out: tuning brought nothing on the held-out examples"}
 
 
@@ -240,6 +241,7 @@ def ship_model(
         models.merge_adapter(parts.checkpoint, parts.adapter, out=out, half=base.half)
         if chat:
             serving.write_chat_template(out, chat)
+            serving.write_schema(out, chat)
         files = models.weight_files(out)
     if settings.template:
         shutil.copy(settings.template, out)

@@ -91,8 +91,10 @@ def _how_read(benchmark: BenchmarkConfig, examples: Sequence[Example]) -> str:
         more = f", and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
         return f"{columns}, one of {len(labels)} labels: {named}{more}"
     if is_written(benchmark):
-        different, ends = len({example.choices for example in examples}), " or ".join(map(repr, benchmark.stop or ()))
-        return f"{columns}, written by the model: {different:,} different ones, ended by {ends}"
+        different, what = len({example.choices for example in examples}), {"json": "JSON ", "call": "a call "}
+        ends = " or ".join(map(repr, benchmark.stop or ())) or "the end of text"
+        kind = what.get(str(benchmark.kind), "")
+        return f"{columns}, {kind}written by the model: {different:,} different ones, ended by {ends}"
     choices = benchmark.choices if isinstance(benchmark.choices, str) else ", ".join(benchmark.choices or ())
     return f"{columns}, one of the row's choices ({choices})"
 

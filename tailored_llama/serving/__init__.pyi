@@ -1,6 +1,7 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
 from .chat import how_to_ask as how_to_ask
 from .chat import write_chat_template as write_chat_template
+from .chat import write_schema as write_schema
 from .export import copy_source as copy_source
 from .export import export_gguf as export_gguf
 from .export import score_quantised as score_quantised

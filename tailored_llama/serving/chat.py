@@ -12,6 +12,8 @@ from tailored_llama.data import Chat
 from tailored_llama.models import load_tokenizer
 from tailored_llama.serving.server import GRAMMAR, TEMPLATE
 
+SCHEMA = "schema.json"
+
 
 def write_chat_template(folder: Path, chat: Chat) -> None:
     """Give a checkpoint the chat template of a job in place of its own."""
@@ -29,7 +31,7 @@ def _jinja(chat: Chat, has_bos: bool) -> str:
     """
     message = "messages[-1]['content']"
     text = f" + {message} + ".join(map(_jinja_string, chat.parts))
-    if not chat.stop and not chat.parts[-1]:  # choices are ranked after a prompt without white space at its end
+    if not chat.new_tokens and not chat.parts[-1]:  # choices are ranked after a prompt without white space at its end
         text = f"({text}).rstrip()"
     return "{{ bos_token }}" * has_bos + "{% set unread = messages[0]['content'] %}{{ " + text + " }}"
 
@@ -39,7 +41,7 @@ def _jinja_string(text: str) -> str:
     return f"'{text.translate(escapes)}'"
 
 
-def writegrammar_of(folder: Path, chat: Chat | None) -> None:
+def write_grammar(folder: Path, chat: Chat | None) -> None:
     """Write the grammar of the answers, if they are the same for all rows."""
     if chat and chat.answers:
         (folder / GRAMMAR).write_text(grammar_of(chat.answers) + "\n", encoding="utf-8")
@@ -48,6 +50,12 @@ def writegrammar_of(folder: Path, chat: Chat | None) -> None:
 def grammar_of(answers: Sequence[str]) -> str:
     """A grammar of llama.cpp that allows these answers alone."""
     return "root ::= " + " | ".join(json.dumps(answer, ensure_ascii=False) for answer in answers)
+
+
+def write_schema(folder: Path, chat: Chat | None) -> None:
+    """Write the JSON schema of the answers, if they are JSON."""
+    if chat and chat.schema:
+        (folder / SCHEMA).write_text(json.dumps(chat.schema, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def modelfile(file: str, chat: Chat | None = None, tokenizer: Any = None) -> str:
@@ -64,13 +72,22 @@ def modelfile(file: str, chat: Chat | None = None, tokenizer: Any = None) -> str
     return "\n".join(lines) + "\n"
 
 
+def written_options(stop: Sequence[str], new_tokens: int, schema: Any) -> dict[str, Any]:
+    """What goes with the request of a written answer: what ends it, and the schema of one in JSON."""
+    options: dict[str, Any] = {"stop": [*stop]} if stop else {}
+    options["max_tokens"] = new_tokens
+    if schema:
+        options["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    return options
+
+
 def how_to_ask(name: str, chat: Chat | None, file: str | None = None) -> str:
     """The section of a card, in Markdown, on how to ask a model for one answer; `file`: it is a GGUF file."""
     values: dict[str, Any] = {"name": name, "chat": chat, "file": file}
     if chat:
         messages, options = [{"role": "user", "content": chat.message}], dict[str, Any]()
-        if chat.stop:
-            options = {"stop": list(chat.stop), "max_tokens": chat.new_tokens}
+        if chat.new_tokens:
+            options = written_options(chat.stop, chat.new_tokens, chat.schema)
         elif not file:
             options = {"structured_outputs": {"choice": list(chat.choices)}}
         elif not chat.answers:

@@ -27,7 +27,7 @@ from tailored_llama.models import (
     weight_files,
     write_shards,
 )
-from tailored_llama.serving.chat import how_to_ask, modelfile, write_chat_template, write_grammar
+from tailored_llama.serving.chat import how_to_ask, modelfile, write_chat_template, write_grammar, write_schema
 from tailored_llama.serving.gguf import Written, write_gguf
 from tailored_llama.serving.gguf_layout import layout_of, restored, unfused, written_shapes
 from tailored_llama.serving.gguf_writing import gguf_file
@@ -46,8 +46,8 @@ def export_gguf(
 ) -> dict[str, Any]:
     """Stage: write a checkpoint as `NAME-TYPE.gguf`, an adapter merged in first, with `Modelfile` and `README.md`.
 
-    `prompts` are those of the model's benchmarks: its chat template asks them, and `grammar.gbnf` allows their answers.
-    If no chat asks all of them, the template stays.
+    `prompts` are those of the model's benchmarks: its chat template asks them, and `grammar.gbnf` or `schema.json`
+    allows their answers. If no chat asks all of them, the template stays.
 
     It returns the file's `bytes`, and how many MLP channels are zeros that fill up blocks (`padded_channels`).
     """
@@ -65,6 +65,7 @@ def export_gguf(
         written = write_gguf(source, gguf_type=settings.type, out=out / file, name=name, progress=work.progress)
     copy_licence(checkpoint, out)
     write_grammar(out, chat)
+    write_schema(out, chat)
     (out / "Modelfile").write_text(modelfile(file, chat, load_tokenizer(checkpoint)), encoding="utf-8")
     (out / CARD).write_text(_card(name, file, written, chat), encoding="utf-8")
     return {"bytes": written.size, "padded_channels": written.padded_channels}

@@ -12,10 +12,10 @@ import torch
 
 from tailored_llama.config import BenchmarkConfig, Work
 from tailored_llama.data import Chat, Prompt, PromptSplit, encode_prompt, read_chat, read_prompts
-from tailored_llama.evaluation import ScoreSettings, WrittenAnswer, predict, write_choices, write_texts
+from tailored_llama.evaluation import ScoreSettings, predict, write_choices, write_texts
 from tailored_llama.models import encode, load_tokenizer, read_config
 from tailored_llama.progress import Progress
-from tailored_llama.serving.chat import grammar_of
+from tailored_llama.serving.chat import SCHEMA, grammar_of, written_options
 from tailored_llama.serving.client import ChatServer, Refused
 from tailored_llama.serving.gguf_writing import gguf_file
 from tailored_llama.serving.llama_cpp import file_loglikelihoods
@@ -65,7 +65,7 @@ def score_served(
             server, chat = ChatServer(url), read_chat({"": prompts})
             if chat and not all(_writes_prompt(server, chat, prompt, tokenizer.bos_token) for prompt in rows):
                 chat = None
-            texts = ask_rows(server, rows, chat, options_of(rows, score.written, chat), work.progress)
+            texts = ask_rows(server, rows, chat, request_options(file.parent, rows, score, chat), work.progress)
             template = sha256(str(server.template()).encode()).hexdigest()
         if score.written:
             result = write_texts(rows, texts, score, work.out)
@@ -82,10 +82,11 @@ def _version(package: str) -> str:
     return f"llama.cpp of {package} {version(package)}"
 
 
-def options_of(rows: Sequence[Prompt], written: WrittenAnswer | None, chat: Chat | None) -> dict[str, Any]:
-    """What goes with a request beside the prompt: the end of a written answer, or the labels where no chat has them."""
-    if written:
-        return {"stop": list(written.stop), "max_tokens": written.max_new_tokens}
+def request_options(folder: Path, rows: Sequence[Prompt], score: ScoreSettings, chat: Chat | None) -> dict[str, Any]:
+    """What goes with a request beside the prompt; labels only where the server of the folder has no grammar."""
+    if written := score.written:
+        schema = json.loads(file.read_text(encoding="utf-8")) if (file := folder / SCHEMA).is_file() else None
+        return written_options(written.stop, written.max_new_tokens, schema)
     return {} if chat else {"grammar": grammar_of(common_answers(rows))}
 
 

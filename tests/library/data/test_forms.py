@@ -29,6 +29,13 @@ def chat(user: str, assistant: str, system: str = "") -> Row:
     return {"messages": [{"role": role, "content": text} for role, text in turns.items() if text]}
 
 
+def called(user: str, name: str, arguments: Any, key: str = "tool_calls") -> Row:
+    """A message that is answered by a call, in the form of OpenAI, which writes arguments as JSON, or its older one."""
+    function = {"name": name, "arguments": json.dumps(arguments)}
+    calls = {"tool_calls": [{"id": "1", "type": "function", "function": function}], "function_call": function}
+    return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": None, key: calls[key]}]}
+
+
 def read(folder: Path, rows: list[Row], **fields: Any) -> BenchmarkConfig:
     (own,) = validate_config({"benchmarks": [{"data": write_jsonl(folder / "own.jsonl", rows), **fields}]}).benchmarks
     return own
@@ -123,7 +130,7 @@ def answers(kind: str, count: int = 1500) -> list[str]:
         ("sentences", "completion", 300, "written"),
         ("sentences", "label", 300, "written"),
         ("sums", "completion", 1500, "written"),
-        ("objects", "completion", 300, "written"),
+        ("objects", "completion", 300, "json"),
         ("long", "completion", 300, "written"),
     ],
 )
@@ -134,7 +141,55 @@ def test_few_answers_that_come_again_and_again_are_labels(
     own = read(tmp_path, rows)
     assert own.kind == expected
     assert own.labels == (tuple(sorted({row[column] for row in rows})) if expected == "labels" else None)
-    assert headline_metric(own) == ("acc" if expected == "labels" else "exact_match")
+    assert headline_metric(own) == {"labels": "acc", "json": "json"}.get(expected, "exact_match")
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind", "texts"),
+    [
+        ({"a": "é", "b": [1.0, None]}, "json", ('{"a": "é", "b": [1.0, null]}',)),
+        ('{\n "a": 1}\n', "json", ('{\n "a": 1}',)),
+        ([{"a": 1}, {"b": 2}], "json", ('[{"a": 1}, {"b": 2}]',)),
+        (['{"a": 1}', '{"a": 2}'], "json", ('{"a": 1}', '{"a": 2}')),
+        ('["{\\"a\\": 1}", "{}"]', "json", ('{"a": 1}', "{}")),
+        ({"name": "f", "arguments": {"a": 1}}, "call", ('{"name": "f", "arguments": {"a": 1}}',)),
+        (['{"name": "f", "arguments": {}}', '{"name": "g", "arguments": {}}'], "call", None),
+        ({"text": ["six", "6"], "answer_start": [7, 7]}, "written", ("six", "6")),
+        (["ten", "10"], "written", ("ten", "10")),
+        ("[1, 2]", "written", ("[1, 2]",)),
+        ('{"a": NaN}', "written", ('{"a": NaN}',)),
+        ("[" * 5000, "written", ("[" * 5000,)),
+    ],
+)
+def test_answers_that_are_objects_are_json(tmp_path: Path, cell: Any, kind: str, texts: Any) -> None:
+    own = read(tmp_path, [{"prompt": f"text {i}", "completion": cell} for i in range(150)])
+    assert own.kind == kind
+    assert headline_metric(own) == {"json": "json", "call": "tool_call", "written": "exact_match"}[kind]
+    assert {example.choices for example in load_examples(own, "train", "")} == {texts or tuple(cell)}
+    assert own.stop == (("\n",) if kind == "written" else ())
+
+
+@pytest.mark.parametrize("key", ["tool_calls", "function_call"])
+def test_a_call_is_asked_with_its_tools(tmp_path: Path, key: str) -> None:
+    tools = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
+    rows = [called(f"text {i}", "f", {"a": i}, key) | {"tools": json.dumps(tools)} for i in range(150)]
+    own = read(tmp_path, rows)
+    assert (own.kind, own.metric, own.stop, own.context) == ("call", "tool_call", (), "{tools}\n\n{user}")
+    written = "".join(json.dumps(tool) + "\n" for tool in tools)
+    assert prompts(own) == {f"{written}\ntext {i}": f'{{"name": "f", "arguments": {{"a": {i}}}}}' for i in range(150)}
+    how, *_ = rows_of(RunConfig(benchmarks=(own,)))
+    assert "a call written by the model: 150 different ones, ended by the end of text" in how
+    other = [called(row["messages"][0]["content"], "f", {"a": 0}) | {"tools": tools[:1]} for row in rows]
+    assert len(prompts(read(tmp_path, [*rows, *other]))) == 300  # the same text with other tools is another row
+
+
+def test_several_calls_are_a_list(tmp_path: Path) -> None:
+    rows = [called(f"text {i}", "f", {}) for i in range(150)]
+    for row in rows:
+        row["messages"][1]["tool_calls"] *= 2
+    own = read(tmp_path, rows)
+    one = '{"name": "f", "arguments": {}}'
+    assert (own.context, set(prompts(own).values())) == ("user", {f"[{one}, {one}]"})
 
 
 def test_what_is_set_overrules_what_is_found(tmp_path: Path) -> None:
@@ -200,7 +255,6 @@ def test_a_written_answer_is_as_long_as_the_longest_and_is_not_cut_at_its_line_b
 
 MESSAGES = "column messages: got"
 TURNS = "allowed: system (or none), user, assistant, one of each"
-TOOLS = "got tools or a call of one; allowed: messages in words alone"
 CALL = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [{}], "content": None}]}
 PICTURE = [{"type": "image_url", "image_url": {}}]
 REFUSED: dict[str, tuple[list[Row], Row, str]] = {
@@ -228,8 +282,8 @@ REFUSED: dict[str, tuple[list[Row], Row, str]] = {
     ),
     "mixed kinds": (
         [{"prompt": f"{i}", "completion": "yes"} for i in range(150)],
-        {"prompt": "x", "completion": {"name": "call"}},
-        "column completion: got a text in row 0 and a table in row 150; allowed: answers of one kind",
+        {"prompt": "x", "completion": {"name": "call", "arguments": {}}},
+        "column completion: got a text in row 0 and a call in row 150; allowed: answers of one kind",
     ),
     "several turns": (
         [chat("x", "y")],
@@ -246,8 +300,36 @@ REFUSED: dict[str, tuple[list[Row], Row, str]] = {
         {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]},
         f"row 1: {MESSAGES} ' ' from assistant; allowed: a text",
     ),
-    "a call": ([chat("x", "y")], CALL, f"row 1: {TOOLS}"),
-    "tools": ([chat("x", "y")], chat("x", "y") | {"tools": [{"type": "function"}]}, f"row 1: {TOOLS}"),
+    "a call without a name": (
+        [chat("x", "y")],
+        CALL,
+        f"row 1: {MESSAGES} the call [{{}}]; allowed: a name, and arguments as an object",
+    ),
+    "tools without a call": (
+        [chat("x", "y")],
+        chat("x", "y") | {"tools": [{"type": "function"}]},
+        "row 1: got tools and the answer 'y'; allowed: a call as the answer",
+    ),
+    "tools that are none": (
+        [chat("x", "y")],
+        chat("x", "y") | {"tools": "hammer"},
+        "row 1: column tools: got 'hammer'; allowed: a list of tools",
+    ),
+    "calls and words": (
+        [called("x", "f", {"a": 1}), called("x", "f", {"a": 2})],
+        chat("x", "y"),
+        'column assistant: got a call in row 0 and a text in row 2; allowed: answers of one kind, or kind = "written"',
+    ),
+    "objects and words": (
+        [{"prompt": f"{i}", "completion": {"a": i}} for i in range(150)],
+        {"prompt": "x", "completion": "none"},
+        "column completion: got JSON in row 0 and a text in row 150; allowed: answers of one kind",
+    ),
+    "no JSON": (
+        [{"prompt": f"{i}", "completion": {"a": i}} for i in range(150)],
+        {"prompt": "x", "completion": None},
+        "row 150: column completion: got None; allowed: JSON",
+    ),
     "a picture": (
         [chat("x", "y")],
         {"messages": [{"role": "user", "content": PICTURE}, {"role": "assistant", "content": "x"}]},
@@ -269,6 +351,10 @@ def test_fields_that_contradict_each_other_are_one_line(tmp_path: Path) -> None:
     assert refusal(tmp_path, labelled(150), kind="labels", metric="f1") == (
         "benchmarks.own.metric: got 'f1' with kind = 'labels'; allowed: acc or acc_norm"
     )
+    assert refusal(tmp_path, labelled(150), kind="json", metric="f1") == (
+        "benchmarks.own.metric: got 'f1' with kind = 'json'; allowed: json"
+    )
+    assert refusal(tmp_path, labelled(150), metric=["json"]).startswith("benchmarks.0.metric: got ['json']; allowed: ")
     assert refusal(tmp_path, labelled(150), answer="lable") == (
         "benchmarks.own.answer: got 'lable'; allowed: a column (text, label)"
     )

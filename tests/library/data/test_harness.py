@@ -18,7 +18,8 @@ from tailored_llama.config import BenchmarkConfig, RunConfig, StoreConfig, Work,
 from tailored_llama.data import BenchmarkSource, benchmarks, check_benchmark, harness, select_train
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import ScoreSettings, read_metrics, score_benchmark
-from tailored_llama.evaluation.scores import ANSWERS_SCHEMA, PREDICTIONS_SCHEMA
+from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
+from tailored_llama.evaluation.written import answers_schema
 from tailored_llama.preflight import preflight
 from tailored_llama.store import read_table
 
@@ -152,7 +153,7 @@ def test_written_answers_score_as_in_the_harness(tiny: Path, folder: Path, tmp_p
     write_jsonl(tmp_path / "words.jsonl", rows)
     results, samples = by_the_harness(tiny, "words", folder)
     out = scored(tiny, own, tmp_path / "out")
-    table = read_table(out / "scores" / "answers.parquet", ANSWERS_SCHEMA).to_pylist()
+    table = read_table(out / "scores" / "answers.parquet", answers_schema("exact_match")).to_pylist()
     assert [row["exact_match"] for row in table] == [float(sample["exact_match"]) for sample in samples]
     assert [row["text"] for row in table] == [sample["filtered_resps"][0] for sample in samples]
     found = read_metrics(out / "scores")
@@ -176,7 +177,7 @@ def test_written_answers_score_as_in_the_harness(tiny: Path, folder: Path, tmp_p
 def test_exact_match_ignores_what_the_task_says(ignore: Any, text: str, accepted: str, right: int) -> None:
     from lm_eval.api.metrics import exact_match_hf_evaluate
 
-    from tailored_llama.evaluation.generation import exact_match
+    from tailored_llama.evaluation.written import exact_match
 
     assert exact_match(text, [accepted], ignore) == right
     options = {f"ignore_{name}": True for name in ignore if name != "spaces"}

@@ -23,8 +23,17 @@ from tailored_llama.data import (
 from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import ScoreSettings, WrittenAnswer, score_benchmark
-from tailored_llama.evaluation.generation import exact_match, f1, generate, normalise, written_floor, written_metrics
-from tailored_llama.evaluation.scores import ANSWERS_SCHEMA, read_answers
+from tailored_llama.evaluation.generation import generate
+from tailored_llama.evaluation.scores import read_answers
+from tailored_llama.evaluation.written import (
+    METRICS,
+    answers_schema,
+    exact_match,
+    f1,
+    normalise,
+    same_call,
+    written_floor,
+)
 from tailored_llama.models import load_model, load_tokenizer
 from tailored_llama.store import read_table
 
@@ -92,6 +101,73 @@ def test_normal_form_and_metrics_by_hand() -> None:
     assert (f1("the", ["a"]), f1("", ["x"]), f1("x", ["the"])) == (1, 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("text", "valid", "equal", "right"),
+    [
+        (' {"b": [1.0, {"c": "x"}],\n"a": true} ', 1, 1, 1),
+        ('{"a": true, "b": [1, {"c": "y"}]}', 1, 2 / 3, 0),
+        ('{"a": 1, "b": [1, {"c": "x"}]}', 1, 2 / 3, 0),  # true is not 1
+        ('{"a": true, "b": [1, {"c": "x"}], "d": null}', 1, 3 / 4, 0),
+        ('{"a": true}', 1, 1 / 3, 0),
+        ('{"a": true, "b": [1, {"c": "x"}]} and more', 0, 0, 0),
+        ('{"a": NaN}', 0, 0, 0),
+        ("[" * 5000, 0, 0, 0),
+        ("", 0, 0, 0),
+        ('{"z": 2}', 1, 1, 1),
+        ("{}", 1, 0, 0),
+    ],
+)
+def test_json_is_right_if_all_fields_are(text: str, valid: int, equal: float, right: int) -> None:
+    accepted = ['{"a": true, "b": [1, {"c": "x"}]}', '{"z": 2.0}']
+    values = METRICS["json"](None).values
+    figures = {name: value(text, accepted) for name, value in values.items()}
+    assert figures == pytest.approx({"json": right, "valid_json": valid, "equal_fields": equal})
+
+
+def call(name: str, **arguments: Any) -> str:
+    return json.dumps({"name": name, "arguments": arguments})
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        (call("area", base=10, unit="cm"), 1),
+        (call("area", unit="m", base=10.0), 1),  # the values of two accepted calls
+        (call("area", base=10), 1),  # one of them has no unit
+        (call("area", base=11, unit="cm"), 0),
+        (call("area", unit="cm"), 0),
+        (call("area", base=10, height=5), 0),
+        (call("size", base=10), 0),
+        (call("volume", base=3), 1),
+        (call("volume", base=10), 0),  # a value of another tool
+        ('{"name": "area"}', 0),
+        (f"[{call('area', base=10)}, {call('area', base=10)}]", 0),
+        ("area(base=10)", 0),
+        ("[]", 0),
+    ],
+)
+def test_a_call_is_right_if_its_name_and_all_arguments_are(text: str, right: int) -> None:
+    area = [call("area", base=10, **unit) for unit in ({"unit": "cm"}, {"unit": "m"}, {})]
+    assert same_call(text, [*area, call("volume", base=3)]) == right
+
+
+def test_a_list_of_calls_is_right_if_each_is() -> None:
+    one, two = call("f", a=1), call("g", b=2)
+    assert same_call(f"[{one}, {two}]", [f"[{one}, {two}]"]) == 1
+    assert same_call(f"[{two}, {one}]", [f"[{one}, {two}]"]) == 0
+    assert same_call(one, [f"[{one}, {two}]"]) == 0
+
+
+def test_the_floor_of_json_is_always_writing_the_answer_that_is_most_often_right() -> None:
+    def prompt(*accepted: str) -> Prompt:
+        return Prompt(0, ("q",) * len(accepted), accepted, 0, tuple(map(len, accepted)))
+
+    asked = [prompt('{"a": 1, "b": 2}'), prompt('{"b": 2, "a": 1.0}'), prompt('{"a": 3}'), prompt('{"a": 4}')]
+    assert written_floor(asked, "json") == 0.5
+    asked = [prompt(call("f", a=1), call("f", a=2)), prompt(call("f", a=2)), prompt(call("f", a=1)), prompt("x")]
+    assert written_floor(asked, "tool_call") == 0.5
+
+
 def test_the_floor_is_always_writing_the_commonest_accepted_text() -> None:
     def prompt(*accepted: str) -> Prompt:
         return Prompt(0, ("q",) * len(accepted), accepted, 0, (0,) * len(accepted))
@@ -104,7 +180,8 @@ def test_the_floor_is_always_writing_the_commonest_accepted_text() -> None:
 
 
 def test_a_metric_of_written_answers_has_a_floor_of_its_own() -> None:
-    assert set(written_metrics(None)) == set(WRITTEN)
+    assert METRICS.keys() == WRITTEN.keys()
+    assert all(name in metric(None).values for name, metric in METRICS.items())
     with pytest.raises(KeyError, match="bleu"):
         written_floor([Prompt(0, ("q",), (" no",), 0, (3,))], "bleu")
 
@@ -173,7 +250,7 @@ def test_the_stage_writes_answers_and_metrics(tiny: Path, folder: Callable[[str]
     benchmark, out = written(folder("data")), folder("out")
     prompts = load_and_render(benchmark, folder("rendered"))
     score_benchmark(tiny, None, prompts, settings=ScoreSettings.of(benchmark), work=Work(out, CPU))
-    rows = read_table(out / "answers.parquet", ANSWERS_SCHEMA).to_pylist()
+    rows = read_table(out / "answers.parquet", answers_schema("f1")).to_pylist()
     contexts = [prompt.contexts[0] for prompt in read_prompts(prompts, "evaluation")]
     texts = generate(load_model(tiny), load_tokenizer(tiny), contexts, WrittenAnswer(6, ["\n", "."]))
     assert [row["text"] for row in rows] == [text.strip() for text in texts]
@@ -190,7 +267,7 @@ def test_the_stage_writes_answers_and_metrics(tiny: Path, folder: Callable[[str]
         ({"choices": "options"}, ".choices: got 'options'; allowed: only with metric acc or acc_norm"),
         (
             {"metric": "acc", "choices": "options"},
-            ".max_new_tokens: got 6; allowed: only with metric exact_match or f1",
+            ".max_new_tokens: got 6; allowed: only with metric exact_match, f1, json, tool_call",
         ),
         ({"context": "{passage"}, ".context: got '{passage', expected '}' before end of string; allowed: {column}"),
         ({"context": "{text} {question}"}, ": evaluation.jsonl: no column 'text'; present: passage, question, answers"),

@@ -272,6 +272,37 @@ def test_what_healing_and_a_mixture_made_is_in_the_model_and_on_its_card(exporti
     assert "{question}\n\n### Response:\n```" in text  # the form it was tuned on
 
 
+def test_calls_of_tools_are_tuned_and_scored_and_their_schema_leaves(exporting: dict[str, Any], tmp_path: Path) -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Is it {i}?"},
+                {"role": "assistant", "tool_calls": [{"function": {"name": "fg"[i % 2], "arguments": {"a": i}}}]},
+            ],
+            "tools": [{"name": "f"}, {"name": "g"}],
+        }
+        for i in range(60)
+    ]
+    add_merge(Path(exporting["model"]["source"]))
+    exporting["benchmarks"] = [{"data": write_jsonl(tmp_path / "calls.jsonl", rows)}]
+    exporting["store"]["export_formats"] = ["safetensors", "gguf:f32"]
+    exporting["tuning"] |= {"shots": 8, "held_out": 2}
+    (path := tmp_path / "run.toml").write_text(as_toml(exporting))
+    status, output, said = run_command(path)
+    assert status == 0, said
+    assert "calls" in output
+    folders = [tmp_path / "secret-place" / "models" / name for name in ("calls-0.2", "calls-0.2-f32-gguf")]
+    for folder in folders:
+        assert json.loads((folder / "schema.json").read_text())["properties"]["name"]["enum"] == ["f", "g"]
+        card = (folder / "README.md").read_text()
+        assert "{tools}\n\n{user}" in card
+        assert '"response_format": {"type": "json_schema"' in card
+    measured = [json.loads(file.read_text()) for file in Path(exporting["store"]["root"]).rglob("metrics.json")]
+    scores = [score for score in measured if score.get("metric") == "tool_call"]
+    assert len(scores) > 2
+    assert all({"tool_call", "valid_json", "equal_fields"} <= score.keys() for score in scores)
+
+
 def test_a_gguf_file_is_exported_beside_the_checkpoint(exporting: dict[str, Any], tmp_path: Path) -> None:
     add_merge(Path(exporting["model"]["source"]))
     exporting["store"]["export_formats"] = ["safetensors", "gguf:f32"]

@@ -28,7 +28,7 @@ from tailored_llama.evaluation import (
     compare_scores,
     read_recovery,
 )
-from tailored_llama.evaluation.scores import ANSWERS_SCHEMA
+from tailored_llama.evaluation.written import answers_schema
 from tailored_llama.reports import ReportInputs, RunResults, recovery_table, run_results, stored_table, write_report
 from tailored_llama.store import Manifest, write_rows, write_table
 from tailored_llama.store.tables import schema_of
@@ -206,7 +206,7 @@ def test_written_answers_are_reported_like_choices(tmp_path: Path) -> None:
             "exact_match": [float(v == 1) for v in values],
             "f1": values,
         }
-        write_table(folder / "answers.parquet", columns, ANSWERS_SCHEMA)
+        write_table(folder / "answers.parquet", columns, answers_schema("exact_match"))
         found = {"benchmark": "ages", "metric": "f1", "examples": 4, "floor": 0.0}
         (folder / "metrics.json").write_text(json.dumps(found | {"f1": float(np.mean(values)), "f1_stderr": 0.2}))
         models[name] = {"ages": folder}

@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 from transformers import PreTrainedTokenizerFast
 
 import helpers
 from llama_server import LlamaServer, llama_server
-from tailored_llama.config import BenchmarkConfig, Work
-from tailored_llama.data import read_chat, read_prompts
+from tailored_llama.config import BenchmarkConfig, Work, validate_config
+from tailored_llama.data import BenchmarkSource, load_benchmark, read_chat, read_prompts
 from tailored_llama.models import encode, encode_pair, load_tokenizer
 from tailored_llama.serving import GgufSettings, export_gguf, write_chat_template
 
 ENDS = ("", " ", "\n", '"', "'", "\\n", " é☃", "{x}{{ y }}", "<|end|>")
 ROWS = [
     {"text": f"{helpers.words(60)[i:40]}{end}", "kind": f"kind {i}", "labels": ["good", 'so "so"'],
-     "options": [f"a{i}", "good"], "answer": "good"}
+     "options": [f"a{i}", "good"], "answer": "good", "object": {"a": i}}
     for i, end in enumerate(ENDS)
 ]  # fmt: skip
 Row = dict[str, Any]
@@ -38,6 +39,7 @@ JOBS: dict[str, tuple[dict[str, Any], str, Callable[[Row], str]]] = {
         "lettered",
         lambda row: f"{row['text']}\nA. {row['options'][0]}\nB. good",
     ),
+    "json": ({"context": "text", "metric": "json", "answer": "object"}, "generic", lambda row: row["text"]),
     "written": ({"context": "Q: {text}\nA: ", "metric": "exact_match"}, "task", lambda row: row["text"]),
 }
 
@@ -49,7 +51,8 @@ def rendered(folder: Path, job: str) -> Path:
     files = {
         name: helpers.write_jsonl(folder / f"{name}.jsonl", rows) for name, rows in (("train", train), ("test", ROWS))
     }
-    benchmark = BenchmarkConfig(name="job", answer="answer", train=files["train"], evaluation=files["test"], **fields)
+    named = {"name": "job", "answer": "answer", "train": files["train"], "evaluation": files["test"]} | fields
+    benchmark = BenchmarkConfig.model_validate(named)
     return helpers.load_and_render(benchmark, folder, template=template, num_fewshot=1, seed=0)
 
 
@@ -70,7 +73,7 @@ def test_a_chat_asks_what_was_tuned_on(
     chat = read_chat({"job": prompts})
     assert chat is not None
     write_chat_template(checkpoint, chat)
-    after, expected = load_tokenizer(checkpoint), tuned_ids(before, prompts, job == "written")
+    after, expected = load_tokenizer(checkpoint), tuned_ids(before, prompts, job in ("written", "json"))
     with llama_server(out / "job-f16.gguf", 512) as server:
         for row, ids in zip(ROWS, expected, strict=True):
             message = {"role": "user", "content": JOBS[job][2](row)}
@@ -100,6 +103,26 @@ def test_the_card_s_request_gets_one_of_the_answers(folder: Callable[[str], Path
         with llama_server(out / "job-f16.gguf") as server:
             said = {asked_by_card(server, card, row["text"]) for row in ROWS}
         assert said <= {*(answers or (" {first choice}", " {second choice}"))}
+
+
+def test_a_server_with_the_schema_writes_json_of_it(folder: Callable[[str], Path]) -> None:
+    checkpoint, examples, prompts = helpers.save_worded_llama(folder("model")), folder("examples"), folder("prompts")
+    rows = [{"prompt": f"text {i}", "completion": {"a": "xy"[i % 2], "b": i % 2 == 0}} for i in range(150)]
+    file = helpers.write_jsonl(folder("rows") / "job.jsonl", rows)
+    (job,) = validate_config({"benchmarks": [file]}).benchmarks
+    load_benchmark(settings=BenchmarkSource(job), work=Work(examples))
+    helpers.render_split(examples, prompts, job, "train", shots=8)
+    tuning = validate_config({"tuning": {"shots": 8, "held_out": 0, "epochs": 30, "learning_rate": 0.02}}).tuning
+    helpers.tune(checkpoint, prompts, tuning, adapter := folder("adapter"), metric="json")
+    settings, work = GgufSettings("f16", "job"), Work(out := folder("out"))
+    export_gguf(checkpoint, adapter, {"job": prompts}, settings=settings, work=work)
+    schema = json.loads((out / "schema.json").read_text())
+    assert "stop" not in (out / "Modelfile").read_text()
+    with llama_server(out / "job-f16.gguf") as server:
+        for row in rows[:4]:
+            text = asked_by_card(server, (out / "README.md").read_text(), row["prompt"])
+            Draft202012Validator(schema).validate(json.loads(text))
+            assert text == server.chat({"messages": [{"role": "user", "content": row["prompt"]}], "temperature": 0})
 
 
 def test_what_no_chat_can_ask_keeps_the_base_s_template(folder: Callable[[str], Path]) -> None:
