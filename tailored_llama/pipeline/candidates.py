@@ -18,7 +18,7 @@ from tailored_llama.pipeline.reporting import answers_of
 from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pipeline.search_state import Base, Model, ModelKey, OfBenchmarks, ScoredSplit, SearchState, Step
 from tailored_llama.pipeline.steps import Dense
-from tailored_llama.serving import GgufSettings, QuantisedSettings, SourceSettings
+from tailored_llama.serving import GgufSettings, QuantisedSettings, ServedSettings, SourceSettings
 
 LEAST_STEP = 0.02  # of the parameters, by which neighbours on a ladder differ
 
@@ -116,12 +116,17 @@ def _better_dense(run: Runner, base: Base) -> tuple[Model, Mapping[str, Answers]
 def score(run: Runner, base: Base, model: Model, split: ScoredSplit, kind: FileType = None) -> OfBenchmarks:
     """Score a model on one set of rows of every benchmark, with the weights of a type of file.
 
-    Those of a file as it is are in the dense checkpoint, which was made from it.
+    To prove, llama.cpp itself answers with a GGUF file. To choose, which takes a third of the time, the file's weights
+    are scored in transformers. Those of a file as it is are in the dense checkpoint, which was made from it.
     """
     config, scores = base.config, {}
     for name, prompts in base.rows[split].items():
         title = f"{model.label}, {kind or '16 bits'}, {'to choose' if split == 'selection' else 'to prove'}"
-        if kind and kind != "source":
+        if kind and split == "evaluation":
+            served = ServedSettings.of(named_benchmark(config, name), split, config.goal.measure == "probability")
+            inputs = {"checkpoint": model.checkpoint, "gguf": gguf(run, base, model, kind), "prompts": prompts}
+            scores[name] = run(stages.SERVED, served, f"score {name} {title}", **inputs)
+        elif kind and kind != "source":
             settings = QuantisedSettings.of(named_benchmark(config, name), kind, split)
             inputs = {"checkpoint": model.checkpoint, "gguf": gguf(run, base, model, kind), "prompts": prompts}
             scores[name] = run(stages.QUANTISED, settings, f"score {name} {title}", **inputs)
@@ -132,11 +137,14 @@ def score(run: Runner, base: Base, model: Model, split: ScoredSplit, kind: FileT
 
 def gguf(run: Runner, base: Base, model: Model, kind: GgufType | Literal["source"]) -> Artifact:
     """The GGUF file of a model, named as the answer; it is written once, and scored, timed and shipped as it is."""
-    if kind == "source":
-        source = SourceSettings(_source(base), answer_name(base.config))
-        return run(stages.SOURCE_FILE, source, f"copy {model.label}, the file as it is")
-    settings, title = GgufSettings(kind, answer_name(base.config)), f"write {model.label}, {kind}"
     asked = base.prompts.of_chat(*base.prompts.evaluation)
+    if kind == "source":
+        source, title = (
+            SourceSettings(_source(base), answer_name(base.config)),
+            f"copy {model.label}, the file as it is",
+        )
+        return run(stages.SOURCE_FILE, source, title, checkpoint=model.checkpoint, prompts=asked)
+    settings, title = GgufSettings(kind, answer_name(base.config)), f"write {model.label}, {kind}"
     return run(stages.GGUF_FILE, settings, title, checkpoint=model.checkpoint, adapter=model.adapter, prompts=asked)
 
 

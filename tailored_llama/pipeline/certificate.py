@@ -84,6 +84,14 @@ class StatedRows(Stated):
     sha256: Sha256
 
 
+class StatedServing(Stated):
+    """How the proving rows were asked: in a chat, by the prompt itself, or by log-likelihoods of the choices."""
+
+    asked: Literal["chat", "prompt", "log-likelihoods"]
+    runtime: Text
+    template: Sha256 | None = None  # of the chat template
+
+
 class StatedModel(Stated):
     """The model and the files that it consists of."""
 
@@ -111,7 +119,10 @@ class StatedRun(Stated):
 
 
 class CertificateFile(Stated):
-    """`certificate.json`. Format 1 has no hashes of files other than weights, no nominal levels and no `record`."""
+    """`certificate.json`. Format 1 has no hashes of files other than weights, no nominal levels and no `record`.
+
+    Without `served`, the weights of GGUF files were scored in transformers.
+    """
 
     format: Literal[1, 2]
     claim: Text
@@ -127,6 +138,7 @@ class CertificateFile(Stated):
     sets: dict[Text, dict[Literal["tuning", "choosing", "proving"], StatedRows]]
     scoring: Settings
     model: StatedModel
+    served: dict[Text, StatedServing] = {}
     libraries: dict[str, Text]
     run: StatedRun
 

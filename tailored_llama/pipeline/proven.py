@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from tailored_llama import data, evaluation, models
-from tailored_llama.config import WRITTEN, SmallestConfig, is_harness_task, is_written, validate_as
+from tailored_llama.config import WRITTEN, SmallestConfig, is_harness_task, named_benchmark, validate_as
 from tailored_llama.errors import InputError, is_transient
 from tailored_llama.evaluation import Answers, Array, LossTest
-from tailored_llama.pipeline import steps
+from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.certificate import CertificateFile, Settings, parse_certificate
-from tailored_llama.pipeline.futures import Artifact
+from tailored_llama.pipeline.futures import Artifact, Done
 from tailored_llama.pipeline.reporting import CERTIFICATE, PROOF, PROOF_SCHEMA, answers_of
 from tailored_llama.pipeline.runner import Runner
+from tailored_llama.serving import ServedSettings
 from tailored_llama.store import MANIFEST, is_hub_id, publish, published_file, read_table, sha256_file
 
 log = logging.getLogger(__name__)
@@ -204,6 +205,7 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
         InputError: the rows are not those of the certificate.
     """
     config, content = certificate.config, certificate.content
+    served = config.goal.runtime == "llama.cpp" and content.served
     is_file = config.goal.runtime == "llama.cpp"
     small = _load(run, config, str(certificate.weights[0] if is_file else certificate.folder))
     reference = _load(run, config, dense) if dense else None
@@ -215,7 +217,7 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
         if digest != (expected := content.sets[name]["proving"].sha256):
             allowed = f"{expected[:12]}…, the rows that the certificate is of"
             raise InputError(f"{name}: its proving rows have SHA-256 {digest[:12]}…; allowed: {allowed}")
-        after = _answers(run, config, name, small, prompts)
+        after = _answers(run, config, name, small, prompts, certificate.folder if served else None)
         if reference:
             before = _answers(run, config, name, reference, prompts)
         else:
@@ -230,6 +232,7 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
 def uncovered(certificate: Certificate, dense: bool) -> list[str]:
     """What `verify_certificate` cannot say; `dense`: the reference was scored again."""
     content, config = certificate.content, certificate.config
+    asked = {serving.asked for serving in content.served.values()}
     reference = f"the answers of the reference ({content.reference}), which are the recorded ones"
     limits = {
         f"{reference}: --dense MODEL scores it again": not dense,
@@ -237,8 +240,9 @@ def uncovered(certificate: Certificate, dense: bool) -> list[str]:
         "whether the model was tuned or chosen on them": True,
         f"how often they were opened, beyond opening {content.opening} in the record of {content.record}": True,
         "the model card, and what the certificate says in words": True,
-        "answers in the model's own words, as choices are ranked": not all(map(is_written, config.benchmarks)),
-        "llama.cpp's answers, as it also rounds activations": config.goal.runtime == "llama.cpp",
+        "answers in the model's own words, as choices are ranked": "log-likelihoods" in asked,
+        "llama.cpp's answers, as it also rounds activations": config.goal.runtime == "llama.cpp" and not asked,
+        "a server of your own: --url URL asks it": bool(asked),
         "files other than weights, of which certificates of format 1 have no SHA-256": content.format == 1,
     }
     return [limit for limit, applies in limits.items() if applies]
@@ -249,6 +253,14 @@ def _load(run: Runner, config: SmallestConfig, source: str) -> Artifact:
     return steps.load_dense(run, config.model_copy(update={"model": model}))
 
 
-def _answers(run: Runner, config: SmallestConfig, name: str, checkpoint: Artifact, prompts: Artifact) -> Answers:
-    scores = steps.score(run, config, name, "again", checkpoint, prompts)
+def _answers(
+    run: Runner, config: SmallestConfig, name: str, checkpoint: Artifact, prompts: Artifact, file: Path | None = None
+) -> Answers:
+    """The answers of a checkpoint, or those of llama.cpp with a file that stands in a folder."""
+    if file:
+        settings = ServedSettings.of(named_benchmark(config, name), "evaluation", config.goal.measure == "probability")
+        inputs = {"checkpoint": checkpoint, "gguf": Done(file), "prompts": prompts}
+        scores = run(stages.SERVED, settings, f"score {name} again", **inputs)
+    else:
+        scores = steps.score(run, config, name, "again", checkpoint, prompts)
     return answers_of(config, name, run.open(scores), run.open(prompts))

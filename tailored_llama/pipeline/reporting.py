@@ -4,13 +4,22 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from tailored_llama import data, evaluation, models, reports, serving, training
-from tailored_llama.config import PromptStudyConfig, RunConfig, SmallestConfig, SweepConfig, Work, named_benchmark
+from tailored_llama.config import (
+    WRITTEN,
+    PromptStudyConfig,
+    RunConfig,
+    SmallestConfig,
+    SweepConfig,
+    Work,
+    named_benchmark,
+)
 from tailored_llama.data import PromptSplit
 from tailored_llama.evaluation import Answer, Answers, MeasuredModel, Proof, StudiedBenchmark, TransferScore
 from tailored_llama.pipeline.stage import as_json, flatten
@@ -148,7 +157,9 @@ def _lost(config: SmallestConfig, proof: Proof[Path]) -> Iterator[tuple[str, str
         only_dense = before.examples[(before.values == 1) & (after.values != 1)].tolist()
         for example in only_dense[: -(-MOST_LOST // len(proof.small))]:
             prompt, said = asked[example], chosen[example]
-            wrong = prompt.continuations[said] if isinstance(said, int) else said
+            wrong = (
+                said if isinstance(said, str) else prompt.continuations[said] if said >= 0 else "none of the choices"
+            )
             right = prompt.continuations[prompt.answer]
             yield name, f"{prompt.contexts[prompt.answer]}\n\nright: {right.strip()}\nchosen: {wrong.strip()}"
 
@@ -234,9 +245,10 @@ def ship_model(
     """
     config, answer, out = settings.config, settings.answer, work.out
     base, chat = models.base_of(models.find_model(config.model)), data.read_chat(prompts)
+    file = None
     if gguf:
         shutil.copytree(gguf, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-        files = [serving.gguf_file(out)]
+        files = [file := serving.gguf_file(out)]
     else:
         models.merge_adapter(parts.checkpoint, parts.adapter, out=out, half=base.half)
         if chat:
@@ -250,12 +262,24 @@ def ship_model(
     hashes = {file.relative_to(out).as_posix(): sha256_file(file) for file in sorted(out.rglob("*")) if file.is_file()}
     hashes.pop(models.CARD, None)
     facts = {"name": settings.name, "bytes": size, "sha256": hashes}
-    certificate = reports.certificate_of(answer, config, facts) | {"run": settings.identity()["config"]}
+    served = {name: _served(folder, out) for name, folder in proof.small.items()}
+    certificate = reports.certificate_of(answer, config, facts)
+    certificate |= {"served": served, "run": settings.identity()["config"]}
     (out / CERTIFICATE).write_text(json.dumps(certificate, indent=1) + "\n")
     card = reports.answer_card(answer, config, base, parts.checkpoint, certificate)
-    asked = serving.how_to_ask(settings.name, chat, files[0].name if gguf else None)
+    asked = serving.how_to_ask(settings.name, chat, file)
     (out / models.CARD).write_text(f"{card}\n{asked}\n", encoding="utf-8")
     return {"bytes": size}
+
+
+def _served(scores: Path, model: Path) -> dict[str, str]:
+    """How the shipped model was asked on the proving rows: by llama.cpp, as its scores say, or by transformers."""
+    measured, template = evaluation.read_metrics(scores), model / "chat_template.jinja"
+    if "served" in measured:
+        return dict(measured["served"])
+    asked = "prompt" if measured["metric"] in WRITTEN else "log-likelihoods"
+    digest = {"template": sha256_file(template)} if template.is_file() else {}
+    return {"asked": asked, "runtime": f"transformers {version('transformers')}", **digest}
 
 
 def _write_proof(config: SmallestConfig, proof: Proof[Path], file: Path) -> None:

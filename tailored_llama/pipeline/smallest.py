@@ -236,7 +236,7 @@ def _ship(state: SearchState, answer: Answer, rung: Rung, proof: Proof[Artifact]
     """Write the proven model in the format of its runtime, with its certificate, to the folder of the exports."""
     parts, (base, kind, _) = state.parts[rung], state.locate(rung)
     gguf = candidates.gguf(state.run, base, state.models[state.model_key(rung)], kind) if kind else None
-    asked = {} if kind == "source" else base.prompts.of_chat(*base.prompts.evaluation)  # it keeps its own template
+    asked = base.prompts.of_chat(*base.prompts.evaluation)
     model = {"parts": parts, "gguf": gguf, "prompts": asked}
     settings = ShipSettings(as_shown(base.config), answer, candidates.answer_name(state.config))
     shipped = state.run(stages.SHIPPED, settings, "ship the answer", **model, proof=proof)

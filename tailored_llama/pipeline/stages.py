@@ -26,12 +26,13 @@ QUANTISED = Stage("quantised-scores", 5, lambda: serving.score_quantised, servin
 PERPLEXITY = Stage(
     "perplexity", 5, lambda: evaluation.measure_perplexity, evaluation.PerplexitySettings, on_device=True
 )
+SERVED = Stage("served-scores", 1, lambda: serving.score_served, serving.ServedSettings)
 PROFILE = Stage(
     "profile", 4, lambda: evaluation.profile_checkpoint, evaluation.ProfileSettings, on_device=True, timed=True
 )
 FINISHED_MODEL = Stage(FINISHED, 7, lambda: reporting.export_model, reporting.ExportSettings)
 GGUF_FILE = Stage(GGUF, 5, lambda: serving.export_gguf, serving.GgufSettings)
-SOURCE_FILE = Stage("source", 2, lambda: serving.copy_source, serving.SourceSettings)
+SOURCE_FILE = Stage("source", 3, lambda: serving.copy_source, serving.SourceSettings)
 REPORT = Stage("report", 8, lambda: reporting.write_run_report, reporting.ReportSettings)
 SWEEP = Stage("sweep", 6, lambda: reporting.write_sweep_report, reporting.SweepSettings)
 TRANSFER = Stage("transfer", 5, lambda: reporting.write_transfer_report, reporting.ReportSettings)

@@ -10,6 +10,8 @@ from .gguf import write_gguf_adapter as write_gguf_adapter
 from .gguf_writing import gguf_file as gguf_file
 from .llama_cpp import measure_speed as measure_speed
 from .llama_cpp import read_speed as read_speed
+from .served import ServedSettings as ServedSettings
+from .served import score_served as score_served
 from .settings import GgufSettings as GgufSettings
 from .settings import QuantisedSettings as QuantisedSettings
 from .settings import SourceSettings as SourceSettings

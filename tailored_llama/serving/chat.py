@@ -15,9 +15,9 @@ from tailored_llama.serving.server import GRAMMAR, TEMPLATE
 SCHEMA = "schema.json"
 
 
-def write_chat_template(folder: Path, chat: Chat) -> None:
-    """Give a checkpoint the chat template of a job in place of its own."""
-    tokenizer = load_tokenizer(folder)
+def write_chat_template(folder: Path, chat: Chat, tokenizer: Any = None) -> None:
+    """Give a checkpoint the chat template of a job in place of its own; or another folder, with the tokenizer."""
+    tokenizer = tokenizer or load_tokenizer(folder)
     has_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     (folder / TEMPLATE).unlink(missing_ok=True)  # it may be a link
     (folder / TEMPLATE).write_text(_jinja(chat, has_bos), encoding="utf-8")
@@ -81,9 +81,10 @@ def written_options(stop: Sequence[str], new_tokens: int, schema: Any) -> dict[s
     return options
 
 
-def how_to_ask(name: str, chat: Chat | None, file: str | None = None) -> str:
+def how_to_ask(name: str, chat: Chat | None, file: Path | None = None) -> str:
     """The section of a card, in Markdown, on how to ask a model for one answer; `file`: it is a GGUF file."""
-    values: dict[str, Any] = {"name": name, "chat": chat, "file": file}
+    values: dict[str, Any] = {"name": name, "chat": chat, "file": file and file.name}
+    values["beside"] = bool(file and file.with_name(TEMPLATE).is_file())
     if chat:
         messages, options = [{"role": "user", "content": chat.message}], dict[str, Any]()
         if chat.new_tokens:

@@ -64,16 +64,17 @@ def export_gguf(
             write_chat_template(source, chat)
         written = write_gguf(source, gguf_type=settings.type, out=out / file, name=name, progress=work.progress)
     copy_licence(checkpoint, out)
-    write_grammar(out, chat)
-    write_schema(out, chat)
-    (out / "Modelfile").write_text(modelfile(file, chat, load_tokenizer(checkpoint)), encoding="utf-8")
-    (out / CARD).write_text(_card(name, file, written, chat), encoding="utf-8")
+    _write_around(out / file, chat, load_tokenizer(checkpoint), _about(written))
     return {"bytes": written.size, "padded_channels": written.padded_channels}
 
 
-def copy_source(*, settings: SourceSettings, work: Work) -> dict[str, Any]:
+def copy_source(
+    checkpoint: Path, prompts: Mapping[str, Path], *, settings: SourceSettings, work: Work
+) -> dict[str, Any]:
     """Stage: copy the GGUF file that the user started from, as it is, as `NAME-source.gguf`, with what `export_gguf`
-    writes beside it.
+    writes beside it. The chat template is a file beside it, too, which the server is given.
+
+    `checkpoint` was made from the file.
     """
     source, name, out = settings.source, settings.name, work.out
     file, path = out / f"{name}-source.gguf", fetch_model(source, work.downloads)
@@ -81,25 +82,34 @@ def copy_source(*, settings: SourceSettings, work: Work) -> dict[str, Any]:
         EMBEDDED_MODELS[source.name].write(work.downloads, file, out)
     else:
         shutil.copyfile(path, file)
-    size = file.stat().st_size
-    architecture = str(open_gguf(file, source.name).fields["general.architecture"].contents())
-    (out / "Modelfile").write_text(modelfile(file.name), encoding="utf-8")
-    written = Written(architecture, size, padded_channels=0, kept_wider=0)
-    (out / CARD).write_text(_card(name, file.name, written, None), encoding="utf-8")
-    return {"bytes": size}
+    tokenizer = load_tokenizer(checkpoint)
+    if chat := read_chat(prompts):
+        write_chat_template(out, chat, tokenizer)
+    _write_around(file, chat, tokenizer, "")
+    return {"bytes": file.stat().st_size}
 
 
-def _card(name: str, file: str, written: Written, chat: Chat | None) -> str:
-    padded = f", {written.padded_channels:,} MLP channels of zeros included" if written.padded_channels else ""
-    different = written.architecture == "deci"
-    layers = "Its layers have different widths, so its architecture in llama.cpp is `deci`." if different else ""
-    return f"""# {name} for llama.cpp
+def _write_around(file: Path, chat: Chat | None, tokenizer: Any, about: str) -> None:
+    """Write what a server needs beside a GGUF file, and a card, which says `about` the file's tensors."""
+    name, out = file.stem.rpartition("-")[0], file.parent
+    write_grammar(out, chat)
+    write_schema(out, chat)
+    (out / "Modelfile").write_text(modelfile(file.name, chat, tokenizer), encoding="utf-8")
+    card = f"""# {name} for llama.cpp
 
-`{file}` has {written.size:,} bytes{padded}. {layers}
+`{file.name}` has {file.stat().st_size:,} bytes. {about}
 The checkpoint that it was made from has the full card: scores, settings, licence.
 
 {how_to_ask(name, chat, file)}
 """
+    (out / CARD).write_text(card, encoding="utf-8")
+
+
+def _about(written: Written) -> str:
+    """How a GGUF file differs from its checkpoint."""
+    padded = f"{written.padded_channels:,} MLP channels of zeros are included. " if written.padded_channels else ""
+    different = written.architecture == "deci"
+    return padded + "Its layers have different widths: its architecture in llama.cpp is `deci`." * different
 
 
 def score_quantised(

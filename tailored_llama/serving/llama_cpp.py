@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -29,7 +30,15 @@ def load_llama_cpp(purpose: str) -> tuple[Any, Any]:
     except ImportError:
         allowed = "the types that need nothing, or after pip install 'tailored-llama[gguf]'"
         raise InputError(f"{purpose}: needs llama-cpp-py-sync, which is not installed; allowed: {allowed}") from None
-    return get_ffi(), get_lib()
+    ffi, library = get_ffi(), get_lib()
+    library.llama_log_set(_silent(ffi), ffi.NULL)  # it prints a line for every tensor
+    return ffi, library
+
+
+@cache
+def _silent(ffi: Any) -> Any:
+    """A callback that logs nothing, which lives as long as this process."""
+    return ffi.callback("void(enum ggml_log_level, const char *, void *)", lambda *_: None)
 
 
 def requantise(source: Path, gguf_type: str, out: Path) -> None:
@@ -38,15 +47,10 @@ def requantise(source: Path, gguf_type: str, out: Path) -> None:
     It gives a matrix whose rows are no multiple of 256 another type of about as many bits.
     """
     ffi, library = load_llama_cpp(f"type {gguf_type}")
-    quiet = ffi.callback("void(enum ggml_log_level, const char *, void *)", lambda *_: None)
-    library.llama_log_set(quiet, ffi.NULL)  # it prints a line for every tensor
     parameters = ffi.new("llama_model_quantize_params *", library.llama_model_quantize_default_params())
     parameters.ftype = getattr(library, f"LLAMA_FTYPE_MOSTLY_{gguf_type.upper()}")
-    try:
-        if library.llama_model_quantize(str(source).encode(), str(out).encode(), parameters):
-            raise InputError(f"{source}: llama.cpp could not write it as {gguf_type}; allowed: a whole GGUF file, room")
-    finally:
-        library.llama_log_set(ffi.NULL, ffi.NULL)
+    if library.llama_model_quantize(str(source).encode(), str(out).encode(), parameters):
+        raise InputError(f"{source}: llama.cpp could not write it as {gguf_type}; allowed: a whole GGUF file, room")
 
 
 @contextmanager

@@ -67,11 +67,8 @@ def score_served(
                 chat = None
             texts = ask_rows(server, rows, chat, request_options(file.parent, rows, score, chat), work.progress)
             template = sha256(str(server.template()).encode()).hexdigest()
-        if score.written:
-            result = write_texts(rows, texts, score, work.out)
-        else:
-            result = write_choices(rows, chosen_columns(rows, texts), work.out)
-        served = {"asked": "chat" if chat else "completion", "runtime": _version("xllamacpp"), "template": template}
+        result = write_answers(rows, texts, score, work.out)
+        served = {"asked": "chat" if chat else "prompt", "runtime": _version("xllamacpp"), "template": template}
     common = {"benchmark": score.benchmark, "metric": score.metric, "examples": len(rows)}
     facts = {"bytes": file.stat().st_size, "served": served}
     (work.out / "metrics.json").write_text(json.dumps(common | result | facts, indent=1) + "\n")
@@ -127,14 +124,17 @@ def common_answers(rows: Sequence[Prompt]) -> list[str]:
     return [space + answer for answer in rows[0].continuations]
 
 
-def chosen_columns(rows: Sequence[Prompt], texts: Sequence[str]) -> dict[str, list[Any]]:
-    """The columns of `predictions.parquet` of answers in words; -1 is none of the choices."""
+def write_answers(rows: Sequence[Prompt], texts: Sequence[str], score: ScoreSettings, out: Path) -> dict[str, float]:
+    """Write what `score_benchmark` writes, of answers in words, and return its metrics; -1 is none of the choices."""
+    if score.written:
+        return write_texts(rows, texts, score, out)
     choices = [[answer.strip() for answer in prompt.continuations] for prompt in rows]
     picked = [own.index(text.strip()) if text.strip() in own else -1 for own, text in zip(choices, texts, strict=True)]
-    return {
+    columns: dict[str, list[Any]] = {
         "example": [prompt.example for prompt in rows],
         "loglikelihoods": [[] for _ in rows],
         "prediction": picked,
         "prediction_norm": picked,
         "answer": [prompt.answer for prompt in rows],
     }
+    return write_choices(rows, columns, out)

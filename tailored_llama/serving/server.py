@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 from tailored_llama.errors import InputError
 
@@ -40,8 +41,8 @@ def llama_server(file: Path, context: int, threads: int) -> Iterator[str]:
             process.kill()
 
 
-def start_server(file: Path, context: int, threads: int, port: int) -> str:
-    """Start a server that ends with this process; returns its URL. Port 0 is a free one."""
+def start_server(file: Path, context: int, threads: int, port: int) -> Any:
+    """Start a server, which ends with the object that is returned. Port 0 is a free one."""
     import xllamacpp  # late: it is a part of an extra
 
     params = xllamacpp.CommonParams()
@@ -54,14 +55,13 @@ def start_server(file: Path, context: int, threads: int, port: int) -> str:
         params.sampling.grammar = xllamacpp.CommonGrammar(kind, grammar.read_text(encoding="utf-8"))
     if (template := file.with_name(TEMPLATE)).is_file():
         params.chat_template = template.read_text(encoding="utf-8")
-    global _server  # the server ends with the object
-    _server = xllamacpp.Server(params)
-    return str(_server.listening_address)
+    return xllamacpp.Server(params)
 
 
 def _serve(file: str, context: str, threads: str, port: str) -> None:
     """Print the URL of a server, and serve until the process that started this one closes the input, or ends."""
-    print(start_server(Path(file), int(context), int(threads), int(port)), flush=True)
+    server = start_server(Path(file), int(context), int(threads), int(port))
+    print(server.listening_address, flush=True)
     sys.stdin.read()
     os._exit(0)  # the server's own end may wait for ever
 
