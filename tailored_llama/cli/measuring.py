@@ -3,10 +3,11 @@
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,10 +15,21 @@ from rich.console import Console
 from tailored_llama.cli.arguments import Adapter, Against, BenchmarkName, Checkpoint, Config, Device, Out, Overrides
 from tailored_llama.cli.folders import new_folder, scratch_runner, with_benchmarks
 from tailored_llama.cli.running import run_in_process
-from tailored_llama.config import Work, load_config, validate_config
+from tailored_llama.config import SmallestConfig, Work, load_config, validate_as, validate_config
 from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import Done, read_certificate, steps, uncovered, verify_certificate
+from tailored_llama.pipeline import (
+    Done,
+    compare_servers,
+    read_certificate,
+    steps,
+    uncovered,
+    verify_certificate,
+    verify_server,
+)
+
+if TYPE_CHECKING:
+    from tailored_llama.evaluation import LossTest
 
 measuring = typer.Typer()
 
@@ -160,9 +172,9 @@ def smallest(
     raise typer.Exit(run_in_process("smallest", None, [*settings, *(overrides or [])]))
 
 
-@measuring.command(epilog="Example: `tailored-llama verify smallest/my my.csv`")
+@measuring.command(epilog="Example: `tailored-llama verify smallest/my my.csv --url http://127.0.0.1:8080/v1`")
 def verify(
-    model: Annotated[Path, typer.Argument(help="Folder of a model with its certificate.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a model with its certificate.")],
     rows: Annotated[
         list[str] | None,
         typer.Argument(help="Your files of rows, in the order of the certificate, if the proof is on any."),
@@ -170,19 +182,64 @@ def verify(
     dense: Annotated[
         str | None, typer.Option(help="The dense model, to score it again, too; absent: its recorded answers.")
     ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="A server that has the model: llama-server, vLLM, Ollama. It is asked by chat.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The name of the model on a server that has several.")] = None,
 ) -> None:
-    """Repeat the proof of a model: score it again on the same rows, and test again."""
-    certificate = read_certificate(model, rows)
+    """Repeat the proof of a model: score it again on the same rows, or ask a server for its answers, and test again."""
+    certificate = read_certificate(folder, rows)
+    if url and dense:
+        raise InputError(f"--dense: got {dense} with --url; allowed: one of them")
+    differences: list[str] = []
     with scratch_runner(certificate.config) as run:
-        tests = verify_certificate(run, certificate, dense)
+        if url:
+            from tailored_llama.serving import ChatServer
+
+            tests, differences = verify_server(run, certificate, ChatServer(url, model))
+        else:
+            tests = verify_certificate(run, certificate, dense)
+    _tell(tests)
+    if url:
+        print(*(["not served as certified:", *differences] if differences else ["served as certified"]), sep="\n- ")
+    else:
+        print("This does not cover:", *uncovered(certificate, dense is not None), sep="\n- ")
+    raise typer.Exit(0 if all(test.proven for test in tests.values()) else 1)
+
+
+@measuring.command(
+    epilog="Example: `tailored-llama parity my.csv --dense http://big:8080/v1 --small http://127.0.0.1:8081/v1`"
+)
+def parity(
+    rows: Annotated[
+        Path, typer.Argument(help="Your rows (.csv, .jsonl, .json, .parquet), on which neither was tuned.")
+    ],
+    dense: Annotated[str, typer.Option(help="URL of the server that has the model to compare with.")],
+    small: Annotated[str, typer.Option(help="URL of the server that has the smaller model, whoever made it.")],
+    dense_model: Annotated[str | None, typer.Option(help="The name of its model, if it has several.")] = None,
+    small_model: Annotated[str | None, typer.Option(help="The name of its model, if it has several.")] = None,
+    lose_at_most: Annotated[float, typer.Option(help="Points of accuracy that may be lost.")] = 3.0,
+) -> None:
+    """Ask two servers the same rows by chat, and test whether the smaller model loses too much."""
+    from tailored_llama.serving import ChatServer
+
+    config = validate_as(SmallestConfig, {"benchmarks": [str(rows)], "goal": {"lose_at_most": lose_at_most}})
+    (benchmark,) = config.benchmarks  # all its rows are asked, as none is tuned on here
+    whole = benchmark.model_copy(update={"data": None, "evaluation": benchmark.data})
+    config = config.model_copy(update={"benchmarks": (whole,)})
+    with scratch_runner(config) as run:
+        tests = compare_servers(run, config, ChatServer(dense, dense_model), ChatServer(small, small_model))
+    _tell(tests)
+    raise typer.Exit(0 if all(test.proven for test in tests.values()) else 1)
+
+
+def _tell(tests: Mapping[str, "LossTest"]) -> None:
     for name, test in tests.items():
         told = "less than" if test.proven else "NOT shown to lose less than"
         print(
             f"{name}: {told} {100 * test.margin:g} points lost on {test.rows:,} rows; measured {100 * test.loss:.1f}, "
             f"at most {100 * test.bound:.1f} (p = {test.p:.2g}, level {test.level:.2g})"
         )
-    print("This does not cover:", *uncovered(certificate, dense is not None), sep="\n- ")
-    raise typer.Exit(0 if all(test.proven for test in tests.values()) else 1)
 
 
 def _scores(folders: list[Path]) -> dict[str, Path]:

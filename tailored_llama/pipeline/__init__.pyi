@@ -1,5 +1,7 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
 from . import steps as steps
+from .asking import compare_servers as compare_servers
+from .asking import verify_server as verify_server
 from .compositions import COMPOSITIONS as COMPOSITIONS
 from .compositions import Composition as Composition
 from .compositions import place_report as place_report

@@ -138,7 +138,7 @@ class CertificateFile(Stated):
     sets: dict[Text, dict[Literal["tuning", "choosing", "proving"], StatedRows]]
     scoring: Settings
     model: StatedModel
-    served: dict[Text, StatedServing] = {}
+    served: dict[Text, StatedServing] = Field(default_factory=dict)
     libraries: dict[str, Text]
     run: StatedRun
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +100,13 @@ class Certificate:
         table = read_table(self.folder / PROOF, PROOF_SCHEMA)
         rows = table["benchmark"].to_numpy() == name
         return [table[column].to_numpy()[rows] for column in ("example", "dense", "small")]
+
+    def compared_with(self, name: str, answers: Answers) -> tuple[Answers, Array]:
+        """The recorded answers of the reference and of the model to the rows of new answers; InputError: others."""
+        examples, dense, small = self.recorded(name)
+        if not np.array_equal(examples, answers.examples):
+            raise InputError(f"{self.folder / PROOF}: got other rows of {name}; allowed: the proving rows")
+        return Answers(examples, answers.answers, dense), small
 
 
 def read_certificate(folder: Path, files: Sequence[str] | None) -> Certificate:
@@ -210,23 +217,27 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
     small = _load(run, config, str(certificate.weights[0] if is_file else certificate.folder))
     reference = _load(run, config, dense) if dense else None
     tests = {}
-    for benchmark in config.benchmarks:
-        name = benchmark.name
-        prompts = steps.render(run, config, name, "evaluation", steps.load_examples(run, benchmark))
-        digest = data.rows_digest(data.read_prompts(run.open(prompts), "evaluation"))
-        if digest != (expected := content.sets[name]["proving"].sha256):
-            allowed = f"{expected[:12]}…, the rows that the certificate is of"
-            raise InputError(f"{name}: its proving rows have SHA-256 {digest[:12]}…; allowed: {allowed}")
+    for name, prompts in certified_rows(run, certificate):
         after = _answers(run, config, name, small, prompts, certificate.folder if served else None)
         if reference:
             before = _answers(run, config, name, reference, prompts)
         else:
-            examples, values, _ = certificate.recorded(name)
-            before = Answers(examples, after.answers, values)
-            if not np.array_equal(examples, after.examples):
-                raise InputError(f"{certificate.folder / PROOF}: got other rows of {name}; allowed: the proving rows")
+            before, _ = certificate.compared_with(name, after)
         tests[name] = evaluation.noninferiority_test(before, after, config.goal.lose_at_most / 100, content.level)
     return tests
+
+
+def certified_rows(run: Runner, certificate: Certificate) -> Iterator[tuple[str, Artifact]]:
+    """The benchmarks of a certificate with the prompts of their proving rows; InputError: they are other rows."""
+    config = certificate.config
+    for benchmark in config.benchmarks:
+        name = benchmark.name
+        prompts = steps.render(run, config, name, "evaluation", steps.load_examples(run, benchmark))
+        digest = data.rows_digest(data.read_prompts(run.open(prompts), "evaluation"))
+        if digest != (expected := certificate.content.sets[name]["proving"].sha256):
+            allowed = f"{expected[:12]}…, the rows that the certificate is of"
+            raise InputError(f"{name}: its proving rows have SHA-256 {digest[:12]}…; allowed: {allowed}")
+        yield name, prompts
 
 
 def uncovered(certificate: Certificate, dense: bool) -> list[str]:

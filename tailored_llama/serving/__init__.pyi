@@ -2,6 +2,7 @@
 from .chat import how_to_ask as how_to_ask
 from .chat import write_chat_template as write_chat_template
 from .chat import write_schema as write_schema
+from .client import ChatServer as ChatServer
 from .export import copy_source as copy_source
 from .export import export_gguf as export_gguf
 from .export import score_quantised as score_quantised
@@ -11,7 +12,10 @@ from .gguf_writing import gguf_file as gguf_file
 from .llama_cpp import measure_speed as measure_speed
 from .llama_cpp import read_speed as read_speed
 from .served import ServedSettings as ServedSettings
+from .served import any_server_options as any_server_options
+from .served import ask_rows as ask_rows
 from .served import score_served as score_served
+from .served import write_answers as write_answers
 from .settings import GgufSettings as GgufSettings
 from .settings import QuantisedSettings as QuantisedSettings
 from .settings import SourceSettings as SourceSettings

@@ -10,6 +10,8 @@ from tailored_llama.errors import InputError, UnreachableError
 
 TIMEOUT = 600  # seconds for one answer
 
+Reply = tuple[str, str]  # a text, and why it ended: stop or length
+
 
 class Refused(InputError):
     """Raised when a server refuses a request; `kind` is its own word for the reason, such as llama.cpp's."""
@@ -52,24 +54,24 @@ class ChatServer:
             allowed = "the URL of a server that speaks OpenAI's protocol, such as http://127.0.0.1:8080/v1"
             raise InputError(f"{self.url}: got no JSON from it; allowed: {allowed}") from None
 
-    def chat(self, body: dict[str, Any]) -> tuple[str, str]:
-        """What a model writes in a chat, greedily, and why it ended: stop or length."""
+    def chat(self, body: dict[str, Any]) -> Reply:
+        """What a model writes in a chat, greedily."""
         answer = self.ask("chat/completions", {"temperature": 0, **body})["choices"][0]
         return str(answer["message"]["content"] or ""), str(answer["finish_reason"])
 
-    def complete(self, body: dict[str, Any]) -> tuple[str, str]:
+    def complete(self, body: dict[str, Any]) -> Reply:
         """The same for a prompt as it is."""
         answer = self.ask("completions", {"temperature": 0, **body})["choices"][0]
         return str(answer["text"]), str(answer["finish_reason"])
 
-    def template(self) -> str | None:
-        """The chat template, if the server tells it, as llama.cpp's does."""
+    def properties(self) -> dict[str, Any]:
+        """What llama.cpp's server tells of itself, such as `model_path` and `chat_template`; others tell nothing."""
         try:
-            return str(self.ask("/props")["chat_template"])
+            return self.ask("/props")
         except UnreachableError:
             raise
-        except (InputError, KeyError):
-            return None
+        except InputError:
+            return {}
 
 
 def _reason(error: urllib.error.HTTPError) -> tuple[str, str]:

@@ -1,8 +1,9 @@
 """What llama.cpp itself answers with the GGUF file that is shipped."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +15,9 @@ from tailored_llama.config import BenchmarkConfig, Work
 from tailored_llama.data import Chat, Prompt, PromptSplit, encode_prompt, read_chat, read_prompts
 from tailored_llama.evaluation import ScoreSettings, predict, write_choices, write_texts
 from tailored_llama.models import encode, load_tokenizer, read_config
-from tailored_llama.progress import Progress
+from tailored_llama.progress import Progress, silent
 from tailored_llama.serving.chat import SCHEMA, grammar_of, written_options
-from tailored_llama.serving.client import ChatServer, Refused
+from tailored_llama.serving.client import ChatServer, Refused, Reply
 from tailored_llama.serving.gguf_writing import gguf_file
 from tailored_llama.serving.llama_cpp import file_loglikelihoods
 from tailored_llama.serving.server import llama_server
@@ -53,7 +54,7 @@ def score_served(
     """
     rows, score, file = read_prompts(prompts, settings.score.split), settings.score, gguf_file(gguf)
     tokenizer, limit = load_tokenizer(checkpoint), int(read_config(checkpoint)["max_position_embeddings"])
-    if settings.ranked or not (score.written or common_answers(rows)):
+    if settings.ranked or not (score.written or _have_common_answers(rows)):
         encoded = [encode_prompt(tokenizer, prompt, limit) for prompt in rows]
         columns = predict(rows, file_loglikelihoods(file, encoded, work.progress))
         result = write_choices(rows, columns, work.out)
@@ -65,9 +66,10 @@ def score_served(
             server, chat = ChatServer(url), read_chat({"": prompts})
             if chat and not all(_writes_prompt(server, chat, prompt, tokenizer.bos_token) for prompt in rows):
                 chat = None
-            texts = ask_rows(server, rows, chat, request_options(file.parent, rows, score, chat), work.progress)
-            template = sha256(str(server.template()).encode()).hexdigest()
-        result = write_answers(rows, texts, score, work.out)
+            options = partial(_options, file.parent, score, bool(chat))
+            replies = ask_rows(server, rows, chat, options, work.progress)
+            template = sha256(str(server.properties()["chat_template"]).encode()).hexdigest()
+        result = write_answers(rows, [text for text, _ in replies], score, work.out)
         served = {"asked": "chat" if chat else "prompt", "runtime": _version("xllamacpp"), "template": template}
     common = {"benchmark": score.benchmark, "metric": score.metric, "examples": len(rows)}
     facts = {"bytes": file.stat().st_size, "served": served}
@@ -79,35 +81,46 @@ def _version(package: str) -> str:
     return f"llama.cpp of {package} {version(package)}"
 
 
-def request_options(folder: Path, rows: Sequence[Prompt], score: ScoreSettings, chat: Chat | None) -> dict[str, Any]:
-    """What goes with a request beside the prompt; labels only where the server of the folder has no grammar."""
+def _options(folder: Path, score: ScoreSettings, is_chat: bool, prompt: Prompt) -> dict[str, Any]:
+    """What goes with a prompt to llama.cpp's server; where a chat asks, it has the grammar of the labels already."""
     if written := score.written:
         schema = json.loads(file.read_text(encoding="utf-8")) if (file := folder / SCHEMA).is_file() else None
         return written_options(written.stop, written.max_new_tokens, schema)
-    return {} if chat else {"grammar": grammar_of(common_answers(rows))}
+    return {} if is_chat else {"grammar": grammar_of(_with_space(prompt))}
+
+
+def any_server_options(folder: Path, score: ScoreSettings, prompt: Prompt) -> dict[str, Any]:
+    """What goes with the prompt of a chat to any server: the choices as llama.cpp and as vLLM read them."""
+    if score.written:
+        return _options(folder, score, True, prompt)
+    return {"grammar": grammar_of(_with_space(prompt)), "structured_outputs": {"choice": _with_space(prompt)}}
 
 
 def ask_rows(
-    server: ChatServer, rows: Sequence[Prompt], chat: Chat | None, options: Mapping[str, Any], progress: Progress
-) -> list[str]:
+    server: ChatServer,
+    rows: Sequence[Prompt],
+    chat: Chat | None,
+    options: Callable[[Prompt], dict[str, Any]],
+    progress: Progress = silent,
+) -> list[Reply]:
     """What a server writes after the prompt of every row, in a chat or, without one, for the prompt itself.
 
     A row that is longer than the server's context has an empty answer.
     """
-    texts: list[str] = []
+    replies: list[Reply] = []
     for done, prompt in enumerate(rows, 1):
         try:
             if chat:
-                text, _ = server.chat({"messages": chat.messages(prompt.contexts[0]), **options})
+                reply = server.chat({"messages": chat.messages(prompt.contexts[0]), **options(prompt)})
             else:
-                text, _ = server.complete({"prompt": prompt.contexts[0].rstrip(), **options})
+                reply = server.complete({"prompt": prompt.contexts[0].rstrip(), **options(prompt)})
         except Refused as error:
             if error.kind != TOO_LONG:
                 raise
-            text = ""
-        texts.append(text)
+            reply = "", TOO_LONG
+        replies.append(reply)
         progress(done, len(rows))
-    return texts
+    return replies
 
 
 def _writes_prompt(server: ChatServer, chat: Chat, prompt: Prompt, bos: str | None) -> bool:
@@ -116,12 +129,14 @@ def _writes_prompt(server: ChatServer, chat: Chat, prompt: Prompt, bos: str | No
     return str(told["prompt"]).removeprefix(bos or "") == prompt.contexts[0].rstrip()
 
 
-def common_answers(rows: Sequence[Prompt]) -> list[str]:
-    """The answers that every row has, with their delimiter; none if they differ by row."""
-    if len({frozenset(prompt.continuations) for prompt in rows}) > 1:
-        return []
-    space = rows[0].contexts[0][len(rows[0].contexts[0].rstrip()) :]
-    return [space + answer for answer in rows[0].continuations]
+def _have_common_answers(rows: Sequence[Prompt]) -> bool:
+    return len({frozenset(prompt.continuations) for prompt in rows}) == 1
+
+
+def _with_space(prompt: Prompt) -> list[str]:
+    """The choices of a prompt, with the white space at its end, which is not asked."""
+    context = prompt.contexts[0]
+    return [context[len(context.rstrip()) :] + answer for answer in prompt.continuations]
 
 
 def write_answers(rows: Sequence[Prompt], texts: Sequence[str], score: ScoreSettings, out: Path) -> dict[str, float]:

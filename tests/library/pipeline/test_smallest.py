@@ -136,7 +136,9 @@ def test_the_file_that_one_starts_from_is_the_first_candidate_as_it_is(tmp_path:
     assert answer.proven is not None
     assert answer.candidates[answer.proven] == source  # everything else is larger
     assert (tmp_path / "small" / "job" / "job-source.gguf").read_bytes() == file.read_bytes()
-    assert "a chat gives other answers" in (tmp_path / "small" / "job" / "README.md").read_text()
+    shipped = tmp_path / "small" / "job"
+    assert "--chat-template-file chat_template.jinja" in (shipped / "README.md").read_text()
+    assert (shipped / "chat_template.jinja").is_file()  # the file keeps its own
     assert verify(tmp_path / "small" / "job", tmp_path / "job.csv")[0] == 0
 
 
