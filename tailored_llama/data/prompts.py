@@ -223,6 +223,10 @@ def draw_train(settings: PromptSettings, train: Sequence[Example]) -> tuple[list
     shots = _affordable(settings, solved, pool) if settings.shots is None else settings.shots
     if settings.wording.benchmark.data:
         held_out = min(held_out, max(len(pool) - shots, 1))
+    if settings.shots is None and shots + held_out <= len(pool):
+        # First, and unbalanced: nearly all rows are shots, and would leave only the commonest answers to hold out.
+        held = random.Random(seed).sample(pool, held_out)
+        return solved, select_train(without(pool, held), shots, 0, seed, benchmark=name)[0], held
     return solved, *select_train(pool, shots, held_out, seed, benchmark=name)
 
 

@@ -153,10 +153,18 @@ def test_as_many_rows_are_tuned_on_as_the_budget_allows_and_that_number_is_told(
         why = f"as many as tuning.tokens = {tokens:,} allow in 2 epochs"
         assert 0.85 * tokens < 2 * tokens_of(shots) < 1.05 * tokens
     assert told == f"{own.data}: tuning reads {len(shots)} of {size} rows, {why}."
-    counted = validate_config({"benchmarks": [own], "tuning": {"shots": len(shots)}})
-    *_, nothing, same = rendered(counted, 401, folder)
-    assert (same / "prompts.parquet").read_bytes() == (out / "prompts.parquet").read_bytes()
-    assert not nothing
+    held = {prompt.example for prompt in read_prompts(out, "held_out")}
+    assert not held & {prompt.example for prompt in shots}
+
+
+def test_held_out_rows_have_the_answers_of_the_file_however_many_are_tuned_on(
+    tmp_path: Path, folder: Callable[[str], Path]
+) -> None:
+    rows = [{"text": f"text {i}", "label": "often" if i % 3 else "rare"} for i in range(600)]
+    run = RunConfig(benchmarks=(BenchmarkConfig(data=write_jsonl(tmp_path / "own.jsonl", rows)),))
+    *_, out = rendered(run, 600, folder)
+    answers = [prompt.continuations[prompt.answer] for prompt in read_prompts(out, "held_out")]
+    assert 8 < answers.count(" rare") < 25
 
 
 @pytest.mark.parametrize("rows", [60, 150])
