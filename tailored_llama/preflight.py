@@ -139,9 +139,8 @@ def _check_rows(benchmark: config.BenchmarkConfig, run: config.RunConfig) -> Non
     if benchmark.data:
         data.benchmarks.load_examples(benchmark, "selection", run.store.downloads)
     if trains and (benchmark.train or benchmark.name not in data.BUILTIN):
-        train, tuning = data.benchmarks.load_examples(benchmark, "train", run.store.downloads), run.tuning
-        held_out = data.held_out_of(benchmark, tuning.shots, tuning.held_out, len(train))
-        data.select_train(train, tuning.shots, held_out, run.seed, benchmark=benchmark.name)
+        train = data.benchmarks.load_examples(benchmark, "train", run.store.downloads)
+        data.draw_train(data.PromptSettings.of(run, benchmark, "train"), train)
 
 
 def _check_device(run: config.RunConfig, does: Collection[str]) -> None:

@@ -188,7 +188,8 @@ def prune(
 def tune_settings(tuning: TuningConfig, **changes: Any) -> TuneSettings:
     """Tuning on one benchmark, `own`, by seed 0, where the changes do not say otherwise."""
     adapter, metrics = narrow(tuning, AdapterConfig), (("own", "acc_norm"),)
-    return replace(TuneSettings(adapter, metrics, tuning.shots, tuning.held_out, "none", 0), **changes)
+    shots = None if tuning.shots == "auto" else tuning.shots
+    return replace(TuneSettings(adapter, metrics, shots, tuning.held_out, "none", 0), **changes)
 
 
 def tune(

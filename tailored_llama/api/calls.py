@@ -84,7 +84,7 @@ def prune(
 
 @_call()
 def tune(model: Small | Source, rows: Rows, store: str | Path | None = None, settings: Settings | None = None) -> Small:
-    """Tune a model to a job on a few of its rows, 50 by default.
+    """Tune a model to a job on as many of its rows as `tuning.tokens` allows.
 
     A hash of each row decides what it is for: 45 % to tune on, 15 % to choose with, 40 % to compare on. So what
     `compare` and `smallest` score was never tuned on. An adapter that is no better than none on held-out rows is left

@@ -85,6 +85,7 @@ from .studies import dense_runs as dense_runs
 from .studies import study_of as study_of
 from .studies import sweep_cells as sweep_cells
 from .studies import tuned_dense_cells as tuned_dense_cells
+from .training import FEW_SHOTS as FEW_SHOTS
 from .training import AdapterConfig as AdapterConfig
 from .training import HealingConfig as HealingConfig
 from .training import TrainingConfig as TrainingConfig

@@ -104,7 +104,7 @@ def _explain(error: Any, kind: type[BaseModel]) -> str:
     return f"{field}: got {error['input']!r}; {message}"
 
 
-_UNION_BRANCH = re.compile(r"str|tuple\[.*\]|\[key\]")  # what pydantic adds to the location of a problem
+_UNION_BRANCH = re.compile(r"str|constrained-int|(tuple|literal)\[.*\]|\[key\]")  # added to a problem's location
 _WORDING = (
     (r"Input should be a valid (tuple|list)", "allowed: a list"),
     (r"Input should be a valid dictionary or instance of \w+", "allowed: a table"),

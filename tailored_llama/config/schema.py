@@ -9,7 +9,7 @@ from tailored_llama.config.execution import ExecutionConfig, StoreConfig
 from tailored_llama.config.forms import as_benchmark
 from tailored_llama.config.inputs import BenchmarkConfig, CalibrationConfig, ModelConfig, PromptConfig, TextConfig
 from tailored_llama.config.section import Section
-from tailored_llama.config.training import HealingConfig, TuningConfig
+from tailored_llama.config.training import FEW_SHOTS, HealingConfig, TuningConfig
 from tailored_llama.errors import InputError
 
 Criterion = Literal["taylor_gate", "taylor_first", "magnitude_l2", "random"]
@@ -145,6 +145,17 @@ class RunConfig(Section):
             raise InputError(f"rows: got {rows!r}; allowed: a table, beside a benchmark that is one file")
         given = [{**rows, **table} if file else table for table, file in zip(tables, files, strict=True)]
         return {**others, "benchmarks": given}
+
+    def shots_of(self, benchmark: BenchmarkConfig) -> int | None:
+        """The number of examples to tune on; None: as many as tuning.tokens allows."""
+        auto = None if benchmark.data else FEW_SHOTS
+        return auto if self.tuning.shots == "auto" else self.tuning.shots
+
+    @property
+    def tuned_on(self) -> str:
+        """The examples to tune on, in words."""
+        counts = {self.shots_of(benchmark) for benchmark in self.benchmarks}
+        return f"at most {self.tuning.tokens:,} tokens of examples" if None in counts else f"{counts.pop()} examples"
 
     def contradictions(self) -> Iterator[str]:
         names = [benchmark.name for benchmark in self.benchmarks]

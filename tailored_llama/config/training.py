@@ -1,6 +1,6 @@
 """Sections on training: adapters, tuning and healing."""
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -8,6 +8,7 @@ from tailored_llama.config.execution import ExecutionConfig, check_installed
 from tailored_llama.config.inputs import Sources
 from tailored_llama.config.section import Section
 
+FEW_SHOTS = 50  # the paper's
 Variant = Literal["lora", "rslora", "dora", "prompt", "full"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Optimizer = Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
@@ -80,7 +81,12 @@ class TuningConfig(AdapterConfig):
     """benchmark: one adapter per benchmark, trained on its own examples; mixture: the baseline for tailoring, one
     adapter trained on as many examples in total, drawn from all benchmarks and always written with the template
     `generic`; none: no adapter."""
-    shots: int = Field(50, ge=1, description="Training examples, drawn from the train split by seed.")
+    shots: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Training examples, drawn from the train split by seed. auto: of a file that is divided (benchmarks.data), as many
+    as `tokens` allows beside those held out; of other benchmarks 50, as in the paper."""
+    tokens: int = Field(100_000, ge=1)
+    """With shots = auto: tokens of shots that a training reads in all its epochs. Four bytes of text count as one, so
+    that every model is tuned on the same rows. The benchmarks of a mixture have equal parts."""
     held_out: int = Field(50, ge=0)
     """Further train examples, for early stopping and to compare the adapter with none; 0: neither. Of a file that is
     divided (benchmarks.data), at most as many."""

@@ -27,8 +27,9 @@ from .prompts import Prompt as Prompt
 from .prompts import PromptSettings as PromptSettings
 from .prompts import PromptSplit as PromptSplit
 from .prompts import RenderedSplit as RenderedSplit
+from .prompts import check_answers as check_answers
+from .prompts import draw_train as draw_train
 from .prompts import first_prompt as first_prompt
-from .prompts import held_out_of as held_out_of
 from .prompts import read_prompts as read_prompts
 from .prompts import render as render
 from .prompts import render_prompts as render_prompts

@@ -37,8 +37,8 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, max_length: int, end: Sequence
         after = [*after, *end]
         if len(after) > max_length:
             raise InputError(
-                f"example {prompt.example}: got a continuation of {len(after)} tokens; allowed: at most {max_length}, "
-                "the model's context"
+                f"row {prompt.example}: got an answer of {len(after)} tokens, which begins with "
+                f"{continuation.strip()[:40]!r}; allowed: at most {max_length}, the model's context"
             )
         sequence = (before + after)[-(max_length + 1) :]
         truncated |= len(sequence) < len(before) + len(after)

@@ -7,15 +7,17 @@ the sentence's rest is the continuation. Other shipped sets score the choice or 
 import hashlib
 import json
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailored_llama.config import BenchmarkConfig, RunConfig, Work, is_json, is_written, stop_strings
+from tailored_llama import models
+from tailored_llama.config import FEW_SHOTS, BenchmarkConfig, RunConfig, Work, is_json, is_written, stop_strings
 from tailored_llama.data.benchmarks import Example, read_examples
 from tailored_llama.data.chat import find_chat, named_example, write_chat
 from tailored_llama.data.schema import find_schema
@@ -25,6 +27,8 @@ from tailored_llama.store import read_table, write_table
 
 PromptSplit = Literal["shots", "held_out", "selection", "evaluation"]
 RenderedSplit = Literal["train", "selection", "evaluation"]  # train: shots and held_out
+
+BYTES_A_TOKEN = 4  # of English, whichever the tokenizer
 
 PROMPTS_SCHEMA = pa.schema(
     [
@@ -138,13 +142,14 @@ class PromptSettings:
     benchmark: str
     wording: Wording
     split: RenderedSplit
-    shots: int = 0  # rendered for train, and left out of selection
+    shots: int | None = 0  # rendered for train, and left out of selection; None: as many as `tokens` allows
     held_out: int = 0  # likewise
     selection: int = 0  # to choose on: from the rest of train, or from a divided file's rows to choose with
     limit: int | None = None  # of evaluation, evenly spaced; None: all
     num_fewshot: int = 0  # solved examples before each question
     seed: int | None = 0  # of what is drawn; None: nothing is
     stop: str = ""  # what ends an answer that the model is to learn to write
+    tokens: int = 0  # of the shots, each read once
 
     @classmethod
     def of(cls, config: RunConfig, benchmark: BenchmarkConfig, split: RenderedSplit, selection: int = 0) -> Self:
@@ -153,8 +158,10 @@ class PromptSettings:
         if split == "evaluation":
             return replace(settings, limit=config.scoring.limit, seed=config.seed if num_fewshot else None)
         stop = "".join(stop_strings(benchmark)[:1]) if split == "train" and is_written(benchmark) else ""
-        shots, held_out = tuning.shots, tuning.held_out
-        return replace(settings, shots=shots, held_out=held_out, selection=selection, seed=config.seed, stop=stop)
+        shots, parts = config.shots_of(benchmark), len(config.benchmarks) if tuning.examples == "mixture" else 1
+        tokens = tuning.tokens // (tuning.epochs * parts) if shots is None else 0
+        drawn = replace(settings, shots=shots, tokens=tokens, held_out=tuning.held_out, selection=selection)
+        return replace(drawn, seed=config.seed, stop=stop)
 
 
 def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> dict[str, Any]:
@@ -190,27 +197,52 @@ def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> d
 
 def _choose(examples: Path, settings: PromptSettings) -> tuple[list[Example], dict[PromptSplit, list[Example]]]:
     """The solved examples before each question, and the examples to render by split."""
-    name, seed, num_fewshot = settings.benchmark, settings.seed or 0, settings.num_fewshot
-    train = read_examples(examples, "train") if settings.split != "evaluation" or num_fewshot else []
+    train = read_examples(examples, "train") if settings.split != "evaluation" or settings.num_fewshot else []
+    solved, tuned, held = draw_train(settings, train)
+    if settings.split == "evaluation":
+        return solved, {"evaluation": select_evaluation(read_examples(examples, "evaluation"), settings.limit)}
+    if settings.split == "train":
+        return solved, {"shots": tuned, "held_out": held}
+    rest = read_examples(examples, "selection") or without(train, solved + tuned + held)
+    if settings.selection > len(rest):
+        raise InputError(
+            f"examples: got {settings.selection}; allowed: at most {len(rest)} ({settings.benchmark} has so many "
+            "examples that are neither tuned on, held out, shown as solved nor reported on)"
+        )
+    # Answers are not balanced, because those of the split that results are reported on are not either.
+    return solved, {"selection": random.Random(settings.seed or 0).sample(rest, settings.selection)}
+
+
+def draw_train(settings: PromptSettings, train: Sequence[Example]) -> tuple[list[Example], ...]:
+    """The solved examples before each question, the shots and the held-out examples, of a benchmark's train split.
+
+    The size of a divided file's train part varies with its rows. If too few are left beside the shots, fewer are held
+    out, at least one. InputError: more are requested than the split holds.
+    """
+    name, seed, num_fewshot, held_out = settings.benchmark, settings.seed or 0, settings.num_fewshot, settings.held_out
     if num_fewshot > len(train):
         allowed = f"at most {len(train)} (examples in the train split of {name})"
         raise InputError(f"scoring.num_fewshot: got {num_fewshot}; allowed: {allowed}")
     solved, _ = select_train(train, num_fewshot, 0, seed, benchmark=name)
-    if settings.split == "evaluation":
-        return solved, {"evaluation": select_evaluation(read_examples(examples, "evaluation"), settings.limit)}
     pool = without(train, solved)
-    held_out = held_out_of(settings.wording.benchmark, settings.shots, settings.held_out, len(pool))
-    tuned, held = select_train(pool, settings.shots, held_out, seed, benchmark=name)
-    if settings.split == "train":
-        return solved, {"shots": tuned, "held_out": held}
-    rest = read_examples(examples, "selection") or without(pool, tuned + held)
-    if settings.selection > len(rest):
-        raise InputError(
-            f"examples: got {settings.selection}; allowed: at most {len(rest)} ({name} has so many examples that are "
-            "neither tuned on, held out, shown as solved nor reported on)"
-        )
-    # Answers are not balanced, because those of the split that results are reported on are not either.
-    return solved, {"selection": random.Random(seed).sample(rest, settings.selection)}
+    shots = _affordable(settings, solved, pool) if settings.shots is None else settings.shots
+    if settings.wording.benchmark.data:
+        held_out = min(held_out, max(len(pool) - shots, 1))
+    if settings.shots is None and shots + held_out <= len(pool):
+        # First, and unbalanced: nearly all rows are shots, and would leave only the commonest answers to hold out.
+        held = random.Random(seed).sample(pool, held_out)
+        return solved, select_train(without(pool, held), shots, 0, seed, benchmark=name)[0], held
+    return solved, *select_train(pool, shots, held_out, seed, benchmark=name)
+
+
+def _affordable(settings: PromptSettings, solved: Sequence[Example], pool: Sequence[Example]) -> int:
+    """How many examples have the tokens of the settings, by their mean. All but the first 50 leave some to hold out."""
+    benchmark, template = settings.wording.benchmark, load_template(settings.wording.template)
+    header, some = few_shot_header(benchmark, template, solved), select_evaluation(pool, 1000)
+    prompts = [render(benchmark, template, example, header) for example in some]
+    size = sum(len((one.contexts[one.answer] + one.continuations[one.answer]).encode()) for one in prompts)
+    most = max(len(pool) - settings.held_out, min(FEW_SHOTS, len(pool) - 1))
+    return max(1, min(most, settings.tokens * BYTES_A_TOKEN * len(prompts) // max(size, 1)))
 
 
 def select_train(
@@ -236,14 +268,6 @@ def select_train(
     for label in sorted(remaining):
         generator.shuffle(remaining[label])
     return _draw(remaining, shots, generator), _draw(remaining, held_out, generator)
-
-
-def held_out_of(benchmark: BenchmarkConfig, shots: int, held_out: int, size: int) -> int:
-    """The number of held-out examples beside the shots, of `size` train examples.
-
-    The size of a divided file's train part varies with its rows. If too few are left, fewer are held out, at least one.
-    """
-    return min(held_out, max(size - shots, 1)) if benchmark.data else held_out
 
 
 def _draw(remaining: dict[int, list[Example]], count: int, generator: random.Random) -> list[Example]:
@@ -279,6 +303,20 @@ def read_prompts(folder: Path, split: PromptSplit) -> list[Prompt]:
         Prompt(r["example"], tuple(r["contexts"]), tuple(r["continuations"]), r["answer"], tuple(r["choice_lengths"]))
         for r in table.filter(pc.equal(table["split"], split)).to_pylist()
     ]
+
+
+def check_answers(checkpoint: Path, folder: Path, written: bool) -> None:
+    """Check that a model's context holds every answer of rendered prompts; InputError: the first that it does not."""
+    limit = int(models.read_config(checkpoint).get("max_position_embeddings", sys.maxsize))
+    table = read_table(folder / "prompts.parquet", PROMPTS_SCHEMA)
+    if pc.max(pc.binary_length(pc.list_flatten(table["continuations"]))).as_py() < limit:
+        return  # a token has a byte or more, so that no tokenizer is needed
+    from tailored_llama.data.likelihoods import encode_prompt
+
+    tokenizer, end = models.load_tokenizer(checkpoint), [0] * written
+    for split in get_args(PromptSplit):
+        for prompt in read_prompts(folder, split):
+            encode_prompt(tokenizer, prompt, limit, end)
 
 
 def rows_digest(prompts: Sequence[Prompt]) -> str:

@@ -28,7 +28,7 @@ SPLITS: tuple[Split, ...] = ("train", "evaluation")
 # removed or put in another order, and equal rows are always in the same part. The shares must do for 150 rows as for
 # 10,000, because shares that depended on their number would move rows:
 #
-# - To tune on, 45 %: the default of 50 shots and some rows held out. Of 150 rows, these are too few in 0.2 % of files.
+# - To tune on, 45 %: 50 shots or more, and some rows held out. Of 150 rows, these are too few in 0.2 % of files.
 # - To report on, 40 %: as many as can be, because they are the evidence.
 # - To choose with, 15 %: the rest. A wrong choice costs a better model, but the rows to report on still judge it.
 #

@@ -63,7 +63,7 @@ def _prepare(run: Runner, config: SmallestConfig) -> Base:
         rows = len(data.read_examples(run.open(examples), "selection"))
         if not benchmark.data:  # then they are what tuning leaves of the train split
             pool = len(data.read_examples(run.open(examples), "train")) - config.scoring.num_fewshot
-            rows = pool - config.tuning.shots - config.tuning.held_out
+            rows = pool - (config.shots_of(benchmark) or 0) - config.tuning.held_out
         if rows < 10:
             raise InputError(
                 f"benchmarks.{benchmark.name}: got {max(rows, 0)} rows to choose with, beside those tuned on, held out "

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from tailored_llama import evaluation
-from tailored_llama.config import BenchmarkConfig, RunConfig, SmallestConfig, is_written
-from tailored_llama.data import PURPOSE, Example, Split, benchmarks, first_prompt, held_out_of, named_columns
+from tailored_llama import data, evaluation
+from tailored_llama.config import GENERIC, BenchmarkConfig, RunConfig, SmallestConfig, is_written, with_template
+from tailored_llama.data import PURPOSE, Example, Split, benchmarks, first_prompt, named_columns
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import DISCORDANT
 
@@ -35,10 +35,8 @@ def rows_of(config: RunConfig) -> Iterator[str]:
         for part, count in rows.items():
             if count < FEW:
                 yield f"warning: {file}: {count} rows {PURPOSE[part]} are few. More rows make the result more certain."
-        tuning = config.tuning
-        held_out = held_out_of(benchmark, tuning.shots, tuning.held_out, rows["train"])
-        if tuning.examples != "none" and held_out < tuning.held_out:
-            yield f"warning: {file}: {held_out} rows are left to hold out, not tuning.held_out = {tuning.held_out}."
+        if config.tuning.examples != "none":
+            yield from _tuned_rows(config, benchmark, examples["train"])
 
 
 def rows_of_search(config: SmallestConfig) -> Iterator[str]:
@@ -97,6 +95,20 @@ def _how_read(benchmark: BenchmarkConfig, examples: Sequence[Example]) -> str:
         return f"{columns}, {kind}written by the model: {different:,} different ones, ended by {ends}"
     choices = benchmark.choices if isinstance(benchmark.choices, str) else ", ".join(benchmark.choices or ())
     return f"{columns}, one of the row's choices ({choices})"
+
+
+def _tuned_rows(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[Example]) -> Iterator[str]:
+    """Say how many rows of a file are tuned on, if a budget decides, and whether enough are held out."""
+    tuning, file = config.tuning, benchmark.data
+    worded = with_template(config, GENERIC) if tuning.examples == "mixture" else config
+    solved, shots, held_out = data.draw_train(data.PromptSettings.of(worded, benchmark, "train"), train)
+    if config.shots_of(benchmark) is None:
+        all_read = len(solved + shots + held_out) == len(train)
+        budget = f"as many as tuning.tokens = {tuning.tokens:,} allow in {tuning.epochs} epochs"
+        why = f"all but {len(held_out)} held out" if all_read else budget
+        yield f"{file}: tuning reads {len(shots):,} of {len(train):,} rows, {why}."
+    if (few := len(held_out)) < tuning.held_out:
+        yield f"warning: {file}: {few} rows are left to hold out, not tuning.held_out = {tuning.held_out}."
 
 
 def _examples(config: RunConfig, benchmark: BenchmarkConfig, part: Split) -> list[Example]:

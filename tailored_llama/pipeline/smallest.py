@@ -221,7 +221,7 @@ def _sets(state: SearchState) -> Sets:
     """The three sets of rows of every benchmark, of the first base; all bases have the same."""
     base, sets = state.bases[0], Sets()
     parts: dict[str, tuple[Mapping[str, Artifact], tuple[PromptSplit, ...]]] = {
-        "tuning": (base.prompts.train, ("shots", "held_out")),
+        "tuning": (base.prompts.shots, ("shots", "held_out")),
         "choosing": (base.rows["selection"], ("selection",)),
         "proving": (base.prompts.evaluation, ("evaluation",)),
     }

@@ -11,6 +11,7 @@ from tailored_llama.config import (
     BenchmarkConfig,
     RunConfig,
     healing_text,
+    is_written,
     named_benchmark,
     reads_calibration,
     reads_train,
@@ -107,10 +108,22 @@ def prepare_dense(run: Runner, config: RunConfig, prompts: Prompts) -> Dense:
     groups = run(stages.GROUPS, None, "build graph", dense=dense)
     for ratio in config.pruning.ratios:  # one that cannot be reached ends the run here
         run.open(check_ratio(run, config, ratio, dense, groups, counts))
+    check_answers(run, config, dense, prompts)
     calibration = draw_calibration(run, config, dense, prompts) if reads_calibration(config) else None
     if config.healing.tokens and config.healing.source:
         draw_calibration(run, healing_text(config), dense, prompts)  # a text that cannot be read ends the run here
     return Dense(dense, groups, calibration, _score_importance(run, config, dense, groups, calibration), counts)
+
+
+def check_answers(run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts) -> None:
+    """Check that the model's context holds every answer, before any heavy work; InputError: one is too long."""
+    for name, shots in prompts.shots.items() if config.tuning.examples != "none" else ():
+        for asked in filter(None, (shots, prompts.evaluation.get(name))):
+            try:
+                folder = run.open(asked)
+            except Exception:  # it stops only what reads it
+                continue
+            data.check_answers(run.open(dense), folder, is_written(named_benchmark(config, name)))
 
 
 def check_ratio(

@@ -68,7 +68,9 @@ def sweep(run: Runner, config: SweepConfig) -> ArtifactRef:
 def _dense_row(run: Runner, config: SweepConfig, run_config: RunConfig, row: Row, tuned: bool = False) -> Row:
     """Measure a dense model, as it is or `tuned` on the shots of a cell."""
     prompts = _prompts(run, config, run_config)
-    dense = model = steps.measure(run, run_config, "dense", steps.load_dense(run, run_config), prompts)
+    loaded = steps.load_dense(run, run_config)
+    steps.check_answers(run, run_config, loaded, prompts)
+    dense = model = steps.measure(run, run_config, "dense", loaded, prompts)
     if tuned:
         model = replace(dense, scores=steps.tune_dense(run, run_config, dense.checkpoint, prompts).scores)
     return replace(row, model=model, dense=dense)

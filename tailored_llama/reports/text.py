@@ -103,7 +103,7 @@ def _after(config: RunConfig | None) -> str:
     steps = [f"healing on {config.healing.tokens:,} tokens"] if config.healing.tokens else []
     if config.tuning.examples != "none":
         whose = "all benchmarks" if config.tuning.examples == "mixture" else "each benchmark"
-        steps.append(f"tuning {ADAPTERS[config.tuning.variant]} for {whose} on {config.tuning.shots} examples")
+        steps.append(f"tuning {ADAPTERS[config.tuning.variant]} for {whose} on {config.tuned_on}")
     return f"After {' and '.join(steps)}," if steps else "Without tuning,"
 
 

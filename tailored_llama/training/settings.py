@@ -51,7 +51,7 @@ class TuneSettings:
 
     adapter: AdapterConfig  # adapter, optimiser, epochs and patience
     metrics: tuple[tuple[str, Metric], ...]  # headlines, in the order in which benchmarks give their parts of examples
-    shots: int  # examples to train on, of all benchmarks together
+    shots: int | None  # examples to train on, of all benchmarks together; None: all that are rendered
     held_out: int  # examples to stop on and to compare with
     quantization: Quantization  # of the model while the adapter is trained on it
     seed: int  # of the adapter, the order and dropout
@@ -63,4 +63,6 @@ class TuneSettings:
         unread = ("rank", "alpha", "dropout", "targets") if tuning.variant == "prompt" else ("virtual_tokens",)
         adapter = with_defaults(narrow(tuning, AdapterConfig), *unread, *(() if tuning.held_out else ("patience",)))
         metrics = tuple((name, headline_metric(named_benchmark(config, name))) for name in names)
-        return cls(adapter, metrics, tuning.shots, tuning.held_out, config.model.quantization, config.seed)
+        counts = [config.shots_of(named_benchmark(config, name)) for name in names]
+        shots = None if None in counts else counts[0]
+        return cls(adapter, metrics, shots, tuning.held_out, config.model.quantization, config.seed)

@@ -1,5 +1,6 @@
 """Tuning on a few examples (arXiv 2410.19185, section 4), and healing, general recovery by distillation before it."""
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from tailored_llama.training.losses import Sample, TextSamples, outcomes
 from tailored_llama.training.processes import gather, in_processes, on_first, rank_and_count, trained
 from tailored_llama.training.records import LOG, Comparison, is_better, write_comparison
 from tailored_llama.training.settings import HealSettings, TuneSettings
+
+_log = logging.getLogger(__name__)
 
 _WEIGHTS = "weights.safetensors"  # of a training of all weights, by their names in the model
 
@@ -78,12 +81,16 @@ def _samples(
     examples: list[int] = []
     for i, (name, metric) in enumerate(settings.metrics):
         written = metric in WRITTEN
-        shown = read_prompts(prompts[name], "shots")[: part_of(settings.shots, i, parts)]
+        most = None if settings.shots is None else part_of(settings.shots, i, parts)
+        shown = read_prompts(prompts[name], "shots")[:most]
         shots += [encode_sample(tokenizer, limit, None, prompt, written) for prompt in shown]
         held = read_prompts(prompts[name], "held_out")[: part_of(settings.held_out, i, parts)]
         choices = None if written else metric
         held_out += [encode_sample(tokenizer, limit, choices, prompt, written) for prompt in held]
         examples += [prompt.example for prompt in held]
+    first = shots[0].encoded
+    text = tokenizer.decode([*first.document.prefix, first.targets[0][-1]])
+    _log.info("%d shots; the first one, with special tokens: %r", len(shots), text)
     return shots, held_out, examples
 
 

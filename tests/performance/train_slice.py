@@ -14,12 +14,13 @@ import typer
 
 from tailored_llama.config import load_config
 from tailored_llama.data import (
+    PromptSettings,
+    draw_train,
     encode_prompt,
     headline_metric,
     load_template,
     loglikelihoods,
     render,
-    select_train,
     without,
 )
 from tailored_llama.data.benchmarks import load_examples
@@ -38,7 +39,7 @@ def main(
     run = load_config(config, [])
     own = next(b for b in run.benchmarks if b.name == benchmark)
     train = load_examples(own, "train", run.store.downloads)
-    tuned, held = select_train(train, run.tuning.shots, run.tuning.held_out, run.seed, benchmark=benchmark)
+    _, tuned, held = draw_train(PromptSettings.of(run, own, "train"), train)
     rest = without(train, tuned + held)
     random.Random(run.seed).shuffle(rest)
     examples = rest[skip : skip + count]

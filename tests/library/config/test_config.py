@@ -132,6 +132,7 @@ WRONG = {
     "tuning.epoch=5": "tuning.epoch: unknown key; did you mean tuning.epochs?",
     "tunning.epochs=5": "tunning: unknown key; did you mean tuning?",
     "zzz=5": f"zzz: unknown key; allowed: {SECTIONS}",
+    "tuning.shots=0": "tuning.shots: got 0; allowed: greater than or equal to 1; tuning.shots: got 0; allowed: 'auto'",
     "tuning.epochs=five": "tuning.epochs: got 'five'; allowed: a valid integer, unable to parse string as an integer",
     "tuning=5": "tuning: got 5; allowed: a table",
     "seed.x=5": "seed: got {'x': 5}; allowed: a valid integer",

@@ -9,11 +9,22 @@ import pandas as pd
 import pytest
 
 from helpers import render_split, write_jsonl
-from tailored_llama.config import BenchmarkConfig, RunConfig, Work, validate_config
-from tailored_llama.data import PURPOSE, BenchmarkSource, Split, load_benchmark, read_prompts
+from tailored_llama.config import BenchmarkConfig, RunConfig, Work, validate_config, with_template
+from tailored_llama.data import (
+    PURPOSE,
+    BenchmarkSource,
+    Prompt,
+    PromptSettings,
+    Split,
+    load_benchmark,
+    read_prompts,
+    render_prompts,
+)
 from tailored_llama.data.benchmarks import load_examples, read_examples
 from tailored_llama.data.splits import SHARES, divide
 from tailored_llama.errors import InputError
+from tailored_llama.pipeline import rows_of
+from tailored_llama.training import TuneSettings
 
 Row = dict[str, Any]
 
@@ -107,6 +118,84 @@ def test_the_run_tunes_chooses_and_reports_on_rows_of_their_own_part(
         InputError, match=rf"^tuning\.shots: got 500; allowed: at most {size - 1} \(own has {size} train"
     ):
         render_split(examples, out, own, "train", shots=500, held_out=50)
+
+
+def rendered(run: RunConfig, rows: int, folder: Callable[[str], Path]) -> tuple[list[Prompt], int, str, Path]:
+    """The shots of a run's first benchmark, of a file; how many are held out; what is told; and the prompts."""
+    own, examples, out = run.benchmarks[0], folder(f"examples {rows}"), folder(f"prompts {rows}")
+    load_benchmark(settings=BenchmarkSource(own), work=Work(examples))
+    render_prompts(examples, settings=PromptSettings.of(run, own, "train"), work=Work(out))
+    told = next((line for line in rows_of(run) if "tuning reads" in line), "")
+    return read_prompts(out, "shots"), len(read_prompts(out, "held_out")), told, out
+
+
+def tokens_of(shots: list[Prompt]) -> float:
+    return sum(len(p.contexts[p.answer] + p.continuations[p.answer]) for p in shots) / 4
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> BenchmarkConfig:
+    return BenchmarkConfig(data=write_jsonl(tmp_path / "own.jsonl", [question(i) for i in range(400)]))
+
+
+@pytest.mark.parametrize("tokens", [100_000, 1_500, 200])
+def test_as_many_rows_are_tuned_on_as_the_budget_allows_and_that_number_is_told(
+    own: BenchmarkConfig, folder: Callable[[str], Path], tokens: int
+) -> None:
+    size = len(load_examples(own, "train", ""))
+    run = validate_config({"benchmarks": [own], "tuning": {"tokens": tokens, "epochs": 2}})
+    shots, held_out, told, out = rendered(run, 400, folder)
+    assert held_out == 50
+    if tokens == 100_000:
+        why = "all but 50 held out"
+        assert len(shots) == size - 50
+    else:
+        why = f"as many as tuning.tokens = {tokens:,} allow in 2 epochs"
+        assert 0.85 * tokens < 2 * tokens_of(shots) < 1.05 * tokens
+    assert told == f"{own.data}: tuning reads {len(shots)} of {size} rows, {why}."
+    held = {prompt.example for prompt in read_prompts(out, "held_out")}
+    assert not held & {prompt.example for prompt in shots}
+
+
+def test_held_out_rows_have_the_answers_of_the_file_however_many_are_tuned_on(
+    tmp_path: Path, folder: Callable[[str], Path]
+) -> None:
+    rows = [{"text": f"text {i}", "label": "often" if i % 3 else "rare"} for i in range(600)]
+    run = RunConfig(benchmarks=(BenchmarkConfig(data=write_jsonl(tmp_path / "own.jsonl", rows)),))
+    *_, out = rendered(run, 600, folder)
+    answers = [prompt.continuations[prompt.answer] for prompt in read_prompts(out, "held_out")]
+    assert 8 < answers.count(" rare") < 25
+
+
+@pytest.mark.parametrize("rows", [60, 150])
+def test_fifty_rows_are_tuned_on_before_any_are_held_out(
+    tmp_path: Path, folder: Callable[[str], Path], rows: int
+) -> None:
+    own = BenchmarkConfig(data=write_jsonl(tmp_path / "own.jsonl", [question(i) for i in range(rows)]))
+    size = len(load_examples(own, "train", ""))
+    shots, held_out, told, _ = rendered(RunConfig(benchmarks=(own,)), rows, folder)
+    assert (len(shots), held_out) == (min(50, size - 1), max(size - 50, 1))
+    assert told.endswith(f": tuning reads {len(shots)} of {size} rows, all but {held_out} held out.")
+
+
+def test_the_files_of_a_mixture_have_equal_parts_of_the_budget(
+    own: BenchmarkConfig, folder: Callable[[str], Path]
+) -> None:
+    both = [own, own.model_copy(update={"name": "other"})]
+    run = validate_config({"benchmarks": both, "tuning": {"examples": "mixture", "tokens": 3_000}})
+    shots, _, told, _ = rendered(with_template(run, "generic"), 400, folder)  # as they are tuned on
+    assert 450 < tokens_of(shots) < 525
+    assert f": tuning reads {len(shots)} of " in told
+    assert told in list(rows_of(run))
+    assert TuneSettings.of(run, ["own", "other"]).shots is None  # all that are rendered
+
+
+def test_benchmarks_that_are_no_file_keep_the_fifty_shots_of_the_paper(own: BenchmarkConfig) -> None:
+    run = RunConfig(benchmarks=(BenchmarkConfig(name="piqa"),))
+    (piqa,) = run.benchmarks
+    assert (PromptSettings.of(run, piqa, "train").shots, TuneSettings.of(run, ["piqa"]).shots) == (50, 50)
+    assert run.tuned_on == "50 examples"
+    assert RunConfig(benchmarks=(own,)).tuned_on == "at most 100,000 tokens of examples"
 
 
 def test_the_key_of_the_examples_follows_the_file_and_not_its_path(

@@ -69,8 +69,8 @@ def test_the_configuration_runs_on_what_was_written(example: Path, tmp_path: Pat
     assert sorted(e.index for e in read) == list(range(451))  # each row in one part
     prompts = steps.render_all(runner, config)
     train, evaluation = (runner.open(one[own.name]) for one in (prompts.train, prompts.evaluation))
-    assert len(read_prompts(train, "shots")) == 50
-    assert len(read_prompts(train, "held_out")) > 40
+    tuned, held_out = (len(read_prompts(train, split)) for split in ("shots", "held_out"))  # type: ignore[arg-type]
+    assert (tuned + held_out, held_out) == (len(read_examples(runner.open(examples), "train")), 50)
     scored = read_prompts(evaluation, "evaluation")
     assert len(scored) == len(read_examples(runner.open(examples), "evaluation"))
     assert not {p.example for p in scored} & {p.example for s in ("shots", "held_out") for p in read_prompts(train, s)}
@@ -78,7 +78,7 @@ def test_the_configuration_runs_on_what_was_written(example: Path, tmp_path: Pat
 
 def test_a_run_says_what_its_rows_can_show(example: Path) -> None:
     config = load_config(OWN_TASK)
-    how, prompt, rows, shown, *warnings = rows_of(config)
+    how, prompt, rows, shown, tuned, *warnings = rows_of(config)
     assert how == (
         "my-task/commonsense_qa.csv: the context is 'Question: {question}\\nAnswer:', the answer is in the column "
         "answer, one of the row's choices (a, b, c, d, e)."
@@ -90,6 +90,9 @@ def test_a_run_says_what_its_rows_can_show(example: Path) -> None:
         f"my-task/commonsense_qa.csv: {counts[3]} scored rows show a difference in accuracy of "
         f"{196 * math.sqrt(0.15 / counts[3]):.1f} points or more (at 95 % confidence, if two models differ on 15 % of "
         "the rows)."
+    )
+    assert tuned == (
+        f"my-task/commonsense_qa.csv: tuning reads {counts[1] - 50} of {counts[1]} rows, all but 50 held out."
     )
     assert not warnings
     pd.read_csv(example / "commonsense_qa.csv").head(150).to_csv(example / "commonsense_qa.csv", index=False)

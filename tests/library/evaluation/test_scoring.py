@@ -144,9 +144,8 @@ def test_long_contexts_lose_their_start_never_the_continuation(tiny: Path) -> No
 
 
 def test_a_continuation_longer_than_the_models_context_is_refused() -> None:
-    with pytest.raises(
-        InputError, match=r"^example 0: got a continuation of 9 tokens; allowed: at most 8, the model's"
-    ):
+    refused = "^row 0: got an answer of 9 tokens, which begins with 'cdefghij'; allowed: at most 8, the model's"
+    with pytest.raises(InputError, match=refused):
         encode_prompt(byte_tokenizer(), prompt("a", " b", " cdefghij"), 8)
 
 

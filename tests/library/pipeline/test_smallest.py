@@ -397,19 +397,26 @@ def write_chats(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "write", "told"),
+    ("name", "write", "told", "end"),
     [
-        ("tickets.csv", write_tickets, "is in the column label, one of 2 labels: a ("),
-        ("chats.json", write_chats, r"written by the model: 300 different ones, ended by '\n\n'."),
+        ("tickets.csv", write_tickets, "is in the column label, one of 2 labels: a (", r" [ab]"),
+        ("chats.json", write_chats, r"written by the model: 300 different ones, ended by '\n\n'.", r"\\n\\n<\|end\|>"),
     ],
 )
 def test_rows_as_people_have_them_go_through_a_search_and_its_proof(
-    tmp_path: Path, model: Path, name: str, write: Callable[[Path], None], told: str
+    tmp_path: Path,
+    model: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    write: Callable[[Path], None],
+    told: str,
+    end: str,
 ) -> None:
     write(rows := tmp_path / name)
     own = search(tmp_path, model) | {"pruning": {"ratios": [0.1386]}, "prompts": {"template": "harness"}}
     own["store"] |= {"reports": str(tmp_path / "reports")}
     own["goal"] |= {"types": ["q8_0"]}
+    own["tuning"] |= {"shots": "auto", "tokens": 300}
     sections = ("model", "calibration", "prompts", "tuning", "pruning", "goal", "store")
     fields = [f"{section}.{key}={json.dumps(value)}" for section in sections for key, value in own[section].items()]
     sets = [part for field in fields for part in ("--set", field)]
@@ -417,6 +424,11 @@ def test_rows_as_people_have_them_go_through_a_search_and_its_proof(
     ended = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*call, *sets], catch_exceptions=False)
     assert ended.exit_code == 0, ended.output
     assert told in ended.output
+    (shots,) = re.findall(r"tuning reads (\d+) of \d+ rows, as many as tuning.tokens = 300 allow", ended.output)
+    tuned = [text for text in caplog.messages if "special tokens" in text]
+    assert len(tuned) == 3  # the reference and two candidates, on the same shots
+    assert len({*tuned}) == 1
+    assert re.fullmatch(rf"{shots} shots; the first one, with special tokens: '.*{end}'", tuned[0])
     shipped = tmp_path / "small" / rows.stem
     status, said = verify(shipped, rows)
     assert (status, "less than 40 points lost" in said) == (0, True), said

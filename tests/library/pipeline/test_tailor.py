@@ -1,12 +1,13 @@
 """The whole pipeline on a tiny model: what it computes, what it finds again, and what `tailored-llama run` shows."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from compositions import built, compose, fail, folders, kinds, run_command
-from helpers import as_toml
+from helpers import as_toml, write_jsonl
 from tailored_llama import evaluation, training
 from tailored_llama.config import validate_config
 from tailored_llama.evaluation import read_recovery
@@ -118,6 +119,23 @@ def test_bad_input_ends_with_status_2_and_one_clear_line(
     status, _, errors = run_command(file, "--set", override)
     assert status == 2
     assert errors.strip().splitlines()[-1].startswith(message)
+    assert not {"importance", "pruned", "adapter", "scores"} & set(kinds(own_run["store"]["root"]))
+
+
+@pytest.mark.parametrize("part", ["train", "evaluation"])
+def test_an_answer_longer_than_the_context_is_refused_before_heavy_work(
+    own_run: dict[str, Any], file: Path, part: str
+) -> None:
+    rows = Path(own_run["benchmarks"][0][part])
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    lines[7]["options"] = ["red", "blue", "green", "so" * 200]
+    write_jsonl(rows, lines)
+    status, _, errors = run_command(file, "--set", "tuning.shots=20")  # with those held out, all
+    assert status == 2
+    assert errors.strip().splitlines()[-1] == (
+        f"error: row 7: got an answer of 401 tokens, which begins with '{'so' * 20}'; allowed: at most 256, the "
+        "model's context"
+    )
     assert not {"importance", "pruned", "adapter", "scores"} & set(kinds(own_run["store"]["root"]))
 
 

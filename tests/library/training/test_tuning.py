@@ -361,7 +361,7 @@ def test_a_library_that_is_not_installed_is_named(
 
 def test_a_continuation_longer_than_the_context_is_named(tiny: Path) -> None:
     prompt = Prompt(3, ("short",), (" " + "x" * 300,), 0, (300,))
-    with pytest.raises(InputError, match="example 3: got a continuation of 301 tokens; allowed: at most 256"):
+    with pytest.raises(InputError, match=r"^row 3: got an answer of 301 tokens, which begins with 'x{40}'; allowed: "):
         encode_sample(load_tokenizer(tiny), 256, None, prompt)
 
 
