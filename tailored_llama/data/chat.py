@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tailored_llama.config import BenchmarkConfig, is_harness_task, is_written, new_tokens, stop_strings
-from tailored_llama.data.benchmarks import Example
+from tailored_llama.data.benchmarks import Example, headline_metric
 from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.custom import named_columns
 
@@ -29,6 +29,8 @@ class Chat:
     stop: tuple[str, ...]  # what ends an answer of its own, beside the end of text
     new_tokens: int  # of an answer of its own, at most; 0: choices are ranked
     schema: dict[str, Any] | None = None  # of answers in JSON
+    columns: str | tuple[str, ...] = "choices"  # of a row with the choices, where they differ by row
+    metric: str = "acc"  # by which choices are ranked
 
     def messages(self, context: str) -> list[dict[str, str]]:
         """The messages that become a prompt."""
@@ -83,7 +85,8 @@ def find_chat(benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Render
     parts, choices = (*parts[:-1], parts[-1].rstrip()), tuple(space + choice for choice in choices)
     alike = len(rows) > 1 and len({frozenset(continuations) for _, continuations in rows}) == 1
     answers = tuple(space + answer for answer in dict.fromkeys(rows[0][1])) if alike else ()
-    return Chat(parts, in_braces(message), answers or choices, answers, (), 0)
+    columns, metric = benchmark.choices or "choices", headline_metric(benchmark)
+    return Chat(parts, in_braces(message), answers or choices, answers, (), 0, None, columns, metric)
 
 
 def _inside(text: str) -> str:
