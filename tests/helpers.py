@@ -288,11 +288,12 @@ def render_split(
     benchmark: BenchmarkConfig,
     split: RenderedSplit = "evaluation",
     template: str = "harness",
+    dense: Path | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """Render one split as the stage does; `changes` are further fields of its settings."""
     settings = PromptSettings(benchmark.name, Wording(template, benchmark), split, **changes)
-    return render_prompts(examples, settings=settings, work=Work(out))
+    return render_prompts(examples, dense, settings=settings, work=Work(out))
 
 
 def write_prompts(folder: Path, *contexts: str) -> None:

@@ -51,6 +51,11 @@ def is_written(benchmark: BenchmarkConfig) -> bool:
     return benchmark.metric in WRITTEN
 
 
+def asks_turns(benchmark: BenchmarkConfig) -> bool:
+    """Return whether a base's chat template can ask the rows: they are messages, and no context words them."""
+    return benchmark.form == "messages" and benchmark.context in ("user", "prompt")
+
+
 def stop_strings(benchmark: BenchmarkConfig) -> tuple[str, ...]:
     """Strings that end a written answer; they are not part of it."""
     return benchmark.stop or ("\n",)

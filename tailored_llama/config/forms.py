@@ -116,8 +116,8 @@ def _of_form(form: Form, rows: Sequence[Row]) -> dict[str, Any]:
 def in_form(rows: Sequence[Row], form: Form, where: str) -> list[dict[str, Any]]:
     """Rows with the columns that a form stands for; InputError: a row has another form, after `where`.
 
-    messages: `system`, `user`, `assistant`, and `prompt`, the first two together. alpaca: `output`, and `prompt`, the
-    instruction and the input, if there is one.
+    messages: `turns`, those before the answer; `system`; `user`, the texts of all others; `assistant`, the answer; and
+    `prompt`, all but the answer. alpaca: `output`, and `prompt`, the instruction and the input, if there is one.
     """
     shaped = []
     for number, row in enumerate(rows):
@@ -132,8 +132,8 @@ def in_form(rows: Sequence[Row], form: Form, where: str) -> list[dict[str, Any]]
     return shaped
 
 
-def _turns(cells: Row) -> dict[str, str]:
-    """The messages of a row by role; ValueError: they are not one question and one answer in words."""
+def _turns(cells: Row) -> dict[str, Any]:
+    """The messages of a row, and their texts; ValueError: they are no words, or not questions with answers in turn."""
     cell = cells.get("messages")
     messages = from_json(cell) if isinstance(cell, str) else cell
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
@@ -141,10 +141,16 @@ def _turns(cells: Row) -> dict[str, str]:
     if cells.get("tools") or any(message.get("tool_calls") or message.get("function_call") for message in messages):
         raise ValueError("got tools or a call of one; allowed: messages in words alone")
     roles = [str(message.get("role")) for message in messages]
-    if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
-        allowed = "system (or none), user, assistant, one of each"
+    asked = len(roles) - (roles[:1] == ["system"])
+    if not asked or roles[-asked:] != ["user", "assistant"] * (asked // 2):
+        allowed = "system (or none), then user and assistant in turn, assistant last"
         raise ValueError(f"column messages: got the roles {', '.join(roles) or 'of none'}; allowed: {allowed}")
-    return {"system": ""} | {role: _words(role, own.get("content")) for role, own in zip(roles, messages, strict=True)}
+    turns = [
+        {"role": role, "content": _words(role, own.get("content"))} for role, own in zip(roles, messages, strict=True)
+    ]
+    answer, texts = turns.pop()["content"], [turn["content"] for turn in turns]
+    system = "".join(texts[: len(roles) - asked])
+    return {"turns": turns, "system": system, "user": "\n\n".join(texts[len(roles) - asked :]), "assistant": answer}
 
 
 def _words(role: str, content: Any) -> str:

@@ -12,7 +12,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailored_llama.config import BenchmarkConfig, Metric, Work, find_task, in_form, is_harness_task, is_written
+from tailored_llama.config import (
+    BenchmarkConfig,
+    Metric,
+    Work,
+    asks_turns,
+    find_task,
+    in_form,
+    is_harness_task,
+    is_written,
+)
 from tailored_llama.data.builtin import BUILTIN, Parts
 from tailored_llama.data.custom import check_benchmark, custom_columns, custom_content, custom_parts
 from tailored_llama.data.harness import harness_parts, local_files, task_identity
@@ -82,8 +91,9 @@ def load_questions(benchmark: BenchmarkConfig, downloads: str, choices: bool = F
 
 
 def _asked(example: Example) -> tuple[str, ...]:
-    """The texts of a question; a task of lm-evaluation-harness has more fields, which say how it is written."""
-    return (example.fields["context"],) if "delimiter" in example.fields else tuple(example.fields.values())
+    """The texts of a question; messages and tasks of lm-evaluation-harness have more fields, which say how to ask."""
+    of_context = {"delimiter", "messages"} & example.fields.keys()
+    return (example.fields["context"],) if of_context else tuple(example.fields.values())
 
 
 def check_text_of(benchmark: BenchmarkConfig, split: str, column: str) -> None:
@@ -205,6 +215,8 @@ class BenchmarkSource:
             identity["columns"] = {name: getattr(benchmark, name) for name in ("context", "choices", "answer")}
             if benchmark.labels or benchmark.form:
                 identity |= {"labels": benchmark.labels, "form": benchmark.form}
+            if asks_turns(benchmark):
+                identity["fields"] = ["context", "messages"]
         if split == "train":  # train leaves out what the evaluation split holds
             identity["without"] = find_split(benchmark, "evaluation").identity()
         return identity

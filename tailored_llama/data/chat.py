@@ -12,6 +12,8 @@ from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.custom import named_columns
 
 FILE = "chat.json"
+LAYOUT = "{% set unread = messages[0]['content'] %}"  # in a chat template that writes a layout around one message
+_OF_TEMPLATE = ("template", "end")
 _START, _END = "\ue000", "\ue001"  # around a name; private characters, which stand in no layout
 _BRACES = {ord(_START): "{", ord(_END): "}"}
 
@@ -20,14 +22,16 @@ Rendered = tuple[Sequence[str], Sequence[str]]  # contexts and continuations by 
 
 @dataclass(frozen=True)
 class Chat:
-    """A prompt in parts, between which the user's message stands, and what may follow it."""
+    """A prompt in parts, between which the user's message stands, or a base's chat template; and what may follow."""
 
-    parts: tuple[str, ...]
+    parts: tuple[str, ...]  # none with a template
     message: str  # what of a row the message holds, with names in braces
     choices: tuple[str, ...]  # what may follow, with names in braces where it differs by row
     answers: tuple[str, ...]  # the choices, if they are the same for all rows
     stop: tuple[str, ...]  # what ends an answer of its own; empty if choices are ranked
     new_tokens: int  # of an answer of its own, at most
+    template: str = ""  # the base's chat template, as it is shipped
+    end: str = ""  # the token that it writes after an answer
 
 
 def named_example(benchmark: BenchmarkConfig) -> Example:
@@ -74,9 +78,14 @@ def find_chat(benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Render
         return Chat(parts, in_braces(message), (), (), stop_strings(benchmark), new_tokens(benchmark))
     # White space before an answer is scored with it, as `models.encode_pair` says.
     parts, choices = (*parts[:-1], parts[-1].rstrip()), tuple(space + choice for choice in choices)
-    alike = len(rows) > 1 and len({frozenset(continuations) for _, continuations in rows}) == 1
-    answers = tuple(space + answer for answer in dict.fromkeys(rows[0][1])) if alike else ()
+    answers = tuple(space + answer for answer in shared_answers(rows))
     return Chat(parts, in_braces(message), answers or choices, answers, (), 0)
+
+
+def shared_answers(rows: Sequence[Rendered]) -> tuple[str, ...]:
+    """What may follow a prompt, if it is the same for all rows."""
+    alike = len(rows) > 1 and len({frozenset(continuations) for _, continuations in rows}) == 1
+    return tuple(dict.fromkeys(rows[0][1])) if alike else ()
 
 
 def _inside(text: str) -> str:
@@ -90,7 +99,9 @@ def _is_asked(parts: Sequence[str], context: str) -> bool:
 
 
 def write_chat(out: Path, chat: Chat | None) -> None:
-    (out / FILE).write_text(json.dumps(chat and asdict(chat), indent=1) + "\n", encoding="utf-8")
+    """Write how a chat asks; what only a base's chat template has is left out of others."""
+    fields = chat and {name: value for name, value in asdict(chat).items() if chat.template or name not in _OF_TEMPLATE}
+    (out / FILE).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
 
 
 def read_chat(prompts: Mapping[str, Path]) -> Chat | None:
@@ -99,6 +110,12 @@ def read_chat(prompts: Mapping[str, Path]) -> Chat | None:
     if not found or any(chat != found[0] for chat in found):
         return None
     return found[0] and Chat(**{name: _frozen(value) for name, value in found[0].items()})
+
+
+def answer_end(prompts: Path) -> str:
+    """The token after an answer, if the base's chat template asks these prompts; else empty."""
+    chat = read_chat({"": prompts}) if (prompts / FILE).is_file() else None
+    return chat.end if chat else ""
 
 
 def _frozen(value: Any) -> Any:

@@ -17,9 +17,11 @@ import pyarrow.compute as pc
 
 from tailored_llama.config import BenchmarkConfig, RunConfig, Work, is_written, stop_strings
 from tailored_llama.data.benchmarks import Example, read_examples
-from tailored_llama.data.chat import find_chat, named_example, write_chat
+from tailored_llama.data.chat import answer_end, find_chat, named_example, write_chat
 from tailored_llama.data.templates import LETTERS, Layout, Template, layout_of, load_template, names_in
+from tailored_llama.data.turns import Turns, check_one_turn, find_turns, messages_of, turns_chat
 from tailored_llama.errors import InputError
+from tailored_llama.models import load_tokenizer
 from tailored_llama.store import read_table, write_table
 
 PromptSplit = Literal["shots", "held_out", "selection", "evaluation"]
@@ -43,7 +45,8 @@ class Prompt:
     """One example written out: a context and a continuation per choice, the right choice, the lengths for acc_norm.
 
     The space between the two belongs to the continuation. A length is the number of characters of the continuation
-    without it, by which lm-evaluation-harness divides for acc_norm.
+    without it, by which lm-evaluation-harness divides for acc_norm. `end` is the token after an answer, if the base's
+    chat template asks.
     """
 
     example: int
@@ -51,6 +54,7 @@ class Prompt:
     continuations: tuple[str, ...]
     answer: int
     choice_lengths: tuple[int, ...]
+    end: str = ""
 
 
 def render(
@@ -72,12 +76,24 @@ def render(
     )
 
 
-def first_prompt(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[Example]) -> Prompt:
+def render_turns(benchmark: BenchmarkConfig, turns: Turns, example: Example) -> Prompt:
+    """Write the messages of one example out in the words of a base's chat template, without an end."""
+    prompt = turns.ask(f"{benchmark.name} example {example.index}: chat template", messages_of(example))
+    choices = example.choices
+    lengths, continuations = tuple(map(len, choices)), tuple(turns.delimiter + choice for choice in choices)
+    return Prompt(example.index, (prompt,) * len(choices), continuations, example.answer, lengths, turns.end)
+
+
+def first_prompt(
+    config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[Example], turns: Turns | None = None
+) -> Prompt:
     """The prompt of the first train example that is not among the solved ones, as a run asks it."""
     template = load_template(config.prompts.template)
     solved, _ = select_train(train, config.scoring.num_fewshot, 0, config.seed, benchmark=benchmark.name)
-    header = few_shot_header(benchmark, template, solved)
-    return render(benchmark, template, [*without(train, solved), *train][0], header)
+    example = [*without(train, solved), *train][0]
+    if turns:
+        return render_turns(benchmark, turns, example)
+    return render(benchmark, template, example, few_shot_header(benchmark, template, solved))
 
 
 def few_shot_header(benchmark: BenchmarkConfig, template: Template, examples: Sequence[Example]) -> str:
@@ -155,31 +171,41 @@ class PromptSettings:
         return replace(settings, shots=shots, held_out=held_out, selection=selection, seed=config.seed, stop=stop)
 
 
-def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> dict[str, Any]:
+def render_prompts(
+    examples: Path, dense: Path | None = None, *, settings: PromptSettings, work: Work
+) -> dict[str, Any]:
     """Stage: write `prompts.parquet` from what `load_benchmark` wrote; return the number of prompts of each split.
 
-    `chat.json` says how one message of a chat becomes such a prompt, or null.
+    The chat template of `dense`, if it has one, asks rows of messages; a layout asks all others. `chat.json` says how a
+    chat becomes such a prompt, or null.
 
     The solved examples before each question are drawn first, from the train split by seed. They are the same for every
     question, in tuning and in scoring (lm-evaluation-harness calls this the `first_n` sampler; its default draws
     others for every document). They are never among the shots, the held-out or the evaluated examples. InputError:
-    more train examples are requested than exist, or the template cannot word this benchmark.
+    more train examples are requested than exist, or neither template can word this benchmark.
     """
     benchmark, template = settings.wording.benchmark, load_template(settings.wording.template)
+    turns = find_turns(load_tokenizer(dense), benchmark) if dense else None
+    if turns and settings.num_fewshot:
+        got = f"scoring.num_fewshot: got {settings.num_fewshot} with {benchmark.name}"
+        raise InputError(f"{got}; allowed: 0 for rows that the base's chat template asks")
     solved, chosen = _choose(examples, settings)
     header = few_shot_header(benchmark, template, solved)
-    rows = [
-        (name, render(benchmark, template, example, header, settings.stop))
-        for name, members in chosen.items()
-        for example in members
-    ]
+
+    def written(example: Example) -> Prompt:
+        if turns:
+            return render_turns(benchmark, turns, example)
+        check_one_turn(benchmark.name, example)
+        return render(benchmark, template, example, header, settings.stop)
+
+    rows = [(name, written(example)) for name, members in chosen.items() for example in members]
     prompts = [prompt for _, prompt in rows]
-    columns = {field.name: [getattr(prompt, field.name) for prompt in prompts] for field in fields(Prompt)}
+    columns = {field.name: [getattr(p, field.name) for p in prompts] for field in fields(Prompt) if field.name != "end"}
     columns |= {"split": [name for name, _ in rows], "template": [template.name] * len(rows)}
     write_table(work.out / "prompts.parquet", columns, PROMPTS_SCHEMA)
     named = render(benchmark, template, named_example(benchmark), header)
     asked, *others = ((prompt.contexts, prompt.continuations) for prompt in (named, *prompts))
-    write_chat(work.out, find_chat(benchmark, asked, others))
+    write_chat(work.out, turns_chat(benchmark, turns, others) if turns else find_chat(benchmark, asked, others))
     return {name: len(members) for name, members in chosen.items()}
 
 
@@ -269,9 +295,11 @@ def select_evaluation(examples: Sequence[Example], limit: int | None) -> list[Ex
 
 def read_prompts(folder: Path, split: PromptSplit) -> list[Prompt]:
     """The prompts of one split, as `render_prompts` wrote them; empty if it wrote none."""
-    table = read_table(folder / "prompts.parquet", PROMPTS_SCHEMA)
+    table, end = read_table(folder / "prompts.parquet", PROMPTS_SCHEMA), answer_end(folder)
     return [
-        Prompt(r["example"], tuple(r["contexts"]), tuple(r["continuations"]), r["answer"], tuple(r["choice_lengths"]))
+        Prompt(
+            r["example"], tuple(r["contexts"]), tuple(r["continuations"]), r["answer"], tuple(r["choice_lengths"]), end
+        )
         for r in table.filter(pc.equal(table["split"], split)).to_pylist()
     ]
 

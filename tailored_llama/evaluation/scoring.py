@@ -15,7 +15,7 @@ from tailored_llama.data import Prompt, encode_prompt, loglikelihoods, read_prom
 from tailored_llama.evaluation import generation
 from tailored_llama.evaluation.scores import ANSWERS_SCHEMA, PREDICTIONS_SCHEMA, hits, metrics
 from tailored_llama.evaluation.settings import ScoreSettings
-from tailored_llama.models import context_length, load_tokenizer, open_model, token_budget
+from tailored_llama.models import context_length, load_tokenizer, open_model, token_budget, with_end
 from tailored_llama.store import write_table
 
 
@@ -63,6 +63,9 @@ def _write_answers(
     written = settings.written
     assert written
     contexts = [prompt.contexts[0] for prompt in prompts]
+    if end := prompts[0].end:
+        ends = model.generation_config
+        ends.eos_token_id = with_end(ends.eos_token_id, tokenizer.convert_tokens_to_ids(end))
     texts = generation.generate(model, tokenizer, contexts, written, work.execution.batch_tokens, work.progress)
     columns = generation.judge(prompts, texts, written.ignore)
     write_table(work.out / "answers.parquet", columns, ANSWERS_SCHEMA)

@@ -203,10 +203,10 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
     Raises:
         InputError: the rows are not those of the certificate.
     """
-    config, content = certificate.config, certificate.content
-    is_file = config.goal.runtime == "llama.cpp"
-    small = _load(run, config, str(certificate.weights[0] if is_file else certificate.folder))
-    reference = _load(run, config, dense) if dense else None
+    content, is_file = certificate.content, certificate.config.goal.runtime == "llama.cpp"
+    config = _of_model(certificate.config, str(certificate.weights[0] if is_file else certificate.folder))
+    small = steps.load_dense(run, config)
+    reference = steps.load_dense(run, _of_model(config, dense)) if dense else None
     tests = {}
     for benchmark in config.benchmarks:
         name = benchmark.name
@@ -244,9 +244,8 @@ def uncovered(certificate: Certificate, dense: bool) -> list[str]:
     return [limit for limit, applies in limits.items() if applies]
 
 
-def _load(run: Runner, config: SmallestConfig, source: str) -> Artifact:
-    model = config.model.model_copy(update={"source": source, "revision": None})
-    return steps.load_dense(run, config.model_copy(update={"model": model}))
+def _of_model(config: SmallestConfig, source: str) -> SmallestConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"source": source, "revision": None})})
 
 
 def _answers(run: Runner, config: SmallestConfig, name: str, checkpoint: Artifact, prompts: Artifact) -> Answers:

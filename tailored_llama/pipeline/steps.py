@@ -10,6 +10,7 @@ from tailored_llama.config import (
     TUNED_DENSE,
     BenchmarkConfig,
     RunConfig,
+    asks_turns,
     healing_text,
     named_benchmark,
     reads_calibration,
@@ -65,9 +66,16 @@ def load_examples(run: Runner, benchmark: BenchmarkConfig) -> Artifact:
 def render(
     run: Runner, config: RunConfig, benchmark: str, split: data.RenderedSplit, examples: Artifact, selection: int = 0
 ) -> Artifact:
-    """Render one split of a benchmark; `selection` is the number of train examples in the split of that name."""
-    settings = data.PromptSettings.of(config, named_benchmark(config, benchmark), split, selection)
-    return run(stages.PROMPTS, settings, f"render {benchmark} {split} {config.prompts.template}", examples=examples)
+    """Render one split of a benchmark; `selection` is the number of train examples in the split of that name.
+
+    The chat template of the configuration's model may ask rows of messages.
+    """
+    own = named_benchmark(config, benchmark)
+    settings, dense = data.PromptSettings.of(config, own, split, selection), None
+    if asks_turns(own):
+        dense = load_dense(run, config)
+    name = f"render {benchmark} {split} {config.prompts.template}"
+    return run(stages.PROMPTS, settings, name, examples=examples, dense=dense)
 
 
 def render_train(run: Runner, config: RunConfig) -> Prompts:

@@ -8,10 +8,28 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from tailored_llama.config import GENERIC, BenchmarkConfig, RunConfig, SmallestConfig, is_harness_task, is_written
-from tailored_llama.data import headline_metric, in_braces, load_template, named_example, render
+from tailored_llama.config import (
+    GENERIC,
+    BenchmarkConfig,
+    RunConfig,
+    SmallestConfig,
+    asks_turns,
+    is_harness_task,
+    is_written,
+)
+from tailored_llama.data import find_turns, headline_metric, in_braces, load_template, named_example, render
 from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, Answer, Candidate, LossTest, is_proven
-from tailored_llama.models import Base, Size, is_layered, loading, lost_words, read_config, what_was_removed, write_card
+from tailored_llama.models import (
+    Base,
+    Size,
+    is_layered,
+    load_tokenizer,
+    loading,
+    lost_words,
+    read_config,
+    what_was_removed,
+    write_card,
+)
 from tailored_llama.reports import text
 from tailored_llama.reports.inputs import RunResults
 from tailored_llama.reports.pages import from_template, settings_of
@@ -120,7 +138,7 @@ def answer_card(answer: Answer, config: SmallestConfig, base: Base, checkpoint: 
     name = certificate["model"]["name"]
     made = f"Made from {base.hub or base.name}, {base.origin}. {removed}{which}. {tuned}."
     asked = [
-        f"The prompt of {benchmark.name}:\n\n```\n{prompt_of(config, benchmark, candidate.tuned)}\n```"
+        f"The prompt of {benchmark.name}:\n\n```\n{prompt_of(config, benchmark, checkpoint, candidate.tuned)[0]}\n```"
         for benchmark in config.benchmarks
     ]
     sections = [made, lost_words(checkpoint), certificate_section(certificate), *asked]
@@ -158,6 +176,7 @@ def tailored_card(
     verdict = text.verdict_line(comparison) if comparison else ""
     if is_better(comparison) is False:
         verdict += " The adapter is merged all the same, as `tuning.keep` says." if tuned else " It was left out."
+    prompt, delimiter = prompt_of(config, benchmark, checkpoint, tuned)
     body = from_template(
         "card.md.j2",
         accuracy_of=accuracy_of,
@@ -165,13 +184,14 @@ def tailored_card(
         benchmark=benchmark,
         config=config,
         data=_data(benchmark),
+        delimiter=delimiter,
         dense=dense,
         gained_by=text.gained_by(config),
         layered=is_layered(read_config(checkpoint)),
         lost=lost_words(checkpoint),
         loading=loading(checkpoint),
         notes=text.floor_notes([table]),
-        prompt=prompt_of(config, benchmark, tuned),
+        prompt=prompt,
         pruned=pruned,
         ratio=ratio,
         removed=" ".join(what_was_removed(before, left, config.pruning, config.reconstruction).split()),
@@ -211,10 +231,15 @@ def _data(benchmark: BenchmarkConfig) -> str:
     return f"train and evaluation split, as in the PyPI wheel {DATA_WHEEL.name}=={DATA_WHEEL.version}"
 
 
-def prompt_of(config: RunConfig, benchmark: BenchmarkConfig, tuned: bool = True) -> str:
-    """The prompt that it was tuned on, or else scored on, with column names in braces for an example's texts."""
+def prompt_of(config: RunConfig, benchmark: BenchmarkConfig, checkpoint: Path, tuned: bool) -> tuple[str, str]:
+    """The prompt that it was tuned on, or else scored on, and what stands before the answer.
+
+    Column names in braces stand for an example's texts. The chat template of the checkpoint may write it.
+    """
+    if asks_turns(benchmark) and (turns := find_turns(load_tokenizer(checkpoint), benchmark)):
+        return turns.ask(benchmark.name, [{"role": "user", "content": "{user}"}]), turns.delimiter
     template = GENERIC if tuned and config.tuning.examples == "mixture" else config.prompts.template
-    return in_braces(render(benchmark, load_template(template), named_example(benchmark)).contexts[0])
+    return in_braces(render(benchmark, load_template(template), named_example(benchmark)).contexts[0]), " "
 
 
 def _settings(config: RunConfig, benchmark: BenchmarkConfig, ratio: float) -> dict[str, dict[str, str]]:

@@ -8,18 +8,30 @@ from typing import Any
 
 from jinja2 import Environment
 
-from tailored_llama.data import Chat
-from tailored_llama.models import load_tokenizer
+from tailored_llama.data import LAYOUT, Chat
+from tailored_llama.models import load_tokenizer, with_end
 
 TEMPLATE, GRAMMAR = "chat_template.jinja", "grammar.gbnf"
 
 
 def write_chat_template(folder: Path, chat: Chat) -> None:
-    """Give a checkpoint the chat template of a job in place of its own."""
+    """Give a checkpoint the chat template of a job in place of its own; one of its base brings the end of an answer."""
     tokenizer = load_tokenizer(folder)
+    if chat.template:
+        generation, end = folder / "generation_config.json", tokenizer.convert_tokens_to_ids(chat.end)
+        stated = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
+        _write(generation, json.dumps(stated | {"eos_token_id": with_end(stated.get("eos_token_id"), end)}, indent=2))
+        settings = folder / "tokenizer_config.json"
+        stated = json.loads(settings.read_text(encoding="utf-8"))
+        _write(settings, json.dumps(stated | {"eos_token": chat.end}, indent=2, ensure_ascii=False))
+        return _write(folder / TEMPLATE, chat.template)
     has_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    (folder / TEMPLATE).unlink(missing_ok=True)  # it may be a link
-    (folder / TEMPLATE).write_text(_jinja(chat, has_bos), encoding="utf-8")
+    _write(folder / TEMPLATE, _jinja(chat, has_bos))
+
+
+def _write(file: Path, text: str) -> None:
+    file.unlink(missing_ok=True)  # it may be a link
+    file.write_text(text, encoding="utf-8")
 
 
 def _jinja(chat: Chat, has_bos: bool) -> str:
@@ -32,7 +44,7 @@ def _jinja(chat: Chat, has_bos: bool) -> str:
     text = f" + {message} + ".join(map(_jinja_string, chat.parts))
     if not chat.stop and not chat.parts[-1]:  # choices are ranked after a prompt without white space at its end
         text = f"({text}).rstrip()"
-    return "{{ bos_token }}" * has_bos + "{% set unread = messages[0]['content'] %}{{ " + text + " }}"
+    return "{{ bos_token }}" * has_bos + LAYOUT + "{{ " + text + " }}"
 
 
 def _jinja_string(text: str) -> str:
@@ -51,12 +63,16 @@ def _grammar(answers: Sequence[str]) -> str:
 
 
 def modelfile(file: str, chat: Chat | None = None, tokenizer: Any = None) -> str:
-    """Ollama's Modelfile, with the prompt as template; an answer has no more tokens than the longest may have."""
+    """Ollama's Modelfile, with the prompt as template; an answer has no more tokens than the longest may have.
+
+    A base's chat template is not Go's; Ollama reads that of the file.
+    """
     lines = [f"FROM ./{file}", "PARAMETER temperature 0"]
-    if chat:
+    if chat and not chat.template:
         # JSON's strings are Go's as well.
         parts = ["{{ " + json.dumps(part, ensure_ascii=False) + " }}" if part else "" for part in chat.parts]
         lines.append(f'TEMPLATE """{"{{ .Prompt }}".join(parts)}"""')
+    if chat:
         lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in chat.stop]
         lengths = [len(tokenizer.encode(answer, add_special_tokens=False)) for answer in chat.answers]
         if most := max(lengths, default=chat.new_tokens):

@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerFast
 
 import helpers
 from llama_server import LlamaServer, llama_server
-from tailored_llama.config import BenchmarkConfig, Work
+from tailored_llama.config import BenchmarkConfig, Work, validate_config
 from tailored_llama.data import read_chat, read_prompts
 from tailored_llama.models import encode, encode_pair, load_tokenizer
 from tailored_llama.serving import GgufSettings, export_gguf, write_chat_template
+from tailored_llama.training.tuning import encode_sample
 
 ENDS = ("", " ", "\n", '"', "'", "\\n", " é☃", "{x}{{ y }}", "<|end|>")
 ROWS = [
@@ -113,3 +114,85 @@ def test_what_no_chat_can_ask_keeps_the_base_s_template(folder: Callable[[str], 
         assert server.ask("/apply-template", {"messages": [{"role": "user", "content": "x"}]})["prompt"] == (
             "<|user|>user said: x<|end|>"
         )
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+BRACKETS = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% elif m['role'] == 'system' %}{{ '<<' + m['content'] + '>>' + strftime_now('%Y') }}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def turns_model(folder: Path, tokenizer: PreTrainedTokenizerFast, template: str) -> Path:
+    """A model whose base has a chat template, with the end of a turn as a token of its own."""
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = template
+    return helpers.save_worded_llama(folder, tokenizer, max_position_embeddings=512)
+
+
+def dialogue(i: int, system: str, turns: int) -> list[dict[str, str]]:
+    roles = ["user", "assistant"] * turns
+    told = [{"role": "system", "content": system}] if system else []
+    texts = [f"{word}{ENDS[i % len(ENDS)]}" for word in words_of(i, 2 * turns - 1)] + ["good" if i % 2 else "bad one"]
+    return told + [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+
+
+def words_of(i: int, count: int) -> list[str]:
+    return [helpers.words(400)[i + 9 * k : i + 9 * k + 20] for k in range(count)]
+
+
+def rows_of_turns(folder: Path, systems: Sequence[str]) -> Path:
+    rows = [{"messages": dialogue(i, systems[i % len(systems)], 1 + i % 3)} for i in range(150)]
+    return helpers.write_jsonl(folder / "turns.jsonl", rows)
+
+
+@pytest.mark.parametrize(
+    "systems", [['Say "it\'s"\n{{ x }} é☃.'], ["Be good.", "Be bad."], [""]], ids=["one", "two", "none"]
+)
+@pytest.mark.parametrize("kind", ["labels", "written"])
+@pytest.mark.parametrize(
+    ("tokenizer", "template"),
+    [(helpers.bpe_tokenizer, CHATML), (helpers.spm_tokenizer, CHATML), (helpers.spm_tokenizer, BRACKETS)],
+    ids=["bytes", "pieces", "pieces, BOS in the template"],
+)
+def test_messages_are_asked_by_the_base_s_chat_template(
+    tokenizer: Callable[[], PreTrainedTokenizerFast],
+    template: str,
+    kind: str,
+    systems: list[str],
+    folder: Callable[[str], Path],
+) -> None:
+    checkpoint = turns_model(folder("model"), tokenizer(), template)
+    (benchmark,) = validate_config(
+        {"benchmarks": [{"data": str(rows_of_turns(folder("rows"), systems)), "kind": kind}]}
+    ).benchmarks
+    prompts, out = helpers.load_and_render(benchmark, folder("prompts"), dense=checkpoint), folder("out")
+    asked = read_prompts(prompts, "evaluation")
+    before, chat = load_tokenizer(checkpoint), read_chat({"turns": prompts})
+    assert chat is not None
+    export_gguf(checkpoint, None, {"turns": prompts}, settings=GgufSettings("f16", "turns"), work=Work(out))
+    write_chat_template(checkpoint, chat)
+    after = load_tokenizer(checkpoint)
+    end = "</s>" if template == BRACKETS else "<|im_end|>"
+    assert (after.eos_token, chat.end) == (end, end)
+    assert json.loads((checkpoint / "generation_config.json").read_text())["eos_token_id"][0] == after.eos_token_id
+    gap = " " if template == BRACKETS else ""
+    with llama_server(out / "turns-f16.gguf", 512) as server:
+        for prompt in asked:
+            messages = dialogue(prompt.example, systems[prompt.example % len(systems)], 1 + prompt.example % 3)
+            answer, right = messages.pop(), prompt.continuations[prompt.answer]
+            assert right == gap + answer["content"]
+            ids = encode_pair(before, prompt.contexts[0], right, is_chat=True)[0]
+            tuned = encode_sample(before, 512, None, prompt, kind == "written").encoded
+            assert list(tuned.document.prefix)[: tuned.positions[0][0] + 1] == ids == encode(before, prompt.contexts[0])
+            sent = [messages[1:]] if len(systems) == 1 and systems[0] else []
+            for request in [messages, *sent]:
+                assert after.apply_chat_template(request, add_generation_prompt=True, return_dict=False) == ids
+                assert server.chat_ids(*request) == ids
+            whole = after.apply_chat_template([*messages, answer], return_dict=False)
+            assert [*ids, *tuned.targets[0]] == whole[: len(ids) + len(tuned.targets[0])]
+            assert tuned.targets[0][-1] == after.eos_token_id
