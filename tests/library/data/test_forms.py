@@ -9,13 +9,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from helpers import words, write_jsonl
-from tailored_llama.config import BenchmarkConfig, RunConfig, validate_config
+from helpers import save_chatting_llama, words, write_jsonl
+from tailored_llama.config import BenchmarkConfig, ModelConfig, RunConfig, validate_config
 from tailored_llama.data import PURPOSE, BenchmarkSource, headline_metric
 from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.data.splits import SHARES
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import rows_of
+from tailored_llama.serving import write_gguf
 
 Row = dict[str, Any]
 
@@ -83,11 +84,11 @@ def test_the_forms_that_rows_have(tmp_path: Path, row: Row, context: str, answer
     assert prompts(own) == {context.replace("one", f"text {i}"): answer for i in range(150)}
 
 
-def test_a_system_message_is_the_instruction_if_all_rows_share_it(tmp_path: Path) -> None:
+def test_a_system_message_is_the_instruction_if_all_rows_share_it(tmp_path: Path, tiny: Path) -> None:
     rows = [chat(f"text {i}", "ab"[i % 2], "Be short.") for i in range(150)]
     own = read(tmp_path, rows)
     assert (own.instruction, own.labels) == ("Be short.", ("a", "b"))
-    _, shown, *_ = rows_of(RunConfig(benchmarks=(own,)))
+    _, shown, *_ = rows_of(RunConfig(benchmarks=(own,), model=ModelConfig(source=str(tiny))))
     assert shown.startswith(f"{own.data}: the prompt 'Be short.\\n\\ntext ")
     before = {part: {e.index for e in load_examples(own, part, "")} for part in SHARES}
     differing = read(tmp_path, [*rows, chat("text", "a", "Be long.")])
@@ -289,7 +290,7 @@ def test_fields_that_contradict_each_other_are_one_line(tmp_path: Path) -> None:
         validate_config({"benchmarks": ["piqa"], "rows": {"kind": "written"}})
 
 
-def test_the_first_lines_say_how_rows_are_read(tmp_path: Path) -> None:
+def test_the_first_lines_say_how_rows_are_read(tmp_path: Path, tiny: Path) -> None:
     own = read(tmp_path, labelled(700, 14))
     how, shown, *_ = rows_of(RunConfig(benchmarks=(own,)))
     assert how.startswith(
@@ -301,11 +302,25 @@ def test_the_first_lines_say_how_rows_are_read(tmp_path: Path) -> None:
     right = first.choices[first.answer]
     assert shown == f"{own.data}: the prompt {first.fields['context']!r} has the answer {f' {right}'!r}."
     written = read(tmp_path, [chat(f"text {i}", f"line {i}\nline") for i in range(150)])
-    how, *_ = rows_of(RunConfig(benchmarks=(written,)))
+    how, *_ = rows_of(RunConfig(benchmarks=(written,), model=ModelConfig(source=str(tiny))))
     assert how == (
         f"{written.data}: messages, the context is '{{user}}', the answer is in the column assistant, written by the "
         "model: 150 different ones, ended by '\\n\\n'."
     )
+
+
+def test_the_first_lines_show_messages_as_the_base_s_chat_template_asks_them(tmp_path: Path) -> None:
+    checkpoint, earlier = save_chatting_llama(tmp_path / "chatting"), chat("Hello.", "Yes?")["messages"]
+    write_gguf(checkpoint, gguf_type="f16", out=tmp_path / "model.gguf")
+    rows = [{"messages": earlier + chat(f"text {i}", "ab"[i % 2])["messages"]} for i in range(150)]
+    own = read(tmp_path, rows)
+    for source in (checkpoint, tmp_path / "model.gguf"):
+        _, shown, *_ = rows_of(RunConfig(benchmarks=(own,), model=ModelConfig(source=str(source))))
+        before = (
+            "<|im_start|>user\\nHello.<|im_end|>\\n<|im_start|>assistant\\nYes?<|im_end|>\\n<|im_start|>user\\ntext "
+        )
+        assert shown.startswith(f"{own.data}: the prompt '{before}")
+        assert shown.endswith(("<|im_start|>assistant\\n' has the answer 'a'.", "assistant\\n' has the answer 'b'."))
 
 
 def test_labels_are_counted_by_rows(tmp_path: Path) -> None:

@@ -92,12 +92,18 @@ def asked_by_card(server: LlamaServer, card: str, message: str) -> str:
 
 def test_the_card_s_request_gets_one_of_the_answers(folder: Callable[[str], Path]) -> None:
     checkpoint = helpers.save_worded_llama(folder("model"))
-    for job, answers in (("labels", [" good", ' so "so"']), ("letters", [" A", " B"]), ("twice", None)):
-        prompts, out = rendered(folder(f"rows of {job}"), job), folder(job)
-        export_gguf(checkpoint, None, {"job": prompts}, settings=GgufSettings("f16", "job"), work=Work(out))
+    jobs = {job: rendered(folder(f"rows of {job}"), job) for job in ("labels", "letters", "twice")}
+    answers_of = {"labels": [" good", ' so "so"'], "letters": [" A", " B"], "twice": None, "turns": ["bad one", "good"]}
+    chatting = helpers.save_chatting_llama(folder("chatting"))
+    (turns,) = validate_config({"benchmarks": [rows_of_turns(folder("rows"), ["Be good."])]}).benchmarks
+    jobs["turns"] = helpers.load_and_render(turns, folder("prompts"), dense=chatting)
+    for job, answers in answers_of.items():
+        prompts, out = jobs[job], folder(job)
+        model = chatting if job == "turns" else checkpoint
+        export_gguf(model, None, {"job": prompts}, settings=GgufSettings("f16", "job"), work=Work(out))
         card, modelfile = (out / "README.md").read_text(), (out / "Modelfile").read_text()
         assert ("--grammar-file grammar.gbnf" in card) == bool(answers)
-        assert "{{ .Prompt }}" in modelfile
+        assert ("{{ .Prompt }}" in modelfile) == (job != "turns")
         with llama_server(out / "job-f16.gguf") as server:
             said = {asked_by_card(server, card, row["text"]) for row in ROWS}
         assert said <= {*(answers or (" {first choice}", " {second choice}"))}
@@ -116,22 +122,11 @@ def test_what_no_chat_can_ask_keeps_the_base_s_template(folder: Callable[[str], 
         )
 
 
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 BRACKETS = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
     "{% elif m['role'] == 'system' %}{{ '<<' + m['content'] + '>>' + strftime_now('%Y') }}"
     "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
 )
-
-
-def turns_model(folder: Path, tokenizer: PreTrainedTokenizerFast, template: str) -> Path:
-    """A model whose base has a chat template, with the end of a turn as a token of its own."""
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    tokenizer.chat_template = template
-    return helpers.save_worded_llama(folder, tokenizer, max_position_embeddings=512)
 
 
 def dialogue(i: int, system: str, turns: int) -> list[dict[str, str]]:
@@ -156,7 +151,11 @@ def rows_of_turns(folder: Path, systems: Sequence[str]) -> Path:
 @pytest.mark.parametrize("kind", ["labels", "written"])
 @pytest.mark.parametrize(
     ("tokenizer", "template"),
-    [(helpers.bpe_tokenizer, CHATML), (helpers.spm_tokenizer, CHATML), (helpers.spm_tokenizer, BRACKETS)],
+    [
+        (helpers.bpe_tokenizer, helpers.CHATML),
+        (helpers.spm_tokenizer, helpers.CHATML),
+        (helpers.spm_tokenizer, BRACKETS),
+    ],
     ids=["bytes", "pieces", "pieces, BOS in the template"],
 )
 def test_messages_are_asked_by_the_base_s_chat_template(
@@ -166,7 +165,7 @@ def test_messages_are_asked_by_the_base_s_chat_template(
     systems: list[str],
     folder: Callable[[str], Path],
 ) -> None:
-    checkpoint = turns_model(folder("model"), tokenizer(), template)
+    checkpoint = helpers.save_chatting_llama(folder("model"), tokenizer(), template)
     (benchmark,) = validate_config(
         {"benchmarks": [{"data": str(rows_of_turns(folder("rows"), systems)), "kind": kind}]}
     ).benchmarks
@@ -181,6 +180,7 @@ def test_messages_are_asked_by_the_base_s_chat_template(
     assert (after.eos_token, chat.end) == (end, end)
     assert json.loads((checkpoint / "generation_config.json").read_text())["eos_token_id"][0] == after.eos_token_id
     gap = " " if template == BRACKETS else ""
+    assert "TEMPLATE" not in (out / "Modelfile").read_text()
     with llama_server(out / "turns-f16.gguf", 512) as server:
         for prompt in asked:
             messages = dialogue(prompt.example, systems[prompt.example % len(systems)], 1 + prompt.example % 3)
