@@ -61,16 +61,11 @@ def scratch_runner(config: RunConfig) -> Iterator[FolderRunner]:
 
 
 def with_benchmarks(config: RunConfig, names: Sequence[str], checkpoint: Path | None = None) -> RunConfig:
-    """The same run with the named benchmarks alone, as it configures them, or of the built-in ones.
-
-    It is of the model in `checkpoint`, if given, whose chat template may ask.
-    """
+    """The same run with the named benchmarks alone, configured or built in, of a checkpoint whose template may ask."""
     configured = {benchmark.name: benchmark for benchmark in config.benchmarks}
     others = {name: validate_config({"benchmarks": [name]}).benchmarks[0] for name in names if name not in configured}
     chosen = tuple((configured | others)[name] for name in names)
     for benchmark in chosen:
         check_benchmark(benchmark)
-    model = (
-        config.model.model_copy(update={"source": str(checkpoint), "revision": None}) if checkpoint else config.model
-    )
-    return config.model_copy(update={"benchmarks": chosen, "model": model})
+    of_checkpoint = {"source": str(checkpoint), "revision": None} if checkpoint else {}
+    return config.model_copy(update={"benchmarks": chosen, "model": config.model.model_copy(update=of_checkpoint)})

@@ -145,12 +145,10 @@ def _turns(cells: Row) -> dict[str, Any]:
     if not asked or roles[-asked:] != ["user", "assistant"] * (asked // 2):
         allowed = "system (or none), then user and assistant in turn, assistant last"
         raise ValueError(f"column messages: got the roles {', '.join(roles) or 'of none'}; allowed: {allowed}")
-    turns = [
-        {"role": role, "content": _words(role, own.get("content"))} for role, own in zip(roles, messages, strict=True)
-    ]
-    answer, texts = turns.pop()["content"], [turn["content"] for turn in turns]
-    system = "".join(texts[: len(roles) - asked])
-    return {"turns": turns, "system": system, "user": "\n\n".join(texts[len(roles) - asked :]), "assistant": answer}
+    *texts, answer = (_words(role, own.get("content")) for role, own in zip(roles, messages, strict=True))
+    turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+    texts = ["", *texts][-asked:]  # the system's first
+    return {"turns": turns, "system": texts[0], "user": "\n\n".join(texts[1:]), "assistant": answer}
 
 
 def _words(role: str, content: Any) -> str:

@@ -12,16 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailored_llama.config import (
-    BenchmarkConfig,
-    Metric,
-    Work,
-    asks_turns,
-    find_task,
-    in_form,
-    is_harness_task,
-    is_written,
-)
+from tailored_llama.config import BenchmarkConfig, Metric, Work, find_task, in_form, is_harness_task, is_written
 from tailored_llama.data.builtin import BUILTIN, Parts
 from tailored_llama.data.custom import check_benchmark, custom_columns, custom_content, custom_parts
 from tailored_llama.data.harness import harness_parts, local_files, task_identity
@@ -215,7 +206,7 @@ class BenchmarkSource:
             identity["columns"] = {name: getattr(benchmark, name) for name in ("context", "choices", "answer")}
             if benchmark.labels or benchmark.form:
                 identity |= {"labels": benchmark.labels, "form": benchmark.form}
-            if asks_turns(benchmark):
+            if benchmark.form == "messages":
                 identity["fields"] = ["context", "messages"]
         if split == "train":  # train leaves out what the evaluation split holds
             identity["without"] = find_split(benchmark, "evaluation").identity()

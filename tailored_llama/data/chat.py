@@ -6,14 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.config import BenchmarkConfig, is_harness_task, is_written, new_tokens, stop_strings
+from tailored_llama.config import BenchmarkConfig, asks_turns, is_harness_task, is_written, new_tokens, stop_strings
 from tailored_llama.data.benchmarks import Example
 from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.custom import named_columns
 
 FILE = "chat.json"
 LAYOUT = "{% set unread = messages[0]['content'] %}"  # in a chat template that writes a layout around one message
-_OF_TEMPLATE = ("template", "end")
 _START, _END = "\ue000", "\ue001"  # around a name; private characters, which stand in no layout
 _BRACES = {ord(_START): "{", ord(_END): "}"}
 
@@ -22,9 +21,9 @@ Rendered = tuple[Sequence[str], Sequence[str]]  # contexts and continuations by 
 
 @dataclass(frozen=True)
 class Chat:
-    """A prompt in parts, between which the user's message stands, or a base's chat template; and what may follow."""
+    """A prompt in parts, between which the user's message stands, or by a base's template; and what may follow it."""
 
-    parts: tuple[str, ...]  # none with a template
+    parts: tuple[str, ...]
     message: str  # what of a row the message holds, with names in braces
     choices: tuple[str, ...]  # what may follow, with names in braces where it differs by row
     answers: tuple[str, ...]  # the choices, if they are the same for all rows
@@ -44,6 +43,8 @@ def named_example(benchmark: BenchmarkConfig) -> Example:
         texts = {"context": str(benchmark.context).format(**{name: _marked(name) for name in columns})}
     else:
         texts = {"context": _marked(str(benchmark.context))}
+    if asks_turns(benchmark):
+        texts["messages"] = json.dumps([{"role": "user", "content": _marked("user")}])
     choices = ("answer",) if is_written(benchmark) else ("first choice", "second choice")
     return Example(0, texts, tuple(map(_marked, choices)), 0)
 
@@ -57,35 +58,30 @@ def in_braces(text: str) -> str:
     return text.translate(_BRACES)
 
 
-def find_chat(benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Rendered]) -> Chat | None:
+def find_chat(benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Rendered], **of_base: str) -> Chat | None:
     """The chat that asks a benchmark's rows as they are rendered: one message holds all that differs by row.
 
-    `named` is the named example. None: the text before the answer differs by choice, or a task of
-    lm-evaluation-harness writes it.
+    `named` is the named example; `of_base` is the base's chat template, if it asks, and the end of an answer. None: the
+    text before the answer differs by choice, or a task of lm-evaluation-harness writes it.
     """
     asked, choices = named[0][0], tuple(map(in_braces, named[1]))
     if is_harness_task(benchmark.name) or len(set(named[0])) > 1 or _START not in asked:
         return None
     first = next(iter(named_example(benchmark).fields.values()))
     for message in (_inside(first), _inside(asked)):  # the first field may stand there twice
-        parts = tuple(asked.split(message))
+        parts = tuple(asked.split(message)) if not of_base else ("",)
         if len(parts) > 1 and not any(_START in part for part in parts):
             break
-    if not all(_is_asked(parts, context) for contexts, _ in rows for context in contexts):
+    if not of_base and not all(_is_asked(parts, context) for contexts, _ in rows for context in contexts):
         return None
     written, space = is_written(benchmark), parts[-1][len(parts[-1].rstrip()) :]
     if written:
-        return Chat(parts, in_braces(message), (), (), stop_strings(benchmark), new_tokens(benchmark))
+        return Chat(parts, in_braces(message), (), (), stop_strings(benchmark), new_tokens(benchmark), **of_base)
     # White space before an answer is scored with it, as `models.encode_pair` says.
     parts, choices = (*parts[:-1], parts[-1].rstrip()), tuple(space + choice for choice in choices)
-    answers = tuple(space + answer for answer in shared_answers(rows))
-    return Chat(parts, in_braces(message), answers or choices, answers, (), 0)
-
-
-def shared_answers(rows: Sequence[Rendered]) -> tuple[str, ...]:
-    """What may follow a prompt, if it is the same for all rows."""
     alike = len(rows) > 1 and len({frozenset(continuations) for _, continuations in rows}) == 1
-    return tuple(dict.fromkeys(rows[0][1])) if alike else ()
+    answers = tuple(space + answer for answer in dict.fromkeys(rows[0][1])) if alike else ()
+    return Chat(parts, in_braces(message), answers or choices, answers, (), 0, **of_base)
 
 
 def _inside(text: str) -> str:
@@ -99,8 +95,7 @@ def _is_asked(parts: Sequence[str], context: str) -> bool:
 
 
 def write_chat(out: Path, chat: Chat | None) -> None:
-    """Write how a chat asks; what only a base's chat template has is left out of others."""
-    fields = chat and {name: value for name, value in asdict(chat).items() if chat.template or name not in _OF_TEMPLATE}
+    fields = chat and {name: value for name, value in asdict(chat).items() if value or name not in ("template", "end")}
     (out / FILE).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
 
 

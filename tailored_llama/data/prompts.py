@@ -19,9 +19,8 @@ from tailored_llama.config import BenchmarkConfig, RunConfig, Work, is_written, 
 from tailored_llama.data.benchmarks import Example, read_examples
 from tailored_llama.data.chat import answer_end, find_chat, named_example, write_chat
 from tailored_llama.data.templates import LETTERS, Layout, Template, layout_of, load_template, names_in
-from tailored_llama.data.turns import Turns, check_one_turn, find_turns, messages_of, turns_chat
+from tailored_llama.data.turns import Turns, find_turns
 from tailored_llama.errors import InputError
-from tailored_llama.models import load_tokenizer
 from tailored_llama.store import read_table, write_table
 
 PromptSplit = Literal["shots", "held_out", "selection", "evaluation"]
@@ -58,13 +57,28 @@ class Prompt:
 
 
 def render(
-    benchmark: BenchmarkConfig, template: Template, example: Example, header: str = "", ending: str = ""
+    benchmark: BenchmarkConfig,
+    template: Template,
+    example: Example,
+    header: str = "",
+    ending: str = "",
+    turns: Turns | None = None,
 ) -> Prompt:
     """Write one example out, after a header of solved examples and with an ending after every continuation.
 
-    InputError: the template cannot word this benchmark, or has too few letters for the choices.
+    A base's chat template, `turns`, writes its messages alone. InputError: no template can word this example, or it has
+    too few letters for the choices.
     """
-    layout = layout_of(template, benchmark)
+    layout, messages = layout_of(template, benchmark), json.loads(example.fields.get("messages", "[]"))
+    if turns:
+        prompt, lengths = turns.ask(f"{benchmark.name} example {example.index}", messages), map(len, example.choices)
+        answers = tuple(turns.delimiter + choice for choice in example.choices)
+        return Prompt(example.index, (prompt,) * len(answers), answers, example.answer, tuple(lengths), turns.end)
+    if len(messages) > 2:
+        raise InputError(
+            f"{benchmark.name} example {example.index}: got {len(messages)} messages before the answer; allowed: one "
+            "of the user (and a system message), as the base model has no chat template"
+        )
     start = header or _opening(layout, example)
     parts = [_fill(template, layout, example, choice) for choice in range(len(example.choices))]
     return Prompt(
@@ -76,24 +90,12 @@ def render(
     )
 
 
-def render_turns(benchmark: BenchmarkConfig, turns: Turns, example: Example) -> Prompt:
-    """Write the messages of one example out in the words of a base's chat template, without an end."""
-    prompt = turns.ask(f"{benchmark.name} example {example.index}: chat template", messages_of(example))
-    choices = example.choices
-    lengths, continuations = tuple(map(len, choices)), tuple(turns.delimiter + choice for choice in choices)
-    return Prompt(example.index, (prompt,) * len(choices), continuations, example.answer, lengths, turns.end)
-
-
-def first_prompt(
-    config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[Example], turns: Turns | None = None
-) -> Prompt:
+def first_prompt(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[Example], base: Any = None) -> Prompt:
     """The prompt of the first train example that is not among the solved ones, as a run asks it."""
     template = load_template(config.prompts.template)
     solved, _ = select_train(train, config.scoring.num_fewshot, 0, config.seed, benchmark=benchmark.name)
-    example = [*without(train, solved), *train][0]
-    if turns:
-        return render_turns(benchmark, turns, example)
-    return render(benchmark, template, example, few_shot_header(benchmark, template, solved))
+    header, example = few_shot_header(benchmark, template, solved), [*without(train, solved), *train][0]
+    return render(benchmark, template, example, header, turns=find_turns(base, benchmark))
 
 
 def few_shot_header(benchmark: BenchmarkConfig, template: Template, examples: Sequence[Example]) -> str:
@@ -185,27 +187,25 @@ def render_prompts(
     more train examples are requested than exist, or neither template can word this benchmark.
     """
     benchmark, template = settings.wording.benchmark, load_template(settings.wording.template)
-    turns = find_turns(load_tokenizer(dense), benchmark) if dense else None
-    if turns and settings.num_fewshot:
-        got = f"scoring.num_fewshot: got {settings.num_fewshot} with {benchmark.name}"
-        raise InputError(f"{got}; allowed: 0 for rows that the base's chat template asks")
+    turns = find_turns(dense, benchmark)
+    if turns and (shown := settings.num_fewshot):
+        allowed = "0 for rows that the base's chat template asks"
+        raise InputError(f"scoring.num_fewshot: got {shown} with {benchmark.name}; allowed: {allowed}")
     solved, chosen = _choose(examples, settings)
     header = few_shot_header(benchmark, template, solved)
-
-    def written(example: Example) -> Prompt:
-        if turns:
-            return render_turns(benchmark, turns, example)
-        check_one_turn(benchmark.name, example)
-        return render(benchmark, template, example, header, settings.stop)
-
-    rows = [(name, written(example)) for name, members in chosen.items() for example in members]
+    rows = [
+        (name, render(benchmark, template, example, header, settings.stop, turns))
+        for name, members in chosen.items()
+        for example in members
+    ]
     prompts = [prompt for _, prompt in rows]
     columns = {field.name: [getattr(p, field.name) for p in prompts] for field in fields(Prompt) if field.name != "end"}
     columns |= {"split": [name for name, _ in rows], "template": [template.name] * len(rows)}
     write_table(work.out / "prompts.parquet", columns, PROMPTS_SCHEMA)
-    named = render(benchmark, template, named_example(benchmark), header)
+    named = render(benchmark, template, named_example(benchmark), header, turns=turns)
     asked, *others = ((prompt.contexts, prompt.continuations) for prompt in (named, *prompts))
-    write_chat(work.out, turns_chat(benchmark, turns, others) if turns else find_chat(benchmark, asked, others))
+    of_base = {"template": turns.template, "end": turns.end} if turns else {}
+    write_chat(work.out, find_chat(benchmark, asked, others, **of_base))
     return {name: len(members) for name, members in chosen.items()}
 
 

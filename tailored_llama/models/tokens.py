@@ -39,9 +39,8 @@ def encode_pair(tokenizer: Any, context: str, continuation: str, is_chat: bool =
     """
     if is_chat:
         before, whole = encode(tokenizer, context), encode(tokenizer, context + continuation)
-        if whole[: len(before)] == before:
-            return before, whole[len(before) :]
-        return before, tokenizer.encode(continuation, add_special_tokens=False)
+        is_apart = whole[: len(before)] == before
+        return before, whole[len(before) :] if is_apart else tokenizer.encode(continuation, add_special_tokens=False)
     bare = context.rstrip() if context else ""
     continuation, context = context[len(bare) :] + continuation, bare
     if not context:

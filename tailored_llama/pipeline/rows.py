@@ -2,20 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from tailored_llama import evaluation, models
 from tailored_llama.config import BenchmarkConfig, RunConfig, SmallestConfig, asks_turns, is_written
-from tailored_llama.data import (
-    PURPOSE,
-    Example,
-    Split,
-    Turns,
-    benchmarks,
-    find_turns,
-    first_prompt,
-    held_out_of,
-    named_columns,
-)
+from tailored_llama.data import PURPOSE, Example, Split, benchmarks, first_prompt, held_out_of, named_columns
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import DISCORDANT
 
@@ -30,7 +21,9 @@ def rows_of(config: RunConfig) -> Iterator[str]:
             continue
         examples = {part: _examples(config, benchmark, part) for part in PURPOSE}
         yield f"{file}: {_how_read(benchmark, [example for part in examples.values() for example in part])}."
-        prompt = first_prompt(config, benchmark, examples["train"], _turns(config, benchmark))
+        prompt = first_prompt(
+            config, benchmark, examples["train"], _tokenizer(config) if asks_turns(benchmark) else None
+        )
         context, continuation = prompt.contexts[prompt.answer], prompt.continuations[prompt.answer]
         yield f"{file}: the prompt {context!r} has the answer {continuation!r}."
         rows = {part: len(members) for part, members in examples.items()}
@@ -107,11 +100,8 @@ def _how_read(benchmark: BenchmarkConfig, examples: Sequence[Example]) -> str:
     return f"{columns}, one of the row's choices ({choices})"
 
 
-def _turns(config: RunConfig, benchmark: BenchmarkConfig) -> Turns | None:
-    """The base's chat template, where it asks the rows."""
-    if not asks_turns(benchmark):
-        return None
-    return find_turns(models.source_tokenizer(models.find_model(config.model), config.store.downloads), benchmark)
+def _tokenizer(config: RunConfig) -> Any:
+    return models.source_tokenizer(models.find_model(config.model), config.store.downloads)
 
 
 def _examples(config: RunConfig, benchmark: BenchmarkConfig, part: Split) -> list[Example]:

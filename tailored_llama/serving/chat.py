@@ -18,15 +18,19 @@ def write_chat_template(folder: Path, chat: Chat) -> None:
     """Give a checkpoint the chat template of a job in place of its own; one of its base brings the end of an answer."""
     tokenizer = load_tokenizer(folder)
     if chat.template:
-        generation, end = folder / "generation_config.json", tokenizer.convert_tokens_to_ids(chat.end)
-        stated = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
-        _write(generation, json.dumps(stated | {"eos_token_id": with_end(stated.get("eos_token_id"), end)}, indent=2))
-        settings = folder / "tokenizer_config.json"
-        stated = json.loads(settings.read_text(encoding="utf-8"))
-        _write(settings, json.dumps(stated | {"eos_token": chat.end}, indent=2, ensure_ascii=False))
+        _set(folder / "generation_config.json", "eos_token_id", tokenizer.convert_tokens_to_ids(chat.end))
+        _set(folder / "tokenizer_config.json", "eos_token", chat.end)
         return _write(folder / TEMPLATE, chat.template)
     has_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     _write(folder / TEMPLATE, _jinja(chat, has_bos))
+
+
+def _set(file: Path, name: str, value: Any) -> None:
+    """Set a field of a file; a new token that ends what the model writes comes before those that do already."""
+    stated = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if name == "eos_token_id":
+        value = with_end(stated.get(name), value)
+    _write(file, json.dumps(stated | {name: value}, indent=2, ensure_ascii=False))
 
 
 def _write(file: Path, text: str) -> None:
