@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tailored_llama import models
 from tailored_llama.config import BenchmarkConfig, asks_turns
 from tailored_llama.data.chat import LAYOUT
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.models import load_tokenizer
 
 _ANSWER = "\ue000"  # a private character, which stands in no template
 
@@ -44,7 +44,7 @@ def find_turns(base: Any, benchmark: BenchmarkConfig) -> Turns | None:
     Raises:
         InputError: the template refuses the instruction, or an answer has no end.
     """
-    tokenizer = load_tokenizer(base) if asks_turns(benchmark) and isinstance(base, Path) else base
+    tokenizer = models.load_tokenizer(base) if asks_turns(benchmark) and isinstance(base, Path) else base
     if not asks_turns(benchmark) or not (tokenizer and tokenizer.chat_template):
         return None
     template = re.sub(r"strftime_now\([^)]*\)", "'26 Jul 2024'", tokenizer.get_chat_template())  # Llama's default

@@ -369,13 +369,13 @@ def test_a_base_without_chat_template_asks_one_message_by_a_layout(tmp_path: Pat
             "{{ raise_exception('no system') if messages[0]['role'] == 'system' }}" + CHATML,
             {"instruction": "Be good."},
             {},
-            "benchmarks.job: got 'no system' from the chat template; allowed: messages that the base's chat template takes",
+            "benchmarks.job: got 'no system' from the chat template; allowed: messages that the base's chat",
         ),
         (
             "{{ raise_exception('too long') if messages | length > 2 }}" + CHATML,
             {},
             {},
-            r"job example \d+: got 'too long' from the chat template; allowed: messages that the base's chat template takes",
+            r"job example \d+: got 'too long' from the chat template; allowed: messages that the base's chat",
         ),
     ],
 )
