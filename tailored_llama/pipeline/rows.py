@@ -21,9 +21,8 @@ def rows_of(config: RunConfig) -> Iterator[str]:
             continue
         examples = {part: _examples(config, benchmark, part) for part in PURPOSE}
         yield f"{file}: {_how_read(benchmark, [example for part in examples.values() for example in part])}."
-        prompt = first_prompt(
-            config, benchmark, examples["train"], _tokenizer(config) if asks_turns(benchmark) else None
-        )
+        base = _tokenizer(config) if asks_turns(benchmark) else None
+        prompt = first_prompt(config, benchmark, examples["train"], base)
         context, continuation = prompt.contexts[prompt.answer], prompt.continuations[prompt.answer]
         yield f"{file}: the prompt {context!r} has the answer {continuation!r}."
         rows = {part: len(members) for part, members in examples.items()}

@@ -67,12 +67,9 @@ def _grammar(answers: Sequence[str]) -> str:
 
 
 def modelfile(file: str, chat: Chat | None = None, tokenizer: Any = None) -> str:
-    """Ollama's Modelfile, with the prompt as template; an answer has no more tokens than the longest may have.
-
-    A base's chat template is not Go's; Ollama reads that of the file.
-    """
+    """Ollama's Modelfile, with the prompt as template; an answer has no more tokens than the longest may have."""
     lines = [f"FROM ./{file}", "PARAMETER temperature 0"]
-    if chat and not chat.template:
+    if chat and not chat.template:  # Ollama's templates are Go's; it takes the file's own if it knows that one
         # JSON's strings are Go's as well.
         parts = ["{{ " + json.dumps(part, ensure_ascii=False) + " }}" if part else "" for part in chat.parts]
         lines.append(f'TEMPLATE """{"{{ .Prompt }}".join(parts)}"""')

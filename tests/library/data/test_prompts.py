@@ -12,7 +12,7 @@ from tailored_llama.config import BenchmarkConfig
 from tailored_llama.data import Example, Prompt, load_template, named_example, read_prompts, render, select_train
 from tailored_llama.data.benchmarks import EXAMPLES_SCHEMA
 from tailored_llama.data.builtin import SEVEN
-from tailored_llama.data.chat import find_chat
+from tailored_llama.data.chat import LAYOUT, find_chat
 from tailored_llama.data.prompts import few_shot_header, select_evaluation
 from tailored_llama.data.templates import shipped
 from tailored_llama.errors import InputError
@@ -342,9 +342,11 @@ def messages(folder: Path, turns: int, **fields: Any) -> BenchmarkConfig:
 
 def test_a_base_without_chat_template_asks_one_message_by_a_layout(tmp_path: Path, tiny: Path) -> None:
     asked = messages(tmp_path, 1)
+    tailored = save_chatting_llama(tmp_path / "shipped", template=LAYOUT + "{{ messages[-1]['content'] }}")
     alone, of_base = load_and_render(asked, tmp_path / "alone"), load_and_render(asked, tmp_path / "base", dense=tiny)
+    again = load_and_render(asked, tmp_path / "again", dense=tailored)  # as a proof is repeated
     for file in ("prompts.parquet", "chat.json"):
-        assert (alone / file).read_bytes() == (of_base / file).read_bytes()
+        assert (alone / file).read_bytes() == (of_base / file).read_bytes() == (again / file).read_bytes()
     first = read_prompts(of_base, "evaluation")[0]
     assert first == Prompt(first.example, (f"text {first.example}",), (" yes",), 0, (3,))
     with pytest.raises(InputError) as caught:
