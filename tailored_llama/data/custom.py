@@ -134,7 +134,6 @@ def custom_content(benchmark: BenchmarkConfig, row: Mapping[str, Any], choices: 
     messages count, because other rows decide them.
     """
     names = ["system", "user"] if benchmark.form == "messages" else sorted(set(_context_columns(benchmark)))
-    names += ["tools"] * bool(benchmark.form == "messages" and row["tools"])
     texts = [str(row[name]) for name in names]
     return texts if is_written(benchmark) or benchmark.labels else [*texts, *sorted(choices)]
 

@@ -265,13 +265,21 @@ def draw_train(settings: PromptSettings, train: Sequence[Example]) -> tuple[list
 
 
 def _affordable(settings: PromptSettings, solved: Sequence[Example], pool: Sequence[Example]) -> int:
-    """How many examples have the tokens of the settings, by their mean. All but the first 50 leave some to hold out."""
+    """How many examples have the tokens of the settings, by their mean. All but the first 50 leave some to hold out.
+
+    Messages are counted as they are, so that bases with different chat templates read the same.
+    """
     benchmark, template = settings.wording.benchmark, load_template(settings.wording.template)
     header, some = few_shot_header(benchmark, template, solved), select_evaluation(pool, 1000)
-    prompts = [render(benchmark, template, example, header) for example in some]
-    size = sum(len((one.contexts[one.answer] + one.continuations[one.answer]).encode()) for one in prompts)
+
+    def size(example: Example) -> int:
+        if messages := example.fields.get("messages"):
+            return len((messages + example.choices[example.answer]).encode())
+        prompt = render(benchmark, template, example, header)
+        return len((prompt.contexts[prompt.answer] + prompt.continuations[prompt.answer]).encode())
+
     most = max(len(pool) - settings.held_out, min(FEW_SHOTS, len(pool) - 1))
-    return max(1, min(most, settings.tokens * BYTES_A_TOKEN * len(prompts) // max(size, 1)))
+    return max(1, min(most, settings.tokens * BYTES_A_TOKEN * len(some) // max(sum(map(size, some)), 1)))
 
 
 def select_train(

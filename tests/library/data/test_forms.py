@@ -175,7 +175,7 @@ def test_a_call_is_asked_with_its_tools(tmp_path: Path, key: str) -> None:
     tools = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
     rows = [called(f"text {i}", "f", {"a": i}, key) | {"tools": json.dumps(tools)} for i in range(150)]
     own = read(tmp_path, rows)
-    assert (own.kind, own.metric, own.stop, own.context) == ("call", "tool_call", (), "{tools}\n\n{user}")
+    assert (own.kind, own.metric, own.stop, own.context) == ("call", "tool_call", (), "user")
     written = "".join(json.dumps(tool) + "\n" for tool in tools)
     assert prompts(own) == {f"{written}\ntext {i}": f'{{"name": "f", "arguments": {{"a": {i}}}}}' for i in range(150)}
     how, *_ = rows_of(RunConfig(benchmarks=(own,)))
