@@ -111,7 +111,7 @@ def ask_rows(
     for done, prompt in enumerate(rows, 1):
         try:
             if chat:
-                reply = server.chat({"messages": _messages(chat, prompt), **options(prompt)})
+                reply = server.chat({"messages": messages_of(chat, prompt), **options(prompt)})
             else:
                 reply = server.complete({"prompt": _asked(prompt), **options(prompt)})
         except Refused as error:
@@ -125,11 +125,11 @@ def ask_rows(
 
 def _writes_prompt(server: ChatServer, chat: Chat, prompt: Prompt, bos: str | None) -> bool:
     """Tell whether the chat template of llama.cpp's server writes the prompt of a row."""
-    told = server.ask("/apply-template", {"messages": _messages(chat, prompt)})
+    told = server.ask("/apply-template", {"messages": messages_of(chat, prompt)})
     return str(told["prompt"]).removeprefix(bos or "") == _asked(prompt).removeprefix(bos or "")
 
 
-def _messages(chat: Chat, prompt: Prompt) -> list[dict[str, str]]:
+def messages_of(chat: Chat, prompt: Prompt) -> list[dict[str, str]]:
     """What a client sends to ask a prompt."""
     if prompt.messages:
         return list(json.loads(prompt.messages))
