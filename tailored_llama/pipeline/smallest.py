@@ -71,6 +71,7 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
         nearest=rungs.index(evaluation.nearest(measured).rung),
         record=record,
         failed=unreachable | {name: one_line(error) for name, error in state.failed.items()},
+        doubt=state.doubt,
     )
     dense = candidates.score(run, base, state.reference, "evaluation") if opening else {}
     prompts = base.prompts.evaluation if opening else {}
