@@ -117,6 +117,22 @@ def save_worded_llama(folder: Path, tokenizer: PreTrainedTokenizerFast | None = 
     return folder
 
 
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def save_chatting_llama(
+    folder: Path, tokenizer: PreTrainedTokenizerFast | None = None, template: str = CHATML, **changes: Any
+) -> Path:
+    """As `save_worded_llama`, with a chat template, and tokens around a turn that are not those around a text."""
+    tokenizer = tokenizer or bpe_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = template
+    return save_worded_llama(folder, tokenizer, **({"max_position_embeddings": 512} | changes))
+
+
 def worded_gguf(folder: Path, gguf_type: GgufType = "f16") -> Path:
     """A tiny Llama with a tokenizer of words, as one GGUF file."""
     write_gguf(save_worded_llama(folder / "of-the-file"), gguf_type=gguf_type, out=folder / "worded.gguf")
@@ -289,11 +305,12 @@ def render_split(
     benchmark: BenchmarkConfig,
     split: RenderedSplit = "evaluation",
     template: str = "harness",
+    dense: Path | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """Render one split as the stage does; `changes` are further fields of its settings."""
     settings = PromptSettings(benchmark.name, Wording(template, benchmark), split, **changes)
-    return render_prompts(examples, settings=settings, work=Work(out))
+    return render_prompts(examples, dense, settings=settings, work=Work(out))
 
 
 def write_prompts(folder: Path, *contexts: str) -> None:

@@ -60,11 +60,12 @@ def scratch_runner(config: RunConfig) -> Iterator[FolderRunner]:
         yield FolderRunner(Path(scratch), config.store.downloads, config.execution)
 
 
-def with_benchmarks(config: RunConfig, names: Sequence[str]) -> RunConfig:
-    """The same run with the named benchmarks alone, as it configures them, or of the built-in ones."""
+def with_benchmarks(config: RunConfig, names: Sequence[str], checkpoint: Path | None = None) -> RunConfig:
+    """The same run with the named benchmarks alone, configured or built in, of a checkpoint whose template may ask."""
     configured = {benchmark.name: benchmark for benchmark in config.benchmarks}
     others = {name: validate_config({"benchmarks": [name]}).benchmarks[0] for name in names if name not in configured}
     chosen = tuple((configured | others)[name] for name in names)
     for benchmark in chosen:
         check_benchmark(benchmark)
-    return config.model_copy(update={"benchmarks": chosen})
+    of_checkpoint = {"source": str(checkpoint), "revision": None} if checkpoint else {}
+    return config.model_copy(update={"benchmarks": chosen, "model": config.model.model_copy(update=of_checkpoint)})

@@ -131,7 +131,7 @@ def heal(checkpoint: Checkpoint, out: Out, dense: Dense, config: Config = None, 
     check_quantizable(checkpoint, run.model.quantization, run.execution.device)
     check_teacher(dense, checkpoint)
     asked = config or healing_text(run).calibration.reads(PROMPTS)
-    run = with_benchmarks(run, [configured.name for configured in run.benchmarks] if asked else [])
+    run = with_benchmarks(run, [configured.name for configured in run.benchmarks] if asked else [], dense)
     with new_folder(out) as folder, scratch_runner(run) as runner:
         prompts = steps.render_train(runner, run)
         healed = steps.heal_if_asked(runner, run, Done(dense), 0.0, Done(checkpoint), prompts)
@@ -152,7 +152,7 @@ def tune(
     from tailored_llama.training import read_comparison
 
     check_quantizable(checkpoint, run.model.quantization, run.execution.device)
-    run = with_benchmarks(run, [benchmark])
+    run = with_benchmarks(run, [benchmark], checkpoint)
     benchmark = run.benchmarks[0].name  # of a file, its own
     with new_folder(out) as folder, scratch_runner(run) as runner:
         prompts = steps.render_train(runner, run)

@@ -47,7 +47,7 @@ def score(
     run = load_config(config, overrides)
     from tailored_llama.evaluation import read_metrics
 
-    run = with_benchmarks(run, [benchmark])
+    run = with_benchmarks(run, [benchmark], checkpoint)
     benchmark = run.benchmarks[0].name  # of a file, its own
     with new_folder(out) if out else nullcontext() as folder, scratch_runner(run) as runner:
         examples = steps.load_examples(runner, run.benchmarks[0])

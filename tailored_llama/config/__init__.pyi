@@ -1,6 +1,7 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
 from .derived import GENERIC as GENERIC
 from .derived import as_shown as as_shown
+from .derived import asks_turns as asks_turns
 from .derived import exports as exports
 from .derived import healing_text as healing_text
 from .derived import is_json as is_json

@@ -56,6 +56,11 @@ def is_json(benchmark: BenchmarkConfig) -> bool:
     return WRITTEN.get(benchmark.metric) in ("json", "call")
 
 
+def asks_turns(benchmark: BenchmarkConfig) -> bool:
+    """Return whether a base's chat template can ask the rows: they are messages, and no context words them."""
+    return benchmark.form == "messages" and benchmark.context in ("user", "prompt")
+
+
 def stop_strings(benchmark: BenchmarkConfig) -> tuple[str, ...]:
     """Strings that end a written answer; they are not part of it."""
     return ("\n",) if benchmark.stop is None else benchmark.stop

@@ -118,15 +118,14 @@ def _of_form(form: Form, rows: Sequence[Row]) -> dict[str, Any]:
         return {"context": "prompt", "answer": "output"}
     system, *others = {row["system"] for row in rows}
     instruction = {"instruction": system} if system and not others else {}
-    asked = "{tools}\n\n{user}" if any(row["tools"] for row in rows) else "user"
-    return {"context": "prompt" if others else asked, "answer": "assistant", **instruction}
+    return {"context": "prompt" if others else "user", "answer": "assistant", **instruction}
 
 
 def in_form(rows: Sequence[Row], form: Form, where: str) -> list[dict[str, Any]]:
     """Rows with the columns that a form stands for; InputError: a row has another form, after `where`.
 
-    messages: `system`, `tools`, `user`, `assistant`, and `prompt`, the first three together. alpaca: `output`, and
-    `prompt`, the instruction and the input, if there is one.
+    messages: `turns`, those before the answer; `system`; `user`, the texts of all others, after the tools; `assistant`,
+    the answer; and `prompt`, all but the answer. alpaca: `output`, and `prompt`, the instruction with any input.
     """
     shaped = []
     for number, row in enumerate(rows):
@@ -135,28 +134,33 @@ def in_form(rows: Sequence[Row], form: Form, where: str) -> list[dict[str, Any]]
             told = _turns(cells) if form == "messages" else {"output": cells.get("output")}
         except ValueError as error:
             raise InputError(f"{where} row {number}: {error}") from None
-        parts = ("system", "tools", "user") if form == "messages" else ("instruction", "input")
+        parts = ("system", "user") if form == "messages" else ("instruction", "input")
         texts = [text for part in parts if isinstance(text := (cells | told).get(part), str) and text.strip()]
         shaped.append({**row, **told, "prompt": "\n\n".join(texts)})
     return shaped
 
 
-def _turns(cells: Row) -> dict[str, str]:
-    """The messages of a row by role; ValueError: they are not one question and one answer in words."""
+def _turns(cells: Row) -> dict[str, Any]:
+    """The messages of a row, and their texts; ValueError: they are no words, or not questions with answers in turn."""
     cell = cells.get("messages")
     messages = from_json(cell) if isinstance(cell, str) else cell
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError(f"column messages: got {str(cell)[:80]!r}; allowed: a list of messages")
     roles = [str(message.get("role")) for message in messages]
-    if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
-        allowed = "system (or none), user, assistant, one of each"
+    asked = len(roles) - (roles[:1] == ["system"])
+    if not asked or roles[-asked:] != ["user", "assistant"] * (asked // 2):
+        allowed = "system (or none), then user and assistant in turn, assistant last"
         raise ValueError(f"column messages: got the roles {', '.join(roles) or 'of none'}; allowed: {allowed}")
     call, tools = _call(messages[-1]), _tools(cells.get("tools"))
     contents = [message.get("content") for message in messages[:-1]] + [call or messages[-1].get("content")]
-    told = {role: _words(role, content) for role, content in zip(roles, contents, strict=True)}
-    if tools and not calls_of(from_json(told["assistant"])):
-        raise ValueError(f"got tools and the answer {told['assistant'][:80]!r}; allowed: a call as the answer")
-    return {"system": "", "tools": tools, **told}
+    *texts, answer = (_words(role, content) for role, content in zip(roles, contents, strict=True))
+    if tools and not calls_of(from_json(answer)):
+        raise ValueError(f"got tools and the answer {answer[:80]!r}; allowed: a call as the answer")
+    if tools:
+        texts[1 - asked] = f"{tools}\n\n{texts[1 - asked]}"  # the first of the user
+    turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+    texts = ["", *texts][-asked:]  # the system's first
+    return {"turns": turns, "system": texts[0], "user": "\n\n".join(texts[1:]), "assistant": answer}
 
 
 def _tools(cell: Any) -> str:

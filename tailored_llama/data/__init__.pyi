@@ -10,6 +10,7 @@ from .benchmarks import read_examples as read_examples
 from .builtin import BUILTIN as BUILTIN
 from .calibration import load_calibration as load_calibration
 from .calibration import read_calibration as read_calibration
+from .chat import LAYOUT as LAYOUT
 from .chat import Chat as Chat
 from .chat import in_braces as in_braces
 from .chat import named_example as named_example
@@ -54,3 +55,4 @@ from .texts import check_text as check_text
 from .texts import find_text as find_text
 from .texts import load_texts as load_texts
 from .texts import read_general_words as read_general_words
+from .turns import find_turns as find_turns

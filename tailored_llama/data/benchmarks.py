@@ -91,8 +91,9 @@ def load_questions(benchmark: BenchmarkConfig, downloads: str, choices: bool = F
 
 
 def _asked(example: Example) -> tuple[str, ...]:
-    """The texts of a question; a task of lm-evaluation-harness has more fields, which say how it is written."""
-    return (example.fields["context"],) if "delimiter" in example.fields else tuple(example.fields.values())
+    """The texts of a question; messages and tasks of lm-evaluation-harness have more fields, which say how to ask."""
+    of_context = {"delimiter", "messages"} & example.fields.keys()
+    return (example.fields["context"],) if of_context else tuple(example.fields.values())
 
 
 def check_text_of(benchmark: BenchmarkConfig, split: str, column: str) -> None:
@@ -216,6 +217,8 @@ class BenchmarkSource:
                 identity |= {"labels": benchmark.labels, "form": benchmark.form}
             if is_json(benchmark):
                 identity["metric"] = benchmark.metric
+            if benchmark.form == "messages":
+                identity["fields"] = ["context", "messages"]
         if split == "train":  # train leaves out what the evaluation split holds
             identity["without"] = find_split(benchmark, "evaluation").identity()
         return identity

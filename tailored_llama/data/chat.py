@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.config import BenchmarkConfig, is_harness_task, is_written, new_tokens, stop_strings
+from tailored_llama.config import BenchmarkConfig, asks_turns, is_harness_task, is_written, new_tokens, stop_strings
 from tailored_llama.data.benchmarks import Example, headline_metric
 from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.custom import named_columns
 
 FILE = "chat.json"
+LAYOUT = "{% set unread = messages[0]['content'] %}"  # in a chat template that writes a layout around one message
 _START, _END = "\ue000", "\ue001"  # around a name; private characters, which stand in no layout
 _BRACES = {ord(_START): "{", ord(_END): "}"}
 
@@ -20,7 +21,7 @@ Rendered = tuple[Sequence[str], Sequence[str]]  # contexts and continuations by 
 
 @dataclass(frozen=True)
 class Chat:
-    """A prompt in parts, between which the user's message stands, and what may follow it."""
+    """A prompt in parts, between which the user's message stands, or by a base's template; and what may follow it."""
 
     parts: tuple[str, ...]
     message: str  # what of a row the message holds, with names in braces
@@ -29,14 +30,16 @@ class Chat:
     stop: tuple[str, ...]  # what ends an answer of its own, beside the end of text
     new_tokens: int  # of an answer of its own, at most; 0: choices are ranked
     schema: dict[str, Any] | None = None  # of answers in JSON
+    template: str = ""  # the base's chat template, as it is shipped
+    end: str = ""  # the token that it writes after an answer
     columns: str | tuple[str, ...] = "choices"  # of a row with the choices, where they differ by row
     metric: str = "acc"  # by which choices are ranked
 
-    def messages(self, context: str) -> list[dict[str, str]]:
-        """The messages that become a prompt."""
+    def message_in(self, context: str) -> str:
+        """The user's message that becomes a prompt, if it stands between parts."""
         size = (len(context.rstrip()) - len("".join(self.parts).rstrip())) // (len(self.parts) - 1)
         start = len(self.parts[0])
-        return [{"role": "user", "content": context[start : start + size]}]
+        return context[start : start + size]
 
 
 def named_example(benchmark: BenchmarkConfig) -> Example:
@@ -49,6 +52,8 @@ def named_example(benchmark: BenchmarkConfig) -> Example:
         texts = {"context": str(benchmark.context).format(**{name: _marked(name) for name in columns})}
     else:
         texts = {"context": _marked(str(benchmark.context))}
+    if asks_turns(benchmark):
+        texts["messages"] = json.dumps([{"role": "user", "content": _marked("user")}])
     choices = ("answer",) if is_written(benchmark) else ("first choice", "second choice")
     return Example(0, texts, tuple(map(_marked, choices)), 0)
 
@@ -62,31 +67,31 @@ def in_braces(text: str) -> str:
     return text.translate(_BRACES)
 
 
-def find_chat(benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Rendered]) -> Chat | None:
+def find_chat(benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Rendered], **of_base: Any) -> Chat | None:
     """The chat that asks a benchmark's rows as they are rendered: one message holds all that differs by row.
 
-    `named` is the named example. None: the text before the answer differs by choice, or a task of
-    lm-evaluation-harness writes it.
+    `named` is the named example; `of_base` is the base's chat template, if it asks, and the end of an answer. None: the
+    text before the answer differs by choice, or a task of lm-evaluation-harness writes it.
     """
     asked, choices = named[0][0], tuple(map(in_braces, named[1]))
     if is_harness_task(benchmark.name) or len(set(named[0])) > 1 or _START not in asked:
         return None
     first = next(iter(named_example(benchmark).fields.values()))
     for message in (_inside(first), _inside(asked)):  # the first field may stand there twice
-        parts = tuple(asked.split(message))
+        parts = tuple(asked.split(message)) if not of_base else ("",)
         if len(parts) > 1 and not any(_START in part for part in parts):
             break
-    if not all(_is_asked(parts, context) for contexts, _ in rows for context in contexts):
+    if not of_base and not all(_is_asked(parts, context) for contexts, _ in rows for context in contexts):
         return None
     written, space = is_written(benchmark), parts[-1][len(parts[-1].rstrip()) :]
     if written:
-        return Chat(parts, in_braces(message), (), (), stop_strings(benchmark), new_tokens(benchmark))
+        return Chat(parts, in_braces(message), (), (), stop_strings(benchmark), new_tokens(benchmark), **of_base)
     # White space before an answer is scored with it, as `models.encode_pair` says.
     parts, choices = (*parts[:-1], parts[-1].rstrip()), tuple(space + choice for choice in choices)
     alike = len(rows) > 1 and len({frozenset(continuations) for _, continuations in rows}) == 1
     answers = tuple(space + answer for answer in dict.fromkeys(rows[0][1])) if alike else ()
-    columns, metric = benchmark.choices or "choices", headline_metric(benchmark)
-    return Chat(parts, in_braces(message), answers or choices, answers, (), 0, None, columns, metric)
+    of_base |= {"columns": benchmark.choices or "choices", "metric": headline_metric(benchmark)}
+    return Chat(parts, in_braces(message), answers or choices, answers, (), 0, **of_base)
 
 
 def _inside(text: str) -> str:
@@ -100,7 +105,8 @@ def _is_asked(parts: Sequence[str], context: str) -> bool:
 
 
 def write_chat(out: Path, chat: Chat | None) -> None:
-    (out / FILE).write_text(json.dumps(chat and asdict(chat), indent=1) + "\n", encoding="utf-8")
+    fields = chat and {name: value for name, value in asdict(chat).items() if value or name not in ("template", "end")}
+    (out / FILE).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
 
 
 def read_chat(prompts: Mapping[str, Path]) -> Chat | None:
@@ -108,8 +114,14 @@ def read_chat(prompts: Mapping[str, Path]) -> Chat | None:
     found = [json.loads((folder / FILE).read_text(encoding="utf-8")) for folder in prompts.values()]
     if not found or any(chat != found[0] for chat in found):
         return None
-    return found[0] and Chat(**{name: _frozen(value) for name, value in found[0].items()})
+    return found[0] and Chat(**{name: frozen(value) for name, value in found[0].items()})
 
 
-def _frozen(value: Any) -> Any:
+def answer_end(prompts: Path) -> str:
+    """The token after an answer, if the base's chat template asks these prompts; else empty."""
+    chat = read_chat({"": prompts}) if (prompts / FILE).is_file() else None
+    return chat.end if chat else ""
+
+
+def frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value

@@ -1,6 +1,7 @@
 """Custom benchmarks: what the configuration must name, and how a row becomes an example by the columns it names."""
 
 import difflib
+import json
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from tailored_llama.config import (
     WRITTEN,
     BenchmarkConfig,
     accepted,
+    asks_turns,
     find_task,
     from_json,
     is_harness_task,
@@ -105,6 +107,9 @@ def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
             raise ValueError(f"column {name}: got {row[name]!r}; allowed: a text")
     written = str(benchmark.context).format(**{name: row[name] for name in names})
     fields = {"context": written if named_columns(benchmark) else row[names[0]]}
+    if asks_turns(benchmark):
+        turns = [turn for turn in row["turns"] if turn["role"] != "system" or benchmark.context == "prompt"]
+        fields["messages"] = json.dumps(turns, ensure_ascii=False)
     answer = row[str(benchmark.answer)]
     if labels := benchmark.labels:
         if (label := label_of(answer)) in labels:
@@ -129,7 +134,6 @@ def custom_content(benchmark: BenchmarkConfig, row: Mapping[str, Any], choices: 
     messages count, because other rows decide them.
     """
     names = ["system", "user"] if benchmark.form == "messages" else sorted(set(_context_columns(benchmark)))
-    names += ["tools"] * bool(benchmark.form == "messages" and row["tools"])
     texts = [str(row[name]) for name in names]
     return texts if is_written(benchmark) or benchmark.labels else [*texts, *sorted(choices)]
 

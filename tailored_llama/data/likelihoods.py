@@ -28,7 +28,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, max_length: int, end: Sequence
     targets: list[list[int]] = []
     truncated = False
     for context, continuation in zip(prompt.contexts, prompt.continuations, strict=True):
-        before, after = models.encode_pair(tokenizer, context, continuation)
+        before, after = models.encode_pair(tokenizer, context, continuation, bool(prompt.end))
         if not after:
             raise InputError(
                 f"example {prompt.example}: got the continuation {continuation!r}, which the tokenizer merges into "
@@ -63,7 +63,7 @@ def encode_choices(
 def encode_answer(tokenizer: Any, prompt: Prompt, max_length: int, end: Sequence[int] = ()) -> models.Encoded:
     """Only the right choice of a prompt, tokenised as by `encode_prompt`."""
     right = prompt.answer
-    alone = Prompt(prompt.example, (prompt.contexts[right],), (prompt.continuations[right],), 0, (1,))
+    alone = Prompt(prompt.example, (prompt.contexts[right],), (prompt.continuations[right],), 0, (1,), prompt.end)
     return encode_prompt(tokenizer, alone, max_length, end)
 
 

@@ -19,9 +19,10 @@ import pyarrow.compute as pc
 from tailored_llama import models
 from tailored_llama.config import FEW_SHOTS, BenchmarkConfig, RunConfig, Work, is_json, is_written, stop_strings
 from tailored_llama.data.benchmarks import Example, read_examples
-from tailored_llama.data.chat import find_chat, named_example, write_chat
+from tailored_llama.data.chat import answer_end, find_chat, frozen, named_example, write_chat
 from tailored_llama.data.schema import find_schema
 from tailored_llama.data.templates import LETTERS, Layout, Template, layout_of, load_template, names_in
+from tailored_llama.data.turns import Turns, find_turns
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
 
@@ -39,6 +40,7 @@ PROMPTS_SCHEMA = pa.schema(
         ("answer", pa.int32()),
         ("choice_lengths", pa.list_(pa.int32())),
         ("template", pa.string()),
+        ("messages", pa.string()),  # as JSON, where a base's chat template asks
     ]
 )
 
@@ -48,7 +50,8 @@ class Prompt:
     """One example written out: a context and a continuation per choice, the right choice, the lengths for acc_norm.
 
     The space between the two belongs to the continuation. A length is the number of characters of the continuation
-    without it, by which lm-evaluation-harness divides for acc_norm.
+    without it, by which lm-evaluation-harness divides for acc_norm. If a base's chat template asks, `end` is the token
+    after an answer, and `messages` are what it asks, as JSON.
     """
 
     example: int
@@ -56,16 +59,34 @@ class Prompt:
     continuations: tuple[str, ...]
     answer: int
     choice_lengths: tuple[int, ...]
+    end: str = ""
+    messages: str = ""
 
 
 def render(
-    benchmark: BenchmarkConfig, template: Template, example: Example, header: str = "", ending: str = ""
+    benchmark: BenchmarkConfig,
+    template: Template,
+    example: Example,
+    header: str = "",
+    ending: str = "",
+    turns: Turns | None = None,
 ) -> Prompt:
     """Write one example out, after a header of solved examples and with an ending after every continuation.
 
-    InputError: the template cannot word this benchmark, or has too few letters for the choices.
+    A base's chat template, `turns`, writes its messages alone. InputError: no template can word this example, or it has
+    too few letters for the choices.
     """
-    layout = layout_of(template, benchmark)
+    layout, messages = layout_of(template, benchmark), json.loads(example.fields.get("messages", "[]"))
+    if turns:
+        prompt, lengths = turns.ask(f"{benchmark.name} example {example.index}", messages), map(len, example.choices)
+        answers = tuple(turns.delimiter + choice for choice in example.choices)
+        told = turns.end, example.fields["messages"]
+        return Prompt(example.index, (prompt,) * len(answers), answers, example.answer, tuple(lengths), *told)
+    if len(messages) > 2:
+        raise InputError(
+            f"{benchmark.name} example {example.index}: got {len(messages)} messages before the answer; allowed: one "
+            "of the user (and a system message), as the base model has no chat template"
+        )
     start = header or _opening(layout, example)
     parts = [_fill(template, layout, example, choice) for choice in range(len(example.choices))]
     return Prompt(
@@ -77,12 +98,12 @@ def render(
     )
 
 
-def first_prompt(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[Example]) -> Prompt:
+def first_prompt(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[Example], base: Any = None) -> Prompt:
     """The prompt of the first train example that is not among the solved ones, as a run asks it."""
     template = load_template(config.prompts.template)
     solved, _ = select_train(train, config.scoring.num_fewshot, 0, config.seed, benchmark=benchmark.name)
-    header = few_shot_header(benchmark, template, solved)
-    return render(benchmark, template, [*without(train, solved), *train][0], header)
+    header, example = few_shot_header(benchmark, template, solved), [*without(train, solved), *train][0]
+    return render(benchmark, template, example, header, turns=find_turns(base, benchmark))
 
 
 def few_shot_header(benchmark: BenchmarkConfig, template: Template, examples: Sequence[Example]) -> str:
@@ -164,31 +185,39 @@ class PromptSettings:
         return replace(drawn, seed=config.seed, stop=stop)
 
 
-def render_prompts(examples: Path, *, settings: PromptSettings, work: Work) -> dict[str, Any]:
+def render_prompts(
+    examples: Path, dense: Path | None = None, *, settings: PromptSettings, work: Work
+) -> dict[str, Any]:
     """Stage: write `prompts.parquet` from what `load_benchmark` wrote; return the number of prompts of each split.
 
-    `chat.json` says how one message of a chat becomes such a prompt, or null, and has the schema of answers in JSON.
+    The chat template of `dense`, if it has one, asks rows of messages; a layout asks all others. `chat.json` says how a
+    chat becomes such a prompt, or null, and has the schema of answers in JSON.
 
     The solved examples before each question are drawn first, from the train split by seed. They are the same for every
     question, in tuning and in scoring (lm-evaluation-harness calls this the `first_n` sampler; its default draws
     others for every document). They are never among the shots, the held-out or the evaluated examples. InputError:
-    more train examples are requested than exist, or the template cannot word this benchmark.
+    more train examples are requested than exist, or neither template can word this benchmark.
     """
     benchmark, template = settings.wording.benchmark, load_template(settings.wording.template)
+    turns = find_turns(dense, benchmark)
+    if turns and (shown := settings.num_fewshot):
+        allowed = "0 for rows that the base's chat template asks"
+        raise InputError(f"scoring.num_fewshot: got {shown} with {benchmark.name}; allowed: {allowed}")
     solved, chosen = _choose(examples, settings)
     header = few_shot_header(benchmark, template, solved)
     rows = [
-        (name, render(benchmark, template, example, header, settings.stop))
+        (name, render(benchmark, template, example, header, settings.stop, turns))
         for name, members in chosen.items()
         for example in members
     ]
     prompts = [prompt for _, prompt in rows]
-    columns = {field.name: [getattr(prompt, field.name) for prompt in prompts] for field in fields(Prompt)}
+    columns = {field.name: [getattr(p, field.name) for p in prompts] for field in fields(Prompt) if field.name != "end"}
     columns |= {"split": [name for name, _ in rows], "template": [template.name] * len(rows)}
     write_table(work.out / "prompts.parquet", columns, PROMPTS_SCHEMA)
-    named = render(benchmark, template, named_example(benchmark), header)
+    named = render(benchmark, template, named_example(benchmark), header, turns=turns)
     asked, *others = ((prompt.contexts, prompt.continuations) for prompt in (named, *prompts))
-    chat = find_chat(benchmark, asked, others)
+    of_base = {"template": turns.template, "end": turns.end} if turns else {}
+    chat = find_chat(benchmark, asked, others, **of_base)
     if chat and is_json(benchmark):
         chat = replace(chat, schema=find_schema([e.choices[e.answer] for e in read_examples(examples, "train")]))
     write_chat(work.out, chat)
@@ -236,13 +265,21 @@ def draw_train(settings: PromptSettings, train: Sequence[Example]) -> tuple[list
 
 
 def _affordable(settings: PromptSettings, solved: Sequence[Example], pool: Sequence[Example]) -> int:
-    """How many examples have the tokens of the settings, by their mean. All but the first 50 leave some to hold out."""
+    """How many examples have the tokens of the settings, by their mean. All but the first 50 leave some to hold out.
+
+    Messages are counted as they are, so that bases with different chat templates read the same.
+    """
     benchmark, template = settings.wording.benchmark, load_template(settings.wording.template)
     header, some = few_shot_header(benchmark, template, solved), select_evaluation(pool, 1000)
-    prompts = [render(benchmark, template, example, header) for example in some]
-    size = sum(len((one.contexts[one.answer] + one.continuations[one.answer]).encode()) for one in prompts)
+
+    def size(example: Example) -> int:
+        if messages := example.fields.get("messages"):
+            return len((messages + example.choices[example.answer]).encode())
+        prompt = render(benchmark, template, example, header)
+        return len((prompt.contexts[prompt.answer] + prompt.continuations[prompt.answer]).encode())
+
     most = max(len(pool) - settings.held_out, min(FEW_SHOTS, len(pool) - 1))
-    return max(1, min(most, settings.tokens * BYTES_A_TOKEN * len(prompts) // max(size, 1)))
+    return max(1, min(most, settings.tokens * BYTES_A_TOKEN * len(some) // max(sum(map(size, some)), 1)))
 
 
 def select_train(
@@ -298,11 +335,9 @@ def select_evaluation(examples: Sequence[Example], limit: int | None) -> list[Ex
 
 def read_prompts(folder: Path, split: PromptSplit) -> list[Prompt]:
     """The prompts of one split, as `render_prompts` wrote them; empty if it wrote none."""
-    table = read_table(folder / "prompts.parquet", PROMPTS_SCHEMA)
-    return [
-        Prompt(r["example"], tuple(r["contexts"]), tuple(r["continuations"]), r["answer"], tuple(r["choice_lengths"]))
-        for r in table.filter(pc.equal(table["split"], split)).to_pylist()
-    ]
+    table, end = read_table(folder / "prompts.parquet", PROMPTS_SCHEMA), answer_end(folder)
+    rows = table.filter(pc.equal(table["split"], split)).drop_columns(["split", "template"]).to_pylist()
+    return [Prompt(**{name: frozen(value) for name, value in row.items()}, end=end) for row in rows]
 
 
 def check_answers(checkpoint: Path, folder: Path, written: bool) -> None:

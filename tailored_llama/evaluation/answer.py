@@ -66,6 +66,7 @@ class Answer:
     nearest: int  # the position of the candidate that lost least on the choosing rows
     record: str = "the store"  # where the opening is recorded
     failed: Mapping[str, str] = field(default_factory=dict)  # by label: why it could not be made or reached
+    doubt: str = ""  # a sentence, if the reference is hardly better than without skill
 
     @property
     def proven(self) -> int | None:

@@ -16,7 +16,7 @@ from tailored_llama.evaluation.generation import generate
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA, hits, metrics
 from tailored_llama.evaluation.settings import ScoreSettings
 from tailored_llama.evaluation.written import METRICS, answers_schema, judge, written_floor
-from tailored_llama.models import context_length, load_tokenizer, open_model, token_budget
+from tailored_llama.models import context_length, load_tokenizer, open_model, token_budget, with_end
 from tailored_llama.store import write_table
 
 
@@ -69,6 +69,9 @@ def _write_answers(
     written = settings.written
     assert written
     contexts = [prompt.contexts[0] for prompt in prompts]
+    if end := prompts[0].end:
+        ends = model.generation_config
+        ends.eos_token_id = with_end(ends.eos_token_id, tokenizer.convert_tokens_to_ids(end))
     texts = generate(model, tokenizer, contexts, written, work.execution.batch_tokens, work.progress)
     return write_texts(prompts, texts, settings, work.out), {"examples": len(prompts)}
 

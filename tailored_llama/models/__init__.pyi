@@ -33,6 +33,7 @@ from .checkpoints import weight_bytes as weight_bytes
 from .checkpoints import weight_files as weight_files
 from .convert import load_gguf_tokenizer as load_gguf_tokenizer
 from .convert import prepare_dense as prepare_dense
+from .convert import source_tokenizer as source_tokenizer
 from .devices import busy_threads as busy_threads
 from .devices import check_solver as check_solver
 from .devices import check_whole_training as check_whole_training
@@ -90,6 +91,7 @@ from .tokens import encode as encode
 from .tokens import encode_pair as encode_pair
 from .tokens import first_token as first_token
 from .tokens import pre_tokenizer_name as pre_tokenizer_name
+from .tokens import with_end as with_end
 from .vocabulary import Tokens as Tokens
 from .vocabulary import is_kept as is_kept
 from .vocabulary import read_tokens as read_tokens

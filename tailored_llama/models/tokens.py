@@ -17,6 +17,12 @@ def first_token(tokenizer: Any) -> int:
     return int(token)
 
 
+def with_end(known: int | list[int] | None, token: int) -> list[int]:
+    """The tokens that end what a model writes, with another one in front."""
+    others = known if isinstance(known, list) else [] if known is None else [known]
+    return [token, *(other for other in others if other != token)]
+
+
 def encode(tokenizer: Any, text: str) -> list[int]:
     """Token ids, with the special tokens that the tokenizer adds unless the text starts with BOS already."""
     has_bos = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
@@ -24,12 +30,17 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
+def encode_pair(tokenizer: Any, context: str, continuation: str, is_chat: bool = False) -> tuple[list[int], list[int]]:
     """Token ids of a context and of its continuation, as in lm-evaluation-harness.
 
     Trailing white space of the context moves to the continuation. Both are encoded together and split at the length of
-    the encoded context. A context without tokens becomes the BOS (or EOS) token.
+    the encoded context. A context without tokens becomes the BOS (or EOS) token. In a chat the context stays as a
+    server reads it.
     """
+    if is_chat:
+        before, whole = encode(tokenizer, context), encode(tokenizer, context + continuation)
+        is_apart = whole[: len(before)] == before
+        return before, whole[len(before) :] if is_apart else tokenizer.encode(continuation, add_special_tokens=False)
     bare = context.rstrip() if context else ""
     continuation, context = context[len(bare) :] + continuation, bare
     if not context:

@@ -44,7 +44,10 @@ def start_search(run: Runner, config: SmallestConfig) -> SearchState:
     for base, (better, _) in zip(bases, dense, strict=True):
         key = base.config.model.source, base.steps[0]
         whole |= {(*key, False): better, (*key, True): replace(better, label=_dense_label(base), adapter=None)}
-    return SearchState(run, config, bases, ladders, *dense[0], whole)
+    reference, answers = dense[0]
+    if doubt := _doubt(bases[0], reference, answers):
+        log.warning(doubt)
+    return SearchState(run, config, bases, ladders, reference, answers, whole, doubt)
 
 
 def _source(base: Base) -> models.ModelSource:
@@ -111,6 +114,19 @@ def _better_dense(run: Runner, base: Base) -> tuple[Model, Mapping[str, Answers]
     means = [np.mean([np.mean(own.values) for own in one.values()]) for one in answers]
     best = int(np.argmax(means))
     return dense[best], answers[best]
+
+
+def _doubt(base: Base, reference: Model, answers: Mapping[str, Answers]) -> str:
+    """A sentence on the benchmarks on which the reference is not clearly better than always the same answer."""
+    told = []
+    for name, scored in answers.items():
+        rows, (_, counts) = len(scored.values), np.unique(scored.answers, return_counts=True)
+        floor, mean = counts.max() / rows, float(np.mean(scored.values))
+        if mean - floor < 1.645 * math.sqrt(max(mean * (1 - mean), 1 / rows) / rows):  # one-sided, at 95 %
+            told.append(f"{mean:.0%} of {rows} rows of {name}, of which {floor:.0%} have the same answer")
+    if not told:
+        return ""
+    return f"{reference.label} may be too small for this job: it is right on {' and '.join(told)}."
 
 
 def score(run: Runner, base: Base, model: Model, split: ScoredSplit, kind: FileType = None) -> OfBenchmarks:

@@ -211,11 +211,12 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
     Raises:
         InputError: the rows are not those of the certificate.
     """
-    config, content = certificate.config, certificate.content
-    served = config.goal.runtime == "llama.cpp" and content.served
-    is_file = config.goal.runtime == "llama.cpp"
-    small = _load(run, config, str(certificate.weights[0] if is_file else certificate.folder))
-    reference = _load(run, config, dense) if dense else None
+    content, runtime = certificate.content, certificate.config.goal.runtime
+    served = runtime == "llama.cpp" and content.served
+    is_file = runtime == "llama.cpp"
+    config = _of_model(certificate.config, str(certificate.weights[0] if is_file else certificate.folder))
+    small = steps.load_dense(run, config)
+    reference = steps.load_dense(run, _of_model(config, dense)) if dense else None
     tests = {}
     for name, prompts in certified_rows(run, certificate):
         after = _answers(run, config, name, small, prompts, certificate.folder if served else None)
@@ -259,9 +260,8 @@ def uncovered(certificate: Certificate, dense: bool) -> list[str]:
     return [limit for limit, applies in limits.items() if applies]
 
 
-def _load(run: Runner, config: SmallestConfig, source: str) -> Artifact:
-    model = config.model.model_copy(update={"source": source, "revision": None})
-    return steps.load_dense(run, config.model_copy(update={"model": model}))
+def _of_model(config: SmallestConfig, source: str) -> SmallestConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"source": source, "revision": None})})
 
 
 def _answers(

@@ -2,9 +2,18 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from tailored_llama import data, evaluation
-from tailored_llama.config import GENERIC, BenchmarkConfig, RunConfig, SmallestConfig, is_written, with_template
+from tailored_llama import data, evaluation, models
+from tailored_llama.config import (
+    GENERIC,
+    BenchmarkConfig,
+    RunConfig,
+    SmallestConfig,
+    asks_turns,
+    is_written,
+    with_template,
+)
 from tailored_llama.data import PURPOSE, Example, Split, benchmarks, first_prompt, named_columns
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import DISCORDANT
@@ -20,7 +29,8 @@ def rows_of(config: RunConfig) -> Iterator[str]:
             continue
         examples = {part: _examples(config, benchmark, part) for part in PURPOSE}
         yield f"{file}: {_how_read(benchmark, [example for part in examples.values() for example in part])}."
-        prompt = first_prompt(config, benchmark, examples["train"])
+        base = _tokenizer(config) if asks_turns(benchmark) else None
+        prompt = first_prompt(config, benchmark, examples["train"], base)
         context, continuation = prompt.contexts[prompt.answer], prompt.continuations[prompt.answer]
         yield f"{file}: the prompt {context!r} has the answer {continuation!r}."
         rows = {part: len(members) for part, members in examples.items()}
@@ -109,6 +119,10 @@ def _tuned_rows(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[E
         yield f"{file}: tuning reads {len(shots):,} of {len(train):,} rows, {why}."
     if (few := len(held_out)) < tuning.held_out:
         yield f"warning: {file}: {few} rows are left to hold out, not tuning.held_out = {tuning.held_out}."
+
+
+def _tokenizer(config: RunConfig) -> Any:
+    return models.source_tokenizer(models.find_model(config.model), config.store.downloads)
 
 
 def _examples(config: RunConfig, benchmark: BenchmarkConfig, part: Split) -> list[Example]:

@@ -67,6 +67,7 @@ class SearchState:
     reference: Model
     answers: Mapping[str, Answers]  # of the reference on the choosing rows, by benchmark
     models: dict[ModelKey, Model]
+    doubt: str  # as in `Answer`
     parts: dict[Rung, CandidateParts[Artifact]] = field(default_factory=dict)
     candidates: dict[Rung, Candidate] = field(default_factory=dict)  # before smoothing
     failed: dict[str, Exception] = field(default_factory=dict)

@@ -26,7 +26,7 @@ from tailored_llama.pipeline.proven import publish_answer
 from tailored_llama.pipeline.reporting import ShipSettings, SmallestSettings
 from tailored_llama.pipeline.rows import check_provable
 from tailored_llama.pipeline.runner import Runner
-from tailored_llama.pipeline.search_state import SearchState
+from tailored_llama.pipeline.search_state import Base, SearchState
 from tailored_llama.pipeline.stage import Stage, flatten
 from tailored_llama.store import ArtifactRef
 
@@ -51,7 +51,7 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
     measured = evaluation.search(_ladders(state), partial(candidates.measure, state), margin)
     if not state.parts:
         raise next(iter(state.failed.values()))
-    order, sets, base = evaluation.sequence(measured, margin), _sets(state), state.bases[0]
+    order, sets, base = evaluation.sequence(measured, margin), _sets(state, state.bases[0]), state.bases[0]
     if share := _discordant(state):
         needed = evaluation.rows_needed(margin, evaluation.level_of(1, config.goal.confidence), share)
         told = "in fewer bits the dense model differs on %.0f %% of the rows: proving no loss then takes about %d rows"
@@ -71,6 +71,7 @@ def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
         nearest=rungs.index(evaluation.nearest(measured).rung),
         record=record,
         failed=unreachable | {name: one_line(error) for name, error in state.failed.items()},
+        doubt=state.doubt,
     )
     dense = candidates.score(run, base, state.reference, "evaluation") if opening else {}
     prompts = base.prompts.evaluation if opening else {}
@@ -217,9 +218,9 @@ def _prove(
     return proving, tests
 
 
-def _sets(state: SearchState) -> Sets:
-    """The three sets of rows of every benchmark, of the first base; all bases have the same."""
-    base, sets = state.bases[0], Sets()
+def _sets(state: SearchState, base: Base) -> Sets:
+    """The three sets of rows of every benchmark, as a base is asked; all bases have the same rows."""
+    sets = Sets()
     parts: dict[str, tuple[Mapping[str, Artifact], tuple[PromptSplit, ...]]] = {
         "tuning": (base.prompts.shots, ("shots", "held_out")),
         "choosing": (base.rows["selection"], ("selection",)),
@@ -238,6 +239,7 @@ def _ship(state: SearchState, answer: Answer, rung: Rung, proof: Proof[Artifact]
     gguf = candidates.gguf(state.run, base, state.models[state.model_key(rung)], kind) if kind else None
     asked = base.prompts.of_chat(*base.prompts.evaluation)
     model = {"parts": parts, "gguf": gguf, "prompts": asked}
+    answer = replace(answer, sets=_sets(state, base))
     settings = ShipSettings(as_shown(base.config), answer, candidates.answer_name(state.config))
     shipped = state.run(stages.SHIPPED, settings, "ship the answer", **model, proof=proof)
     if target := answer_folder(state.config):

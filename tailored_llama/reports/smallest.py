@@ -58,8 +58,9 @@ def verdict(answer: Answer) -> str:
 
 def _result(answer: Answer) -> tuple[list[str], list[tuple[str, str]]]:
     """The result in sentences, the verdict first, and its figures by name; of several benchmarks, the worst one's."""
+    doubt = [answer.doubt] if answer.doubt else []
     if (position := answer.proven) is None:
-        return _unproven(answer), []
+        return [*_unproven(answer), *doubt], []
     candidate, tests = answer.candidates[position], answer.tests[answer.order.index(position)]
     benchmark, test = max(tests.items(), key=lambda item: item[1].bound)
     rows = f"rows of {benchmark}, the worst" if len(tests) > 1 else "rows"
@@ -70,7 +71,7 @@ def _result(answer: Answer) -> tuple[list[str], list[tuple[str, str]]]:
         ("largest loss not excluded", f"{lost(test.bound, 2)} points"),
     ]
     compared = f"The model is {candidate.label}. The reference is {answer.reference}."
-    return [_verdict(answer, candidate), compared], figures
+    return [_verdict(answer, candidate), compared, *doubt], figures
 
 
 def _verdict(answer: Answer, candidate: Candidate) -> str:

@@ -19,6 +19,7 @@ from .llama_cpp import read_speed as read_speed
 from .served import ServedSettings as ServedSettings
 from .served import any_server_options as any_server_options
 from .served import ask_rows as ask_rows
+from .served import messages_of as messages_of
 from .served import score_served as score_served
 from .served import write_answers as write_answers
 from .settings import GgufSettings as GgufSettings

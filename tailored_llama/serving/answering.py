@@ -151,7 +151,9 @@ def _ask_checkpoint(
         choices, progress = [(text or tokenizer.eos_token,) for text in texts], silent  # the end, of an empty answer
     lengths = [tuple(len(text.strip()) for text in texts) for texts in choices]
     asked = zip(contexts, choices, lengths, strict=True)
-    prompts = [Prompt(i, (context,) * len(texts), texts, 0, sizes) for i, (context, texts, sizes) in enumerate(asked)]
+    prompts = [
+        Prompt(i, (context,) * len(texts), texts, 0, sizes, chat.end) for i, (context, texts, sizes) in enumerate(asked)
+    ]
     encoded = [encode_prompt(tokenizer, prompt, context_length(model)) for prompt in prompts]
     sums = loglikelihoods(model, encoded, token_budget(None, model), progress)
     if chat.new_tokens:

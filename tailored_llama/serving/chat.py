@@ -8,19 +8,38 @@ from typing import Any
 
 from jinja2 import Environment
 
-from tailored_llama.data import Chat
-from tailored_llama.models import load_tokenizer
+from tailored_llama.data import LAYOUT, Chat
+from tailored_llama.models import load_tokenizer, with_end
 from tailored_llama.serving.server import GRAMMAR, TEMPLATE
 
 SCHEMA = "schema.json"
 
 
 def write_chat_template(folder: Path, chat: Chat, tokenizer: Any = None) -> None:
-    """Give a checkpoint the chat template of a job in place of its own; or another folder, with the tokenizer."""
+    """Give a checkpoint the chat template of a job in place of its own; or another folder, with the tokenizer.
+
+    A template of the base brings the end of an answer.
+    """
     tokenizer = tokenizer or load_tokenizer(folder)
+    if chat.template:
+        _set(folder / "generation_config.json", "eos_token_id", tokenizer.convert_tokens_to_ids(chat.end))
+        _set(folder / "tokenizer_config.json", "eos_token", chat.end)
+        return _write(folder / TEMPLATE, chat.template)
     has_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    (folder / TEMPLATE).unlink(missing_ok=True)  # it may be a link
-    (folder / TEMPLATE).write_text(_jinja(chat, has_bos), encoding="utf-8")
+    _write(folder / TEMPLATE, _jinja(chat, has_bos))
+
+
+def _set(file: Path, name: str, value: Any) -> None:
+    """Set a field of a file; a new token that ends what the model writes comes before those that do already."""
+    stated = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if name == "eos_token_id":
+        value = with_end(stated.get(name), value)
+    _write(file, json.dumps(stated | {name: value}, indent=2, ensure_ascii=False))
+
+
+def _write(file: Path, text: str) -> None:
+    file.unlink(missing_ok=True)  # it may be a link
+    file.write_text(text, encoding="utf-8")
 
 
 def _jinja(chat: Chat, has_bos: bool) -> str:
@@ -33,7 +52,7 @@ def _jinja(chat: Chat, has_bos: bool) -> str:
     text = f" + {message} + ".join(map(_jinja_string, chat.parts))
     if not chat.new_tokens and not chat.parts[-1]:  # choices are ranked after a prompt without white space at its end
         text = f"({text}).rstrip()"
-    return "{{ bos_token }}" * has_bos + "{% set unread = messages[0]['content'] %}{{ " + text + " }}"
+    return "{{ bos_token }}" * has_bos + LAYOUT + "{{ " + text + " }}"
 
 
 def _jinja_string(text: str) -> str:
@@ -61,10 +80,11 @@ def write_schema(folder: Path, chat: Chat | None) -> None:
 def modelfile(file: str, chat: Chat | None = None, tokenizer: Any = None) -> str:
     """Ollama's Modelfile, with the prompt as template; an answer has no more tokens than the longest may have."""
     lines = [f"FROM ./{file}", "PARAMETER temperature 0"]
-    if chat:
+    if chat and not chat.template:  # Ollama's templates are Go's; it takes the file's own if it knows that one
         # JSON's strings are Go's as well.
         parts = ["{{ " + json.dumps(part, ensure_ascii=False) + " }}" if part else "" for part in chat.parts]
         lines.append(f'TEMPLATE """{"{{ .Prompt }}".join(parts)}"""')
+    if chat:
         lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in chat.stop]
         lengths = [len(tokenizer.encode(answer, add_special_tokens=False)) for answer in chat.answers]
         if most := max(lengths, default=chat.new_tokens):

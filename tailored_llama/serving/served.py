@@ -111,9 +111,9 @@ def ask_rows(
     for done, prompt in enumerate(rows, 1):
         try:
             if chat:
-                reply = server.chat({"messages": chat.messages(prompt.contexts[0]), **options(prompt)})
+                reply = server.chat({"messages": messages_of(chat, prompt), **options(prompt)})
             else:
-                reply = server.complete({"prompt": prompt.contexts[0].rstrip(), **options(prompt)})
+                reply = server.complete({"prompt": _asked(prompt), **options(prompt)})
         except Refused as error:
             if error.kind != TOO_LONG:
                 raise
@@ -125,8 +125,20 @@ def ask_rows(
 
 def _writes_prompt(server: ChatServer, chat: Chat, prompt: Prompt, bos: str | None) -> bool:
     """Tell whether the chat template of llama.cpp's server writes the prompt of a row."""
-    told = server.ask("/apply-template", {"messages": chat.messages(prompt.contexts[0])})
-    return str(told["prompt"]).removeprefix(bos or "") == prompt.contexts[0].rstrip()
+    told = server.ask("/apply-template", {"messages": messages_of(chat, prompt)})
+    return str(told["prompt"]).removeprefix(bos or "") == _asked(prompt).removeprefix(bos or "")
+
+
+def messages_of(chat: Chat, prompt: Prompt) -> list[dict[str, str]]:
+    """What a client sends to ask a prompt."""
+    if prompt.messages:
+        return list(json.loads(prompt.messages))
+    return [{"role": "user", "content": chat.message_in(prompt.contexts[0])}]
+
+
+def _asked(prompt: Prompt) -> str:
+    """What is read before an answer: white space belongs to the answer, unless a base's chat template writes it."""
+    return prompt.contexts[0] if prompt.end else prompt.contexts[0].rstrip()
 
 
 def _have_common_answers(rows: Sequence[Prompt]) -> bool:
@@ -135,8 +147,7 @@ def _have_common_answers(rows: Sequence[Prompt]) -> bool:
 
 def _with_space(prompt: Prompt) -> list[str]:
     """The choices of a prompt, with the white space at its end, which is not asked."""
-    context = prompt.contexts[0]
-    return [context[len(context.rstrip()) :] + answer for answer in prompt.continuations]
+    return [prompt.contexts[0][len(_asked(prompt)) :] + answer for answer in prompt.continuations]
 
 
 def write_answers(rows: Sequence[Prompt], texts: Sequence[str], score: ScoreSettings, out: Path) -> dict[str, float]:

@@ -105,10 +105,13 @@ def _figures(comparison: Comparison) -> dict[str, Any]:
 def encode_sample(tokenizer: Any, limit: int, ranked: Metric | None, prompt: Prompt, written: bool = False) -> Sample:
     """Encode all choices of a prompt if a metric ranks them, else the right one alone.
 
-    The end of text follows a written answer, so that the model ends it where nothing else does.
+    The end of text follows a written answer, so that the model ends it where nothing else does; any answer in a chat is
+    followed by the end of its turn.
     """
     if ranked is None:
         end = [tokenizer.eos_token_id] if written and tokenizer.eos_token_id is not None else []
+        if prompt.end:
+            end = [tokenizer.convert_tokens_to_ids(prompt.end)]
         return Sample(encode_answer(tokenizer, prompt, limit, end), 0, (1.0,))
     lengths = prompt.choice_lengths if ranked == "acc_norm" else (1,) * len(prompt.contexts)
     mean = sum(lengths) / len(lengths)

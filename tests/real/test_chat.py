@@ -1,5 +1,7 @@
 """SmolLM2 and Gemma 3 with fewer tokens in llama.cpp's own server: a chat asks what is scored, and answers alike."""
 
+import os
+import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,10 @@ import pytest
 
 from helpers import CPU, load_and_render, write_jsonl
 from llama_server import llama_server
-from tailored_llama.config import BenchmarkConfig, ModelConfig, RunConfig, Work
-from tailored_llama.data import Prompt, read_chat, read_prompts
+from tailored_llama.config import BenchmarkConfig, ModelConfig, RunConfig, Work, validate_config
+from tailored_llama.data import Chat, Prompt, read_chat, read_prompts
 from tailored_llama.data.benchmarks import load_examples
-from tailored_llama.models import DenseSettings, encode_pair, load_tokenizer, prepare_dense
+from tailored_llama.models import DenseSettings, encode_pair, load_tokenizer, open_gguf, prepare_dense
 from tailored_llama.serving import (
     GgufSettings,
     QuantisedSettings,
@@ -22,9 +24,28 @@ from tailored_llama.serving import (
     trim_checkpoint,
     write_chat_template,
 )
+from tailored_llama.training.tuning import encode_sample
 
 pytestmark = pytest.mark.real
 KEPT = {"smollm2-135m-instruct": 16_384, "gemma-3-270m": 32_768}
+GEMMA = """{{ bos_token }}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- set first_user_prefix = messages[0]['content'] + '\n\n' -%}
+    {%- set loop_messages = messages[1:] -%}
+{%- else -%}
+    {%- set first_user_prefix = "" -%}
+    {%- set loop_messages = messages -%}
+{%- endif -%}
+{%- for message in loop_messages -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
+    {%- endif -%}
+    {%- set role = "model" if message['role'] == 'assistant' else message['role'] -%}
+    {{ '<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else "") }}
+    {{- message['content'] | trim }}{{ '<end_of_turn>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}
+"""  # as of the models that were tuned to instructions, for texts
 LABELS = ("science", "everyday life", "everyday story")  # two of them begin alike
 
 
@@ -33,6 +54,8 @@ def trimmed(request: pytest.FixtureRequest, quickstart: RunConfig, tmp_path_fact
     dense, out = tmp_path_factory.mktemp("dense"), tmp_path_factory.mktemp("trimmed")
     settings = DenseSettings.of(ModelConfig(source=request.param, dtype="float32"))
     prepare_dense(settings=settings, work=Work(dense, downloads=quickstart.store.downloads))
+    if request.param.startswith("gemma"):  # the embedded one has no chat template
+        (dense / "chat_template.jinja").write_text(GEMMA)
     trim_checkpoint(dense, ["Text: Kind: Passage: Question: Answer:", *LABELS], KEPT[request.param], out)
     return out
 
@@ -57,6 +80,12 @@ def message(prompt: Prompt, prefix: str, suffix: str) -> dict[str, str]:
     return {"role": "user", "content": text[len(prefix) : len(text) - len(suffix)]}
 
 
+def shipped(checkpoint: Path, chat: Chat, folder: Path) -> Any:
+    """The tokenizer of a checkpoint as it is shipped."""
+    write_chat_template(copied := shutil.copytree(checkpoint, folder / "shipped", copy_function=os.link), chat)
+    return load_tokenizer(copied)
+
+
 @pytest.mark.parametrize("job", ["kinds", "boolq", "piqa"])
 def test_a_chat_asks_and_answers_as_scored(trimmed: Path, quickstart: RunConfig, job: str, tmp_path: Path) -> None:
     """Ids are compared for all jobs, and answers for one: both must read every prompt, one without a cache."""
@@ -75,9 +104,7 @@ def test_a_chat_asks_and_answers_as_scored(trimmed: Path, quickstart: RunConfig,
     export_gguf(trimmed, None, {job: prompts}, settings=GgufSettings("q8_0", job), work=Work(out))
     chat = read_chat({job: prompts})
     assert chat is not None
-    tokenizer = load_tokenizer(trimmed)
-    write_chat_template(trimmed, chat)
-    chatting, said = load_tokenizer(trimmed), []
+    tokenizer, chatting, said = load_tokenizer(trimmed), shipped(trimmed, chat, tmp_path), []
     with llama_server(out / f"{job}-q8_0.gguf", 2048) as server:
         asked = read_prompts(prompts, "evaluation")
         for prompt in asked:
@@ -93,3 +120,37 @@ def test_a_chat_asks_and_answers_as_scored(trimmed: Path, quickstart: RunConfig,
         ranked = np.array(pq.read_table(scores / "predictions.parquet")["loglikelihoods"].to_pylist()).argmax(1)
         best = [prompt.continuations[choice] for prompt, choice in zip(asked, ranked, strict=True)]
         assert sum(map(str.__eq__, said, best)) >= 0.85 * len(best)  # a choice word by word is not quite a ranking
+
+
+@pytest.mark.parametrize("system", ['Answer in one word, as "they" say it.', ""], ids=["system", "no system"])
+def test_messages_of_several_turns_are_read_as_tuned(
+    trimmed: Path, quickstart: RunConfig, system: str, tmp_path: Path
+) -> None:
+    drawn = islice(load_examples(BenchmarkConfig(name="piqa"), "evaluation", quickstart.store.downloads), 750)
+    texts = [(example.fields["question"], example.choices[example.answer]) for example in drawn]
+    told, asked = [{"role": "system", "content": system}] * bool(system), dict[int, list[dict[str, str]]]()
+    for i in range(250):
+        turns = texts[3 * i : 3 * i + 1 + i % 3]
+        pairs = [({"role": "user", "content": q}, {"role": "assistant", "content": a}) for q, a in turns]
+        asked[i] = [*told, *(message for pair in pairs for message in pair)]
+    file = write_jsonl(tmp_path / "rows.jsonl", [{"messages": messages} for messages in asked.values()])
+    (benchmark,) = validate_config({"benchmarks": [file]}).benchmarks
+    prompts, out = load_and_render(benchmark, tmp_path, dense=trimmed), tmp_path / "out"
+    out.mkdir()
+    export_gguf(trimmed, None, {"rows": prompts}, settings=GgufSettings("q8_0", "rows"), work=Work(out))
+    chat = read_chat({"rows": prompts})
+    assert chat is not None
+    tokenizer, chatting = load_tokenizer(trimmed), shipped(trimmed, chat, tmp_path)
+    file_end = open_gguf(out / "rows-q8_0.gguf", "").fields["tokenizer.ggml.eos_token_id"].contents()
+    assert file_end == chatting.eos_token_id == chatting.convert_tokens_to_ids(chat.end)
+    with llama_server(out / "rows-q8_0.gguf", 2048) as server:
+        compared = read_prompts(prompts, "evaluation")
+        for prompt in compared:
+            *messages, _ = asked[prompt.example]
+            tuned = encode_sample(tokenizer, 8192, None, prompt, written=True).encoded
+            ids = list(tuned.document.prefix[: tuned.positions[0][0] + 1])
+            assert tuned.targets[0][-1] == file_end
+            for request in (messages, messages[len(told) :]):
+                assert chatting.apply_chat_template(request, add_generation_prompt=True, return_dict=False) == ids
+                assert server.chat_ids(*request) == ids
+    assert len(compared) >= 90

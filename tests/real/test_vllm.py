@@ -3,9 +3,11 @@
 By hand, with `make test-vllm`: vLLM lives in a virtual environment of its own.
 """
 
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,20 @@ import httpx
 import pytest
 import torch
 
-from helpers import load_and_render, tune
+from helpers import load_and_render, tune, write_jsonl
 from services import children, free_port, until
-from tailored_llama.config import BenchmarkConfig, RunConfig
-from tailored_llama.models import load_model, load_tokenizer, read_structure
+from tailored_llama.config import BenchmarkConfig, RunConfig, validate_config
+from tailored_llama.data import read_chat, read_prompts
+from tailored_llama.data.benchmarks import load_examples
+from tailored_llama.evaluation import ScoreSettings
+from tailored_llama.models import encode_pair, load_model, load_tokenizer, read_structure
+from tailored_llama.serving import any_server_options, messages_of, write_chat_template
 
 pytestmark = pytest.mark.vllm
 PROMPTS = ("The capital of France is", "Question: What do plants make from sunlight?\nAnswer:")
 NEW_TOKENS = 24
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": ""}
-Complete = Callable[[str, list[int]], tuple[list[int], list[float]]]
+Ask = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +50,7 @@ def adapters(pruned_smollm2: Path, quickstart: RunConfig, tmp_path_factory: pyte
 
 
 @contextmanager
-def served(vllm: str, checkpoint: Path, log: Path, *arguments: str) -> Iterator[Complete]:
+def served(vllm: str, checkpoint: Path, log: Path, *arguments: str) -> Iterator[Ask]:
     """What `vllm serve` runs, in float32. That command itself does not start in the package vllm-cpu 0.32.0."""
     port = free_port()
     command = [vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint), "--trust-remote-code"]
@@ -52,13 +58,10 @@ def served(vllm: str, checkpoint: Path, log: Path, *arguments: str) -> Iterator[
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "512"]
     command += ["--enforce-eager"]  # without it, vLLM compiles for minutes
 
-    def complete(model: str, prompt: list[int]) -> tuple[list[int], list[float]]:
-        asked: dict[str, Any] = {"model": model, "prompt": prompt, "max_tokens": NEW_TOKENS, "temperature": 0}
-        asked |= {"logprobs": 1, "return_token_ids": True, "ignore_eos": True}
-        answer = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=asked, timeout=120)
+    def ask(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        answer = httpx.post(f"http://127.0.0.1:{port}{path}", json=body, timeout=120)
         assert answer.status_code == 200, answer.text
-        choice = answer.json()["choices"][0]
-        return choice["token_ids"], choice["logprobs"]["token_logprobs"]
+        return dict(answer.json())
 
     with children() as spawn:
         process = spawn(command, log, ENVIRONMENT)
@@ -71,11 +74,18 @@ def served(vllm: str, checkpoint: Path, log: Path, *arguments: str) -> Iterator[
                 return False
 
         until(ready, 300, "vLLM's start", pause=0.5)
-        yield complete
+        yield ask
+
+
+def complete(ask: Ask, model: str, prompt: list[int]) -> tuple[list[int], list[float]]:
+    """Greedy tokens and the log-probability of each."""
+    asked: dict[str, Any] = {"model": model, "prompt": prompt, "max_tokens": NEW_TOKENS, "temperature": 0}
+    choice = ask("/v1/completions", asked | {"logprobs": 1, "return_token_ids": True, "ignore_eos": True})["choices"][0]
+    return choice["token_ids"], choice["logprobs"]["token_logprobs"]
 
 
 def by_transformers(checkpoint: Path, adapter: Path | None, prompt: list[int]) -> tuple[list[int], list[float]]:
-    """Greedy tokens and the log-probability of each."""
+    """The same."""
     model, ids = load_model(checkpoint, adapter), torch.tensor([prompt])
     with torch.no_grad():
         for _ in range(NEW_TOKENS):
@@ -88,12 +98,41 @@ def by_transformers(checkpoint: Path, adapter: Path | None, prompt: list[int]) -
 def test_layers_of_different_widths_say_the_same(pruned_smollm2: Path, vllm: str, tmp_path: Path) -> None:
     assert len(set(read_structure(pruned_smollm2).layers)) > 1
     tokenizer = load_tokenizer(pruned_smollm2)
-    with served(vllm, pruned_smollm2, tmp_path / "vllm.log") as complete:
+    with served(vllm, pruned_smollm2, tmp_path / "vllm.log") as ask:
         for prompt in (tokenizer(text)["input_ids"] for text in PROMPTS):
             tokens, logprobs = by_transformers(pruned_smollm2, None, prompt)
-            said = complete("base", prompt)
+            said = complete(ask, "base", prompt)
             assert said[0] == tokens
             assert said[1] == pytest.approx(logprobs, abs=1e-3)
+
+
+@pytest.mark.parametrize("form", ["labels", "messages"])
+def test_a_chat_asks_what_was_tuned_and_answers_by_the_labels(
+    pruned_smollm2: Path, quickstart: RunConfig, vllm: str, form: str, tmp_path: Path
+) -> None:
+    drawn = list(islice(load_examples(BenchmarkConfig(name="piqa"), "evaluation", quickstart.store.downloads), 300))
+    rows: list[dict[str, Any]] = [{"text": e.fields["question"], "label": ("no", "yes")[e.answer]} for e in drawn]
+    if form == "messages":
+        told = [({"role": "user", "content": r["text"]}, {"role": "assistant", "content": r["label"]}) for r in rows]
+        rows = [{"messages": [{"role": "system", "content": "Say yes or no."}, *turns]} for turns in told]
+    (benchmark,) = validate_config({"benchmarks": [write_jsonl(tmp_path / "rows.jsonl", rows)]}).benchmarks
+    prompts = load_and_render(benchmark, tmp_path, dense=pruned_smollm2)
+    chat, tokenizer = read_chat({"rows": prompts}), load_tokenizer(pruned_smollm2)
+    assert chat is not None
+    shutil.copytree(pruned_smollm2, shipped := tmp_path / "shipped")
+    write_chat_template(shipped, chat)
+    score = ScoreSettings.of(benchmark)
+    with served(vllm, shipped, tmp_path / "vllm.log") as ask:
+        compared = read_prompts(prompts, "evaluation")
+        for number, prompt in enumerate(compared):
+            messages = messages_of(chat, prompt)
+            read = ask("/tokenize", {"model": "base", "messages": messages, "add_generation_prompt": True})
+            assert read["tokens"] == encode_pair(tokenizer, prompt.contexts[0], "x", bool(prompt.end))[0]
+            if number < 10:
+                body = {"model": "base", "messages": messages, "temperature": 0, "max_tokens": 8}
+                answer = ask("/v1/chat/completions", body | any_server_options(shipped, score, prompt))
+                assert answer["choices"][0]["message"]["content"] in chat.answers
+    assert len(compared) > 90
 
 
 def test_two_adapters_answer_in_one_batch(
@@ -102,8 +141,8 @@ def test_two_adapters_answer_in_one_batch(
     prompt = load_tokenizer(pruned_smollm2)(PROMPTS[1])["input_ids"]
     modules = [f"{name}={folder}" for name, folder in adapters.items()]
     arguments = ("--enable-lora", "--max-loras", "2", "--max-lora-rank", "64", "--lora-modules", *modules)
-    with served(vllm, pruned_smollm2, tmp_path / "vllm.log", *arguments) as complete, ThreadPoolExecutor() as pool:
-        said = dict(zip(adapters, pool.map(lambda name: complete(name, prompt), adapters), strict=True))
+    with served(vllm, pruned_smollm2, tmp_path / "vllm.log", *arguments) as ask, ThreadPoolExecutor() as pool:
+        said = dict(zip(adapters, pool.map(lambda name: complete(ask, name, prompt), adapters), strict=True))
     expected = {name: by_transformers(pruned_smollm2, folder, prompt) for name, folder in adapters.items()}
     assert expected["arc_easy"][0] != expected["piqa"][0]
     for name, (tokens, logprobs) in expected.items():

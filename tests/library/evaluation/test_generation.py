@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from helpers import CPU, load_and_render, save_worded_llama, tune, write_jsonl
+from helpers import CPU, load_and_render, save_chatting_llama, save_worded_llama, tune, write_jsonl
 from tailored_llama.config import WRITTEN, BenchmarkConfig, Work, validate_config
 from tailored_llama.data import (
     BenchmarkSource,
@@ -244,6 +245,27 @@ def test_a_tuned_model_ends_its_answer_itself(folder: Callable[[str], Path]) -> 
     contexts = [prompt.contexts[0] for prompt in read_prompts(prompts, "shots")]
     texts = generate(load_model(checkpoint, adapter), load_tokenizer(checkpoint), contexts, WrittenAnswer(32))
     assert sorted(texts) == [" [unknown]\n", " six\n", " ten\n", " two\n"]
+
+
+def test_a_tuned_chat_ends_its_answer_with_the_end_of_its_turn(folder: Callable[[str], Path]) -> None:
+    checkpoint, train = save_chatting_llama(folder("model")), folder("train")
+    prompts, adapter, scores = folder("prompts"), folder("adapter"), folder("scores")
+    earlier = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello."}]
+    asked = [(f"How many is {i}?", f"{i % 2}\n\nor {i}") for i in range(150)]
+    rows = [
+        {"messages": [*earlier, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+        for question, answer in asked
+    ]
+    benchmark = BenchmarkConfig(data=write_jsonl(train / "rows.jsonl", rows), kind="written")
+    run = validate_config({"tuning": {"shots": 2, "held_out": 0, "epochs": 40, "learning_rate": 0.02}})
+    load_benchmark(settings=BenchmarkSource(benchmark), work=Work(train))
+    render_prompts(train, checkpoint, settings=PromptSettings.of(run, benchmark, "train"), work=Work(prompts))
+    tune(checkpoint, prompts, run.tuning, adapter, metric="exact_match")
+    settings = replace(ScoreSettings.of(benchmark, "shots"), written=WrittenAnswer(32))
+    score_benchmark(checkpoint, adapter, prompts, settings=settings, work=Work(scores, CPU))
+    written = read_table(scores / "answers.parquet", answers_schema("exact_match")).to_pylist()
+    assert [row["text"] for row in written] == [asked[row["example"]][1] for row in written]
+    assert len(written) == 2
 
 
 def test_the_stage_writes_answers_and_metrics(tiny: Path, folder: Callable[[str], Path]) -> None:

@@ -22,6 +22,7 @@ from tailored_llama.evaluation import Answer, loss_bound, read_answer
 from tailored_llama.models import open_gguf
 from tailored_llama.pipeline import COMPOSITIONS, FolderRunner, read_certificate, verify_certificate
 from tailored_llama.pipeline.rows import rows_of_search
+from tailored_llama.reports import verdict
 from tailored_llama.store import read_table
 
 
@@ -91,6 +92,10 @@ def shipped(run: dict[str, Any], tmp_path: Path) -> Path:
 
 def test_the_smallest_proven_model_is_shipped_and_found_again(run: dict[str, Any], tmp_path: Path) -> None:
     answer = answer_to(run)
+    assert re.fullmatch(
+        r"dense.* may be too small for this job: it is right on \d+% of 30 rows of job, .*", answer.doubt
+    )
+    assert answer.doubt in verdict(answer)
     assert answer.proven == answer.order[len(answer.tests) - 1]  # all were proven
     costs = [answer.candidates[place].cost for place in answer.order]
     assert costs == sorted(costs, reverse=True)

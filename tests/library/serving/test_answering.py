@@ -134,6 +134,30 @@ def test_a_checkpoint_answers_as_it_is_scored(name: str, folder: Callable[[str],
     assert answers["probability"].tolist() == pytest.approx(own.tolist(), rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["labels", "written"])
+def test_messages_are_asked_by_the_base_s_chat_template(kind: str, folder: Callable[[str], Path]) -> None:
+    turns = [
+        [{"role": "system", "content": "Be good."}] * (i % 2)
+        + [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "no"}] * (i % 3)
+        + [{"role": "user", "content": f"{helpers.words(60)[i:40]}"}]
+        for i in range(40)
+    ]
+    rows = [{"messages": [*asked, {"role": "assistant", "content": f"b{i % 2}"}]} for i, asked in enumerate(turns)]
+    file, checkpoint = helpers.write_jsonl(folder("rows") / "rows.jsonl", rows), folder("model")
+    helpers.save_worded_llama(checkpoint, max_position_embeddings=512)
+    (benchmark,) = validate_config({"benchmarks": [{"data": file, "kind": kind}]}).benchmarks
+    prompts, settings = helpers.load_and_render(benchmark, folder("job"), dense=checkpoint), ScoreSettings.of(benchmark)
+    score_benchmark(checkpoint, None, prompts, settings=settings, work=Work(scores := folder("scores")))
+    chat = read_chat({"": prompts})
+    assert chat
+    assert chat.template
+    write_chat_template(checkpoint, chat)
+    write_chat(checkpoint, chat)
+    chosen = read_chosen(scores, settings.metric)
+    answers = tl.load(checkpoint).answers([{"messages": turns[i]} for i in chosen])["answer"]
+    assert answers.tolist() == [f"b{own}" if kind == "labels" else str(own).strip() for own in chosen.values()]
+
+
 def test_rows_in_any_form_get_the_same_answers(shipped: dict[str, Path], tmp_path: Path) -> None:
     frame = pd.DataFrame(NEW, index=range(10, 18))
     frame[["text"]].to_csv(tmp_path / "new.csv", index=False)

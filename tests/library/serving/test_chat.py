@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tailored_llama.config import BenchmarkConfig, Work, validate_config
 from tailored_llama.data import BenchmarkSource, load_benchmark, read_chat, read_prompts
 from tailored_llama.models import encode, encode_pair, load_tokenizer
 from tailored_llama.serving import GgufSettings, export_gguf, write_chat_template
+from tailored_llama.training.tuning import encode_sample
 
 ENDS = ("", " ", "\n", '"', "'", "\\n", " é☃", "{x}{{ y }}", "<|end|>")
 ROWS = [
@@ -94,12 +95,18 @@ def asked_by_card(server: LlamaServer, card: str, message: str) -> str:
 
 def test_the_card_s_request_gets_one_of_the_answers(folder: Callable[[str], Path]) -> None:
     checkpoint = helpers.save_worded_llama(folder("model"))
-    for job, answers in (("labels", [" good", ' so "so"']), ("letters", [" A", " B"]), ("twice", None)):
-        prompts, out = rendered(folder(f"rows of {job}"), job), folder(job)
-        export_gguf(checkpoint, None, {"job": prompts}, settings=GgufSettings("f16", "job"), work=Work(out))
+    jobs = {job: rendered(folder(f"rows of {job}"), job) for job in ("labels", "letters", "twice")}
+    answers_of = {"labels": [" good", ' so "so"'], "letters": [" A", " B"], "twice": None, "turns": ["bad one", "good"]}
+    chatting = helpers.save_chatting_llama(folder("chatting"))
+    (turns,) = validate_config({"benchmarks": [rows_of_turns(folder("rows"), ["Be good."])]}).benchmarks
+    jobs["turns"] = helpers.load_and_render(turns, folder("prompts"), dense=chatting)
+    for job, answers in answers_of.items():
+        prompts, out = jobs[job], folder(job)
+        model = chatting if job == "turns" else checkpoint
+        export_gguf(model, None, {"job": prompts}, settings=GgufSettings("f16", "job"), work=Work(out))
         card, modelfile = (out / "README.md").read_text(), (out / "Modelfile").read_text()
         assert ("--grammar-file grammar.gbnf" in card) == bool(answers)
-        assert "{{ .Prompt }}" in modelfile
+        assert ("{{ .Prompt }}" in modelfile) == (job != "turns")
         with llama_server(out / "job-f16.gguf") as server:
             said = {asked_by_card(server, card, row["text"]) for row in ROWS}
         assert said <= {*(answers or (" {first choice}", " {second choice}"))}
@@ -136,3 +143,79 @@ def test_what_no_chat_can_ask_keeps_the_base_s_template(folder: Callable[[str], 
         assert server.ask("/apply-template", {"messages": [{"role": "user", "content": "x"}]})["prompt"] == (
             "<|user|>user said: x<|end|>"
         )
+
+
+BRACKETS = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% elif m['role'] == 'system' %}{{ '<<' + m['content'] + '>>' + strftime_now('%Y') }}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def dialogue(i: int, system: str, turns: int) -> list[dict[str, str]]:
+    roles = ["user", "assistant"] * turns
+    told = [{"role": "system", "content": system}] if system else []
+    texts = [f"{word}{ENDS[i % len(ENDS)]}" for word in words_of(i, 2 * turns - 1)] + ["good" if i % 2 else "bad one"]
+    return told + [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+
+
+def words_of(i: int, count: int) -> list[str]:
+    return [helpers.words(400)[i + 9 * k : i + 9 * k + 20] for k in range(count)]
+
+
+def rows_of_turns(folder: Path, systems: Sequence[str]) -> Path:
+    rows = [{"messages": dialogue(i, systems[i % len(systems)], 1 + i % 3)} for i in range(150)]
+    return helpers.write_jsonl(folder / "turns.jsonl", rows)
+
+
+@pytest.mark.parametrize(
+    "systems", [['Say "it\'s"\n{{ x }} é☃.'], ["Be good.", "Be bad."], [""]], ids=["one", "two", "none"]
+)
+@pytest.mark.parametrize("kind", ["labels", "written"])
+@pytest.mark.parametrize(
+    ("tokenizer", "template"),
+    [
+        (helpers.bpe_tokenizer, helpers.CHATML),
+        (helpers.spm_tokenizer, helpers.CHATML),
+        (helpers.spm_tokenizer, BRACKETS),
+    ],
+    ids=["bytes", "pieces", "pieces, BOS in the template"],
+)
+def test_messages_are_asked_by_the_base_s_chat_template(
+    tokenizer: Callable[[], PreTrainedTokenizerFast],
+    template: str,
+    kind: str,
+    systems: list[str],
+    folder: Callable[[str], Path],
+) -> None:
+    checkpoint = helpers.save_chatting_llama(folder("model"), tokenizer(), template)
+    (benchmark,) = validate_config(
+        {"benchmarks": [{"data": str(rows_of_turns(folder("rows"), systems)), "kind": kind}]}
+    ).benchmarks
+    prompts, out = helpers.load_and_render(benchmark, folder("prompts"), dense=checkpoint), folder("out")
+    asked = read_prompts(prompts, "evaluation")
+    before, chat = load_tokenizer(checkpoint), read_chat({"turns": prompts})
+    assert chat is not None
+    export_gguf(checkpoint, None, {"turns": prompts}, settings=GgufSettings("f16", "turns"), work=Work(out))
+    write_chat_template(checkpoint, chat)
+    after = load_tokenizer(checkpoint)
+    end = "</s>" if template == BRACKETS else "<|im_end|>"
+    assert (after.eos_token, chat.end) == (end, end)
+    assert json.loads((checkpoint / "generation_config.json").read_text())["eos_token_id"][0] == after.eos_token_id
+    gap = " " if template == BRACKETS else ""
+    assert "TEMPLATE" not in (out / "Modelfile").read_text()
+    with llama_server(out / "turns-f16.gguf", 512) as server:
+        for prompt in asked:
+            messages = dialogue(prompt.example, systems[prompt.example % len(systems)], 1 + prompt.example % 3)
+            answer, right = messages.pop(), prompt.continuations[prompt.answer]
+            assert right == gap + answer["content"]
+            ids = encode_pair(before, prompt.contexts[0], right, is_chat=True)[0]
+            tuned = encode_sample(before, 512, None, prompt, kind == "written").encoded
+            assert list(tuned.document.prefix)[: tuned.positions[0][0] + 1] == ids == encode(before, prompt.contexts[0])
+            sent = [messages[1:]] if len(systems) == 1 and systems[0] else []
+            for request in [messages, *sent]:
+                assert after.apply_chat_template(request, add_generation_prompt=True, return_dict=False) == ids
+                assert server.chat_ids(*request) == ids
+            whole = after.apply_chat_template([*messages, answer], return_dict=False)
+            assert [*ids, *tuned.targets[0]] == whole[: len(ids) + len(tuned.targets[0])]
+            assert tuned.targets[0][-1] == after.eos_token_id

@@ -1,0 +1,55 @@
+"""The code of a card, as it stands there, gets an answer: curl, OpenAI's client, and transformers."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import helpers
+from llama_server import llama_server
+from tailored_llama.config import Work, validate_config
+from tailored_llama.data import read_chat
+from tailored_llama.serving import GgufSettings, export_gguf, how_to_ask, write_chat_template
+
+ROWS = {
+    "labels": [{"text": f"text {i}", "label": ("good", "bad")[i % 2]} for i in range(150)],
+    "text": [{"prompt": f"text {i}", "completion": f"number {i}"} for i in range(150)],
+    "JSON": [{"prompt": f"text {i}", "completion": {"a": i}} for i in range(150)],
+}
+
+
+def blocks(card: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", card, re.DOTALL)
+
+
+def run(*command: str, folder: Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_the_code_of_a_card_gets_an_answer(kind: str, tmp_path: Path) -> None:
+    file = helpers.write_jsonl(tmp_path / "job.jsonl", ROWS[kind])
+    (benchmark,) = validate_config({"benchmarks": [file]}).benchmarks
+    prompts = helpers.load_and_render(benchmark, tmp_path, split="train", shots=8)
+    checkpoint, out = helpers.save_worded_llama(tmp_path / "model"), tmp_path / "out"
+    out.mkdir()
+    export_gguf(checkpoint, None, {"job": prompts}, settings=GgufSettings("f16", "job"), work=Work(out))
+    card = (out / "README.md").read_text()
+    with llama_server(out / "job-f16.gguf") as server:
+        port = server.url.rpartition(":")[2]
+        *_, curl = (block for block in blocks(card, "sh") if "curl" in block)
+        asked = curl[curl.index("curl") :].replace(":8000/", f":{port}/")
+        said = json.loads(run("bash", "-c", asked, folder=out))["choices"][0]["message"]["content"]
+        client = blocks(card, "python")[0].replace(":8000/", f":{port}/")
+        assert run(sys.executable, "-c", client, folder=out) == f"{said}\n"
+    assert kind != "labels" or said in (" good", " bad")
+    chat = read_chat({"job": prompts})
+    assert chat is not None
+    write_chat_template(checkpoint, chat)
+    code = blocks(how_to_ask("job", chat), "python")[1].replace("path/to/this/folder", str(checkpoint))
+    assert run(sys.executable, "-c", code, folder=out).strip()
