@@ -3,7 +3,6 @@
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tailored_llama.config import FORMS, from_json, in_form
@@ -16,14 +15,7 @@ _NAME = re.compile(r"\{([^{}]+)\}")
 _UNKNOWN = {"role": "assistant", "content": '{"name": "", "arguments": {}}'}  # a text, and a call of a tool
 
 Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Question:
-    """The messages of a chat, and the answers that may follow; none: the model writes a text of its own."""
-
-    messages: list[dict[str, str]]
-    choices: tuple[str, ...]
+Question = tuple[list[dict[str, str]], tuple[str, ...]]  # messages, and the choices; none: a text of the model's own
 
 
 def read_questions(chat: Chat, rows: Sequence[Row]) -> list[Question]:
@@ -31,7 +23,7 @@ def read_questions(chat: Chat, rows: Sequence[Row]) -> list[Question]:
 
     InputError: a row lacks a column, or has something else in it.
     """
-    names, questions = {*_NAME.findall(chat.message)}, []
+    names, questions = {*_NAME.findall(chat.message)}, list[Question]()
     for number, row in enumerate(_in_form(rows, names)):
         asked = chat.message if row.keys() >= names or MESSAGE not in row else f"{{{MESSAGE}}}"
         try:
@@ -40,9 +32,9 @@ def read_questions(chat: Chat, rows: Sequence[Row]) -> list[Question]:
                     allowed = f"a text in it, or the whole message in the column {MESSAGE}"
                     raise ValueError(f"column {name}: got {text!r} (columns: {', '.join(row)}); allowed: {allowed}")
             message = "".join(row[part] if i % 2 else part for i, part in enumerate(_NAME.split(asked)))
-            choices = chat.answers if chat.answers or chat.new_tokens else _choices(chat, row)
             messages = [{"role": "user", "content": message}]
-            questions.append(Question(row.get("turns", messages) if chat.template else messages, choices))
+            choices = chat.answers if chat.answers or chat.new_tokens else _choices(chat, row)
+            questions.append((row.get("turns", messages) if chat.template else messages, choices))
         except ValueError as error:
             raise InputError(f"row {number}: {error}") from None
     return questions

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,12 @@ class Model(AbstractContextManager["Model"]):
         return self.ask(read_questions(self.chat, [{"message": row} if isinstance(row, str) else row]), silent)[0]
 
     def answers(self, rows: Any) -> Any:
-        """A pandas.DataFrame of rows with their answers, in the columns `answer` and `probability`.
+        """A pandas.DataFrame of rows with the columns `answer` and `probability`.
 
         Rows are a list of texts or dicts, a data frame, a Dataset, or a file. They have the columns that the model was
         tuned on, without answers, or the column `message`, which is the user's whole message. A row that is longer than
-        llama.cpp's context has an empty answer without a probability.
-
-        Raises:
-            InputError: a column is missing or taken, or has something else in it.
+        llama.cpp's context has an empty answer without a probability. InputError: a column is missing or taken, or has
+        something else in it.
         """
         import pandas as pd
 
@@ -110,6 +109,9 @@ def find_finished(folder: Path) -> tuple[Chat, Path | None]:
     if len(files) > 1 or not (files or (folder / "config.json").is_file()):
         got = " and ".join(file.name for file in files) or "no model"
         raise InputError(f"{folder}: got {got}; allowed: a folder with one GGUF file, or a checkpoint")
+    if files and not find_spec("xllamacpp"):
+        allowed = "a checkpoint, or after pip install 'tailored-llama[gguf]'"
+        raise InputError(f"{files[0]}: needs xllamacpp, which is not installed; allowed: {allowed}")
     with suppress(OSError, ValueError, TypeError, AttributeError):
         if chat := read_chat({"": folder}):
             return chat, next(iter(files), None)
@@ -120,11 +122,11 @@ def find_finished(folder: Path) -> tuple[Chat, Path | None]:
 def _ask_server(server: ChatServer, chat: Chat, questions: Sequence[Question], progress: Progress) -> list[ModelAnswer]:
     """What llama.cpp's server answers, which has the grammar of labels."""
     answers = []
-    for done, question in enumerate(questions, 1):
+    for done, (messages, choices) in enumerate(questions, 1):
         options = written_options(chat.stop, chat.new_tokens, chat.schema) if chat.new_tokens else {}
         if not (chat.new_tokens or chat.answers):
-            options = {"grammar": grammar_of(question.choices)}
-        asked = {"messages": question.messages, "temperature": 0, "logprobs": True, "top_logprobs": 1}
+            options = {"grammar": grammar_of(choices)}
+        asked = {"messages": messages, "temperature": 0, "logprobs": True, "top_logprobs": 1}
         try:
             reply = server.ask("chat/completions", asked | options)["choices"][0]
             tokens = [token for token in reply["logprobs"]["content"] if token["bytes"]]  # the end has none
@@ -144,22 +146,20 @@ def _ask_checkpoint(
 ) -> list[ModelAnswer]:
     """What a model of transformers answers, asked by its chat template."""
     options = {"tokenize": False, "add_generation_prompt": True}
-    contexts = [tokenizer.apply_chat_template(question.messages, **options) for question in questions]
-    choices = [question.choices for question in questions]
+    contexts = [tokenizer.apply_chat_template(messages, **options) for messages, _ in questions]
+    choices = [own for _, own in questions]
     if chat.new_tokens:
         texts = generate(model, tokenizer, contexts, WrittenAnswer(chat.new_tokens, chat.stop), progress=progress)
         choices, progress = [(text or tokenizer.eos_token,) for text in texts], silent  # the end, of an empty answer
-    lengths = [tuple(len(text.strip()) for text in texts) for texts in choices]
-    asked = zip(contexts, choices, lengths, strict=True)
-    prompts = [
-        Prompt(i, (context,) * len(texts), texts, 0, sizes, chat.end) for i, (context, texts, sizes) in enumerate(asked)
-    ]
+    lengths = [tuple(len(text.strip()) for text in own) for own in choices]
+    asked = enumerate(zip(contexts, choices, lengths, strict=True))
+    prompts = [Prompt(i, (text,) * len(own), own, 0, sizes, chat.end) for i, (text, own, sizes) in asked]
     encoded = [encode_prompt(tokenizer, prompt, context_length(model)) for prompt in prompts]
     sums = loglikelihoods(model, encoded, token_budget(None, model), progress)
     if chat.new_tokens:
         return [ModelAnswer(text.strip(), math.exp(total)) for text, (total,) in zip(texts, sums, strict=True)]
     shares = [choice_probabilities(*row, chat.metric) for row in zip(sums, lengths, strict=True)]
-    best = [(texts[np.argmax(share)], max(share)) for texts, share in zip(choices, shares, strict=True)]
+    best = ((own[np.argmax(share)], max(share)) for own, share in zip(choices, shares, strict=True))
     return [ModelAnswer(text.strip(), float(share)) for text, share in best]
 
 

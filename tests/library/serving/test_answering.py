@@ -26,7 +26,15 @@ from tailored_llama.config import BenchmarkConfig, Work, validate_config
 from tailored_llama.data import read_chat, read_questions, write_chat
 from tailored_llama.errors import InputError, UnreachableError
 from tailored_llama.evaluation import ScoreSettings, read_answers, read_chosen, read_probabilities, score_benchmark
-from tailored_llama.serving import GgufSettings, ServedSettings, export_gguf, score_served, serve, write_chat_template
+from tailored_llama.serving import (
+    GgufSettings,
+    ServedSettings,
+    answering,
+    export_gguf,
+    score_served,
+    serve,
+    write_chat_template,
+)
 
 ROWS = [
     {
@@ -204,11 +212,15 @@ def test_new_rows_are_read_as_those_that_were_tuned_on(
     chat = read_chat({"": helpers.load_and_render(config.benchmarks[0], tmp_path)})
     assert chat
     for row in (new, {"message": message}):
-        assert read_questions(chat, [row])[0].messages == [{"role": "user", "content": message}]
+        assert read_questions(chat, [row])[0][0] == [{"role": "user", "content": message}]
 
 
 def test_what_cannot_be_answered_is_one_line(
-    dense: Path, shipped: dict[str, Path], tmp_path: Path, folder: Callable[[str], Path]
+    dense: Path,
+    shipped: dict[str, Path],
+    tmp_path: Path,
+    folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chat = read_chat({"": shipped["options"]})
     assert chat
@@ -249,6 +261,10 @@ def test_what_cannot_be_answered_is_one_line(
         with pytest.raises(InputError) as refused:
             tl.load(place)
         assert str(refused.value).startswith(message)
+    monkeypatch.setattr(answering, "find_spec", lambda package: None)
+    with pytest.raises(InputError, match=r": needs xllamacpp, which is not installed; allowed: a checkpoint"):
+        tl.load(shipped["labels"])
+    monkeypatch.undo()
     with tl.load(shipped["labels"]) as model, pytest.raises(InputError, match="rows: got the columns text, answer; "):
         model.answers([{"text": "a", "answer": "b"}])
 
