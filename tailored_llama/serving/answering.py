@@ -12,6 +12,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 import torch
@@ -49,6 +50,7 @@ class ModelAnswer:
 class Model(AbstractContextManager["Model"]):
     """A finished model that answers rows. It is closed at the end of a `with` block."""
 
+    folder: Path
     chat: Chat = field(repr=False)
     ask: Callable[[Sequence[Question], Progress], list[ModelAnswer]] = field(repr=False)
     opened: ExitStack = field(default_factory=ExitStack, repr=False)
@@ -97,10 +99,13 @@ def load(folder: str | Path, context: int = CONTEXT) -> Model:
     """
     chat, file = find_finished(folder := Path(folder).expanduser())
     if not file:
-        return Model(chat, partial(_ask_checkpoint, load_model(folder, device="auto"), load_tokenizer(folder), chat))
+        ask = partial(_ask_checkpoint, load_model(folder, device="auto"), load_tokenizer(folder), chat)
+        return Model(folder, chat, ask)
     opened = ExitStack()
     server = ChatServer(opened.enter_context(llama_server(file, context, torch.get_num_threads())))
-    return Model(chat, partial(_ask_server, server, chat), opened)
+    model = Model(folder, chat, partial(_ask_server, server, chat), opened)
+    finalize(model, opened.close)  # before Python ends: it aborts if it ends while the server's output is read
+    return model
 
 
 def find_finished(folder: Path) -> tuple[Chat, Path | None]:

@@ -269,6 +269,15 @@ def test_what_cannot_be_answered_is_one_line(
         model.answers([{"text": "a", "answer": "b"}])
 
 
+def test_a_model_that_nobody_closes_ends_with_python(shipped: dict[str, Path]) -> None:
+    code = "import sys; import tailored_llama as tl; model = tl.load(sys.argv[1]); model.answer('a')"
+    code += "; print(model.ask.args[0].url)"
+    ended = subprocess.run([sys.executable, "-c", code, shipped["labels"]], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(ended.stdout.strip(), timeout=5)
+
+
 def test_what_serve_prints_gets_the_answer(shipped: dict[str, Path]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
