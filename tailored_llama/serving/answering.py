@@ -125,12 +125,12 @@ def find_finished(folder: Path) -> tuple[Chat, Path | None]:
 
 
 def _ask_server(server: ChatServer, chat: Chat, questions: Sequence[Question], progress: Progress) -> list[ModelAnswer]:
-    """What llama.cpp's server answers, which has the grammar of labels."""
+    """What llama.cpp's server answers."""
     answers = []
     for done, (messages, choices) in enumerate(questions, 1):
-        options = written_options(chat.stop, chat.new_tokens, chat.schema) if chat.new_tokens else {}
-        if not (chat.new_tokens or chat.answers):
-            options = {"grammar": grammar_of(choices)}
+        options = {"grammar": grammar_of(choices)}
+        if chat.new_tokens:
+            options = written_options(chat.stop, chat.new_tokens, chat.schema)
         asked = {"messages": messages, "temperature": 0, "logprobs": True, "top_logprobs": 1}
         try:
             reply = server.ask("chat/completions", asked | options)["choices"][0]
