@@ -5,3 +5,6 @@ from .api import compare as compare
 from .api import prune as prune
 from .api import smallest as smallest
 from .api import tune as tune
+from .serving import Model as Model
+from .serving import ModelAnswer as ModelAnswer
+from .serving import load as load

@@ -25,6 +25,7 @@ from .execution import StoreRoot as StoreRoot
 from .execution import Work as Work
 from .execution import as_gguf_type as as_gguf_type
 from .execution import check_installed as check_installed
+from .forms import FORMS as FORMS
 from .forms import WRITTEN as WRITTEN
 from .forms import accepted as accepted
 from .forms import calls_of as calls_of

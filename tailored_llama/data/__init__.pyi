@@ -15,6 +15,7 @@ from .chat import Chat as Chat
 from .chat import in_braces as in_braces
 from .chat import named_example as named_example
 from .chat import read_chat as read_chat
+from .chat import write_chat as write_chat
 from .custom import check_benchmark as check_benchmark
 from .custom import named_columns as named_columns
 from .likelihoods import Score as Score
@@ -37,6 +38,8 @@ from .prompts import render_prompts as render_prompts
 from .prompts import rows_digest as rows_digest
 from .prompts import select_train as select_train
 from .prompts import without as without
+from .questions import Question as Question
+from .questions import read_questions as read_questions
 from .splits import PURPOSE as PURPOSE
 from .splits import Split as Split
 from .templates import candidates as candidates

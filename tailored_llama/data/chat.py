@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tailored_llama.config import BenchmarkConfig, asks_turns, is_harness_task, is_written, new_tokens, stop_strings
-from tailored_llama.data.benchmarks import Example
+from tailored_llama.data.benchmarks import Example, headline_metric
 from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.custom import named_columns
 
@@ -32,6 +32,8 @@ class Chat:
     schema: dict[str, Any] | None = None  # of answers in JSON
     template: str = ""  # the base's chat template, as it is shipped
     end: str = ""  # the token that it writes after an answer
+    columns: str | tuple[str, ...] = "choices"  # of a row with the choices, where they differ by row
+    metric: str = "acc"  # by which choices are ranked
 
     def message_in(self, context: str) -> str:
         """The user's message that becomes a prompt, if it stands between parts."""
@@ -88,6 +90,7 @@ def find_chat(benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Render
     parts, choices = (*parts[:-1], parts[-1].rstrip()), tuple(space + choice for choice in choices)
     alike = len(rows) > 1 and len({frozenset(continuations) for _, continuations in rows}) == 1
     answers = tuple(space + answer for answer in dict.fromkeys(rows[0][1])) if alike else ()
+    of_base |= {"columns": benchmark.choices or "choices", "metric": headline_metric(benchmark)}
     return Chat(parts, in_braces(message), answers or choices, answers, (), 0, **of_base)
 
 

@@ -118,7 +118,7 @@ def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
             return fields, labels, answer
         raise ValueError(f"column {benchmark.answer}: got {answer!r}; allowed: one of the {len(labels)} labels")
     if not is_written(benchmark):
-        choices = _choices(benchmark, row)
+        choices = choices_of(benchmark.choices, row)
         return fields, tuple(choices), _answer_index(answer, choices)
     kind = WRITTEN[benchmark.metric]
     if not (texts := accepted(answer, kind)):
@@ -138,8 +138,8 @@ def custom_content(benchmark: BenchmarkConfig, row: Mapping[str, Any], choices: 
     return texts if is_written(benchmark) or benchmark.labels else [*texts, *sorted(choices)]
 
 
-def _choices(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> list[Any]:
-    named = benchmark.choices
+def choices_of(named: str | Sequence[str] | None, row: Mapping[str, Any]) -> list[Any]:
+    """The choices in the column or the columns of a row that have them; ValueError: a column holds something else."""
     if isinstance(named, str):
         cell = row[named]
         choices = from_json(cell) if isinstance(cell, str) else cell

@@ -48,6 +48,7 @@ from .results import TailoredRun as TailoredRun
 from .results import TransferScore as TransferScore
 from .results import TunedDense as TunedDense
 from .results import read_profile as read_profile
+from .scores import choice_probabilities as choice_probabilities
 from .scores import compare_scores as compare_scores
 from .scores import read_answers as read_answers
 from .scores import read_chosen as read_chosen

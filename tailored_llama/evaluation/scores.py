@@ -82,10 +82,6 @@ def read_answers(folder: Path, metric: str) -> Answers:
 def read_probabilities(folder: Path, prompts: Path, split: PromptSplit, metric: str) -> Answers:
     """The answers of a scored model, valued by the probability that it gives the right choice, from 0 to 1.
 
-    It is the softmax over the choices of what the metric compares: log-likelihoods, for acc_norm per character. Those
-    are multiplied by the mean length of the choices. Without that, all choices are nearly equally likely whatever the
-    model, and no loss is ever large.
-
     Raises:
         InputError: a file is missing or broken, or the prompts are of other examples.
     """
@@ -95,13 +91,21 @@ def read_probabilities(folder: Path, prompts: Path, split: PromptSplit, metric: 
     for row in table.to_pylist():
         if row["example"] not in lengths:
             raise InputError(f"{folder}: scores example {row['example']}; allowed: the examples of {prompts}")
-        compared = np.array(row["loglikelihoods"])
-        if metric == "acc_norm":
-            characters = np.array(lengths[row["example"]])
-            compared = compared / characters * characters.mean()
-        weights = np.exp(compared - compared.max())
-        values.append(weights[row["answer"]] / weights.sum())
+        shares = choice_probabilities(row["loglikelihoods"], lengths[row["example"]], metric)
+        values.append(shares[row["answer"]])
     return Answers(table["example"].to_numpy(), table["answer"].to_numpy(), np.array(values))
+
+
+def choice_probabilities(loglikelihoods: Sequence[float], lengths: Sequence[int], metric: str) -> Array:
+    """The probabilities of choices among each other, which are the softmax of what the metric compares.
+
+    That is log-likelihoods, for acc_norm per character. Those are multiplied by the mean length of the choices. Without
+    that, all choices are nearly equally likely whatever the model, and no loss is ever large.
+    """
+    characters = np.array(lengths if metric == "acc_norm" else [1] * len(lengths))
+    compared = np.array(loglikelihoods) / characters * characters.mean()
+    weights = np.exp(compared - compared.max())
+    return np.asarray(weights / weights.sum())
 
 
 def read_chosen(folder: Path, metric: str) -> dict[int, int | str]:

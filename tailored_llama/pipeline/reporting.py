@@ -207,6 +207,7 @@ def export_model(
     if chat:
         serving.write_chat_template(work.out, chat)
         serving.write_schema(work.out, chat)
+        data.write_chat(work.out, chat)
     return {"adapter": "merged" if tuned else "left out: tuning brought nothing on the held-out examples"}
 
 
@@ -254,6 +255,7 @@ def ship_model(
         if chat:
             serving.write_chat_template(out, chat)
             serving.write_schema(out, chat)
+            data.write_chat(out, chat)
         files = models.weight_files(out)
     if settings.template:
         shutil.copy(settings.template, out)

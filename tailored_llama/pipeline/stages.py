@@ -10,7 +10,7 @@ from tailored_llama.store import ANSWER, FINISHED, GGUF
 
 DENSE = Stage("dense", 5, lambda: models.prepare_dense, models.DenseSettings)
 EXAMPLES = Stage("examples", 2, lambda: data.load_benchmark, data.BenchmarkSource)
-PROMPTS = Stage("prompts", 8, lambda: data.render_prompts, data.PromptSettings)
+PROMPTS = Stage("prompts", 9, lambda: data.render_prompts, data.PromptSettings)
 TOKENS = Stage("tokens", 3, lambda: pruning.count_tokens, pruning.CountSettings)
 CALIBRATION = Stage("calibration", 4, lambda: data.load_calibration, data.CalibrationSettings)
 GROUPS = Stage("groups", 2, lambda: pruning.build_graph, NoneType)
@@ -30,14 +30,14 @@ SERVED = Stage("served-scores", 1, lambda: serving.score_served, serving.ServedS
 PROFILE = Stage(
     "profile", 4, lambda: evaluation.profile_checkpoint, evaluation.ProfileSettings, on_device=True, timed=True
 )
-FINISHED_MODEL = Stage(FINISHED, 7, lambda: reporting.export_model, reporting.ExportSettings)
-GGUF_FILE = Stage(GGUF, 5, lambda: serving.export_gguf, serving.GgufSettings)
-SOURCE_FILE = Stage("source", 3, lambda: serving.copy_source, serving.SourceSettings)
+FINISHED_MODEL = Stage(FINISHED, 8, lambda: reporting.export_model, reporting.ExportSettings)
+GGUF_FILE = Stage(GGUF, 6, lambda: serving.export_gguf, serving.GgufSettings)
+SOURCE_FILE = Stage("source", 4, lambda: serving.copy_source, serving.SourceSettings)
 REPORT = Stage("report", 8, lambda: reporting.write_run_report, reporting.ReportSettings)
 SWEEP = Stage("sweep", 6, lambda: reporting.write_sweep_report, reporting.SweepSettings)
 TRANSFER = Stage("transfer", 5, lambda: reporting.write_transfer_report, reporting.ReportSettings)
 SPEED = Stage("speed", 3, lambda: serving.measure_speed, NoneType, on_device=True, timed=True)
-SHIPPED = Stage(ANSWER, 4, lambda: reporting.ship_model, reporting.ShipSettings)
+SHIPPED = Stage(ANSWER, 5, lambda: reporting.ship_model, reporting.ShipSettings)
 SMALLEST = Stage("smallest", 4, lambda: reporting.write_smallest_report, reporting.SmallestSettings)
 STUDY = Stage("prompt-study", 5, lambda: reporting.write_study_report, reporting.StudySettings)
 

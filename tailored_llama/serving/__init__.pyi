@@ -1,4 +1,8 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
+from .answering import Model as Model
+from .answering import ModelAnswer as ModelAnswer
+from .answering import load as load
+from .answering import serve as serve
 from .chat import how_to_ask as how_to_ask
 from .chat import write_chat_template as write_chat_template
 from .chat import write_schema as write_schema
@@ -9,6 +13,7 @@ from .export import score_quantised as score_quantised
 from .gguf import write_gguf as write_gguf
 from .gguf import write_gguf_adapter as write_gguf_adapter
 from .gguf_writing import gguf_file as gguf_file
+from .gguf_writing import unfinished as unfinished
 from .llama_cpp import measure_speed as measure_speed
 from .llama_cpp import read_speed as read_speed
 from .served import ServedSettings as ServedSettings

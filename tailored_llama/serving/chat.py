@@ -101,20 +101,28 @@ def written_options(stop: Sequence[str], new_tokens: int, schema: Any) -> dict[s
     return options
 
 
+def curl_call(chat: Chat, file: Path | None, url: str) -> str:
+    """The command that asks a server one question; `file`: it has a GGUF file."""
+    asked = {"messages": [{"role": "user", "content": chat.message}], "temperature": 0} | _options(chat, file)
+    body = shlex.quote(json.dumps(asked, ensure_ascii=False))
+    return f'curl {url}/v1/chat/completions -H "Content-Type: application/json" -d {body}'
+
+
+def _options(chat: Chat, file: Path | None) -> dict[str, Any]:
+    """What goes with the messages of a request."""
+    if chat.new_tokens:
+        return written_options(chat.stop, chat.new_tokens, chat.schema)
+    if not file:
+        return {"structured_outputs": {"choice": list(chat.choices)}}
+    return {} if chat.answers else {"grammar": grammar_of(chat.choices)}
+
+
 def how_to_ask(name: str, chat: Chat | None, file: Path | None = None) -> str:
     """The section of a card, in Markdown, on how to ask a model for one answer; `file`: it is a GGUF file."""
     values: dict[str, Any] = {"name": name, "chat": chat, "file": file and file.name}
     values["beside"] = bool(file and file.with_name(TEMPLATE).is_file())
     if chat:
-        messages, options = [{"role": "user", "content": chat.message}], dict[str, Any]()
-        if chat.new_tokens:
-            options = written_options(chat.stop, chat.new_tokens, chat.schema)
-        elif not file:
-            options = {"structured_outputs": {"choice": list(chat.choices)}}
-        elif not chat.answers:
-            options = {"grammar": grammar_of(chat.choices)}
-        body = json.dumps({"messages": messages, "temperature": 0, **options}, ensure_ascii=False)
-        values |= {"messages": messages, "options": options, "body": shlex.quote(body)}
-        values["message"] = shlex.quote(chat.message)
+        values |= {"messages": [{"role": "user", "content": chat.message}], "options": _options(chat, file)}
+        values |= {"curl": curl_call(chat, file, "http://127.0.0.1:8000"), "message": shlex.quote(chat.message)}
     template = (Path(__file__).parent / "templates" / "how_to_ask.md.j2").read_text(encoding="utf-8")
     return Environment(trim_blocks=True, lstrip_blocks=True).from_string(template).render(values).strip()

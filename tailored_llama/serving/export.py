@@ -12,7 +12,7 @@ import torch
 from gguf.quants import dequantize
 
 from tailored_llama.config import GgufType, Work
-from tailored_llama.data import Chat, read_chat
+from tailored_llama.data import Chat, read_chat, write_chat
 from tailored_llama.evaluation import read_metrics, score_benchmark
 from tailored_llama.models import (
     CARD,
@@ -94,6 +94,8 @@ def _write_around(file: Path, chat: Chat | None, tokenizer: Any, about: str) -> 
     name, out = file.stem.rpartition("-")[0], file.parent
     write_grammar(out, chat)
     write_schema(out, chat)
+    if chat:
+        write_chat(out, chat)
     (out / "Modelfile").write_text(modelfile(file.name, chat, tokenizer), encoding="utf-8")
     card = f"""# {name} for llama.cpp
 

@@ -163,6 +163,7 @@ def test_the_page_s_examples_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     pd.DataFrame(rows).to_csv("my.csv", index=False)
+    pd.DataFrame(rows[:5]).drop(columns="answer").to_csv("new.csv", index=False)
     page = (Path(__file__).parents[3] / "docs" / "reference" / "python.md").read_text()
     assert set(re.findall(r"tailored_llama\.(\w+)", page)) == set(tl.__all__)
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
@@ -177,4 +178,5 @@ def test_the_page_s_examples_run(
     with blank_pictures():
         exec(code, names := {})
     assert names["found"].folder.is_dir()
+    assert all(row.answer in (row.a, row.b) for row in names["table"].itertuples())
     assert {path.name for path in tmp_path.iterdir()} >= {"small", "small.gguf"}

@@ -1,0 +1,65 @@
+"""New rows, as a finished model is asked them: what becomes of a row is what its job's chat says."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tailored_llama.config import FORMS, from_json, in_form
+from tailored_llama.data.chat import Chat
+from tailored_llama.data.custom import choices_of
+from tailored_llama.errors import InputError
+
+MESSAGE = "message"  # the column with the whole message of the user, where the chat's own are not there
+_NAME = re.compile(r"\{([^{}]+)\}")
+_UNKNOWN = {"role": "assistant", "content": '{"name": "", "arguments": {}}'}  # a text, and a call of a tool
+
+Row = Mapping[str, Any]
+Question = tuple[list[dict[str, str]], tuple[str, ...]]  # messages, and the choices; none: a text of the model's own
+
+
+def read_questions(chat: Chat, rows: Sequence[Row]) -> list[Question]:
+    """Rows as questions; they have the columns that the model was tuned on, or `message`, and need no answers.
+
+    InputError: a row lacks a column, or has something else in it.
+    """
+    names, questions = {*_NAME.findall(chat.message)}, list[Question]()
+    for number, row in enumerate(_in_form(rows, names)):
+        asked = chat.message if row.keys() >= names or MESSAGE not in row else f"{{{MESSAGE}}}"
+        try:
+            for name in _NAME.findall(asked):
+                if not isinstance(text := row.get(name), str) or not text.strip():
+                    allowed = f"a text in it, or the whole message in the column {MESSAGE}"
+                    raise ValueError(f"column {name}: got {text!r} (columns: {', '.join(row)}); allowed: {allowed}")
+            message = "".join(row[part] if i % 2 else part for i, part in enumerate(_NAME.split(asked)))
+            messages = [{"role": "user", "content": message}]
+            choices = chat.answers if chat.answers or chat.new_tokens else _choices(chat, row)
+            questions.append((row.get("turns", messages) if chat.template else messages, choices))
+        except ValueError as error:
+            raise InputError(f"row {number}: {error}") from None
+    return questions
+
+
+def _in_form(rows: Sequence[Row], names: set[str]) -> Sequence[Row]:
+    """Rows with the columns that their form stands for, if they do not have those of a chat."""
+    columns = rows[0].keys() if rows else names
+    form = next((form for form, (first, *_) in FORMS.items() if first in columns and not columns >= names), None)
+    return in_form([_answered(row) for row in rows], form, "rows:") if form and MESSAGE not in columns else rows
+
+
+def _answered(row: Row) -> Row:
+    """A row whose messages, if it has any, end with an answer."""
+    cell = row.get("messages")
+    messages = from_json(cell) if isinstance(cell, str) else cell
+    if not isinstance(messages, list) or not messages or messages[-1].get("role") == "assistant":
+        return row
+    return {**row, "messages": [*messages, _UNKNOWN]}
+
+
+def _choices(chat: Chat, row: Row) -> tuple[str, ...]:
+    """The choices of a row, as they follow its prompt."""
+    texts = choices_of(chat.columns, defaultdict(lambda: None, row))
+    choices = tuple(chat.choices[0].replace("{first choice}", str(text)) for text in texts)
+    if len({*choices}) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"choices ({chat.columns}): got {texts}; allowed: two or more texts, one of which is answered")
+    return choices

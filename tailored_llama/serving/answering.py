@@ -1,0 +1,192 @@
+"""A finished model that answers new rows, by llama.cpp's own server or by transformers; or that is served."""
+
+import json
+import math
+import os
+import shutil
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from weakref import finalize
+
+import numpy as np
+import torch
+
+from tailored_llama.console import progress_bar, quietly
+from tailored_llama.data import Chat, Prompt, Question, encode_prompt, loglikelihoods, read_chat, read_questions
+from tailored_llama.errors import InputError
+from tailored_llama.evaluation import WrittenAnswer, choice_probabilities, generate
+from tailored_llama.files import read_file
+from tailored_llama.models import context_length, load_model, load_tokenizer, token_budget
+from tailored_llama.progress import Progress, silent
+from tailored_llama.serving.chat import curl_call, grammar_of, written_options
+from tailored_llama.serving.client import ChatServer, Refused
+from tailored_llama.serving.served import TOO_LONG
+from tailored_llama.serving.server import HOST, llama_server, start_server
+
+CONTEXT = 4096  # tokens of a prompt and its answer
+
+
+@dataclass(frozen=True)
+class ModelAnswer:
+    """An answer, and the probability of its tokens; of a choice from transformers, its probability among the choices.
+
+    llama.cpp's probabilities are those of the model before a grammar limits what it may write.
+    """
+
+    text: str
+    probability: float
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Model(AbstractContextManager["Model"]):
+    """A finished model that answers rows. It is closed at the end of a `with` block."""
+
+    folder: Path
+    chat: Chat = field(repr=False)
+    ask: Callable[[Sequence[Question], Progress], list[ModelAnswer]] = field(repr=False)
+    opened: ExitStack = field(default_factory=ExitStack, repr=False)
+
+    def answer(self, row: Any) -> ModelAnswer:
+        """The answer to one row: a text, which is the user's whole message, or a dict."""
+        return self.ask(read_questions(self.chat, [{"message": row} if isinstance(row, str) else row]), silent)[0]
+
+    def answers(self, rows: Any) -> Any:
+        """A pandas.DataFrame of rows with the columns `answer` and `probability`.
+
+        Rows are a list of texts or dicts, a data frame, a Dataset, or a file. They have the columns that the model was
+        tuned on, without answers, or the column `message`, which is the user's whole message. A row that is longer than
+        llama.cpp's context has an empty answer without a probability. InputError: a column is missing or taken, or has
+        something else in it.
+        """
+        import pandas as pd
+
+        if not isinstance(rows, pd.DataFrame):
+            listed = read_file(Path(rows)) if isinstance(rows, str | Path) else rows
+            rows = pd.DataFrame([{"message": row} if isinstance(row, str) else row for row in listed])
+        if taken := {"answer", "probability"}.intersection(rows):
+            raise InputError(f"rows: got the columns {', '.join(rows)}; allowed: none that is called {min(taken)}")
+        questions = read_questions(self.chat, json.loads(rows.to_json(orient="records")))  # which makes arrays lists
+        with progress_bar("answers") as progress:
+            answers = self.ask(questions, progress)
+        return rows.assign(answer=[one.text for one in answers], probability=[one.probability for one in answers])
+
+    def close(self) -> None:
+        """End llama.cpp's server."""
+        self.opened.close()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+@quietly()
+def load(folder: str | Path, context: int = CONTEXT) -> Model:
+    """Load a finished model, which a run or `smallest` exported, to answer rows.
+
+    A GGUF file is served by llama.cpp's own server, in a process that ends with this one, or when the model is closed.
+    `context` is the number of tokens of a row and its answer there, at most.
+
+    Raises:
+        InputError: there is no model in the folder, or none that a chat can ask.
+    """
+    chat, file = find_finished(folder := Path(folder).expanduser())
+    if not file:
+        ask = partial(_ask_checkpoint, load_model(folder, device="auto"), load_tokenizer(folder), chat)
+        return Model(folder, chat, ask)
+    opened = ExitStack()
+    server = ChatServer(opened.enter_context(llama_server(file, context, torch.get_num_threads())))
+    model = Model(folder, chat, partial(_ask_server, server, chat), opened)
+    finalize(model, opened.close)  # before Python ends: it aborts if it ends while the server's output is read
+    return model
+
+
+def find_finished(folder: Path) -> tuple[Chat, Path | None]:
+    """The chat of a finished model, and its GGUF file if it is none of transformers; InputError: one is missing."""
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) > 1 or not (files or (folder / "config.json").is_file()):
+        got = " and ".join(file.name for file in files) or "no model"
+        raise InputError(f"{folder}: got {got}; allowed: a folder with one GGUF file, or a checkpoint")
+    if files and not find_spec("xllamacpp"):
+        allowed = "a checkpoint, or after pip install 'tailored-llama[gguf]'"
+        raise InputError(f"{files[0]}: needs xllamacpp, which is not installed; allowed: {allowed}")
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        if chat := read_chat({"": folder}):
+            return chat, next(iter(files), None)
+    allowed = "a model that a run or smallest exported, whose rows a chat can ask"
+    raise InputError(f"{folder / 'chat.json'}: missing or broken; allowed: {allowed}")
+
+
+def _ask_server(server: ChatServer, chat: Chat, questions: Sequence[Question], progress: Progress) -> list[ModelAnswer]:
+    """What llama.cpp's server answers."""
+    answers = []
+    for done, (messages, choices) in enumerate(questions, 1):
+        options = {"grammar": grammar_of(choices)}
+        if chat.new_tokens:
+            options = written_options(chat.stop, chat.new_tokens, chat.schema)
+        asked = {"messages": messages, "temperature": 0, "logprobs": True, "top_logprobs": 1}
+        try:
+            reply = server.ask("chat/completions", asked | options)["choices"][0]
+            tokens = [token for token in reply["logprobs"]["content"] if token["bytes"]]  # the end has none
+            probability = math.exp(math.fsum(token["logprob"] for token in tokens))
+            answers.append(ModelAnswer(reply["message"]["content"].strip(), probability))
+        except Refused as error:
+            if error.kind != TOO_LONG:
+                raise
+            answers.append(ModelAnswer("", math.nan))
+        progress(done, len(questions))
+    return answers
+
+
+@quietly()
+def _ask_checkpoint(
+    model: Any, tokenizer: Any, chat: Chat, questions: Sequence[Question], progress: Progress
+) -> list[ModelAnswer]:
+    """What a model of transformers answers, asked by its chat template."""
+    options = {"tokenize": False, "add_generation_prompt": True}
+    contexts = [tokenizer.apply_chat_template(messages, **options) for messages, _ in questions]
+    choices = [own for _, own in questions]
+    if chat.new_tokens:
+        texts = generate(model, tokenizer, contexts, WrittenAnswer(chat.new_tokens, chat.stop), progress=progress)
+        choices, progress = [(text or tokenizer.eos_token,) for text in texts], silent  # the end, of an empty answer
+    lengths = [tuple(len(text.strip()) for text in own) for own in choices]
+    asked = enumerate(zip(contexts, choices, lengths, strict=True))
+    prompts = [Prompt(i, (text,) * len(own), own, 0, sizes, chat.end) for i, (text, own, sizes) in asked]
+    encoded = [encode_prompt(tokenizer, prompt, context_length(model)) for prompt in prompts]
+    sums = loglikelihoods(model, encoded, token_budget(None, model), progress)
+    if chat.new_tokens:
+        return [ModelAnswer(text.strip(), math.exp(total)) for text, (total,) in zip(texts, sums, strict=True)]
+    shares = [choice_probabilities(*row, chat.metric) for row in zip(sums, lengths, strict=True)]
+    best = ((own[np.argmax(share)], max(share)) for own, share in zip(choices, shares, strict=True))
+    return [ModelAnswer(text.strip(), float(share)) for text, share in best]
+
+
+def serve(folder: Path, port: int, context: int = CONTEXT) -> None:
+    """Print how to ask a finished model, and serve it by llama.cpp or vLLM until Ctrl-C.
+
+    InputError: as `load`; vLLM is missing, the port is taken, or llama.cpp cannot serve the file.
+    """
+    chat, file = find_finished(folder)
+    call = curl_call(chat, file, f"http://{HOST}:{port}")
+    if not file:
+        if not (vllm := shutil.which("vllm")):
+            raise InputError(f"{folder}: vLLM is not installed; allowed: a GGUF file, or after pip install vllm")
+        print(call, flush=True)
+        os.execv(vllm, [vllm, "serve", str(folder), "--host", HOST, "--port", str(port)])
+    try:
+        _server = start_server(file, context, torch.get_num_threads(), port)
+    except RuntimeError:
+        allowed = "a port that is free, and a GGUF file that it reads"
+        raise InputError(f"{file}: llama.cpp cannot serve it on port {port}; allowed: {allowed}") from None
+    try:
+        print(call, flush=True)
+        signal.pause()
+    finally:
+        os._exit(0)  # the server's own end may wait for ever
