@@ -18,15 +18,7 @@ from tailored_llama.cli.running import run_in_process
 from tailored_llama.config import SmallestConfig, Work, load_config, validate_as, validate_config
 from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import (
-    Done,
-    compare_servers,
-    read_certificate,
-    steps,
-    uncovered,
-    verify_certificate,
-    verify_server,
-)
+from tailored_llama.pipeline import Done, read_certificate, steps, uncovered, verify_certificate
 
 if TYPE_CHECKING:
     from tailored_llama.evaluation import LossTest
@@ -194,6 +186,7 @@ def verify(
     differences: list[str] = []
     with scratch_runner(certificate.config) as run:
         if url:
+            from tailored_llama.pipeline import verify_server
             from tailored_llama.serving import ChatServer
 
             tests, differences = verify_server(run, certificate, ChatServer(url, model))
@@ -221,6 +214,7 @@ def parity(
     lose_at_most: Annotated[float, typer.Option(help="Points of accuracy that may be lost.")] = 3.0,
 ) -> None:
     """Ask two servers the same rows by chat, and test whether the smaller model loses too much."""
+    from tailored_llama.pipeline import compare_servers
     from tailored_llama.serving import ChatServer
 
     config = validate_as(SmallestConfig, {"benchmarks": [str(rows)], "goal": {"lose_at_most": lose_at_most}})

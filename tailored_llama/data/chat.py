@@ -31,8 +31,11 @@ class Chat:
     schema: dict[str, Any] | None = None  # of answers in JSON
 
     def messages(self, context: str) -> list[dict[str, str]]:
-        """The messages that become a prompt."""
-        size = (len(context.rstrip()) - len("".join(self.parts).rstrip())) // (len(self.parts) - 1)
+        """The messages that become a prompt, without white space at its end if choices are ranked."""
+        around = "".join(self.parts)
+        if not self.new_tokens:
+            context, around = context.rstrip(), around.rstrip()
+        size = (len(context) - len(around)) // (len(self.parts) - 1)
         start = len(self.parts[0])
         return [{"role": "user", "content": context[start : start + size]}]
 

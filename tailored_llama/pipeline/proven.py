@@ -212,13 +212,12 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
         InputError: the rows are not those of the certificate.
     """
     config, content = certificate.config, certificate.content
-    served = config.goal.runtime == "llama.cpp" and content.served
     is_file = config.goal.runtime == "llama.cpp"
     small = _load(run, config, str(certificate.weights[0] if is_file else certificate.folder))
     reference = _load(run, config, dense) if dense else None
     tests = {}
     for name, prompts in certified_rows(run, certificate):
-        after = _answers(run, config, name, small, prompts, certificate.folder if served else None)
+        after = _answers(run, config, name, small, prompts, certificate.folder if is_file and content.served else None)
         if reference:
             before = _answers(run, config, name, reference, prompts)
         else:

@@ -17,10 +17,15 @@ SCHEMA = "schema.json"
 
 def write_chat_template(folder: Path, chat: Chat, tokenizer: Any = None) -> None:
     """Give a checkpoint the chat template of a job in place of its own; or another folder, with the tokenizer."""
-    tokenizer = tokenizer or load_tokenizer(folder)
-    has_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    template = chat_template(chat, tokenizer or load_tokenizer(folder))
     (folder / TEMPLATE).unlink(missing_ok=True)  # it may be a link
-    (folder / TEMPLATE).write_text(_jinja(chat, has_bos), encoding="utf-8")
+    (folder / TEMPLATE).write_text(template, encoding="utf-8")
+
+
+def chat_template(chat: Chat, tokenizer: Any) -> str:
+    """The chat template of a job, in Jinja."""
+    has_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return _jinja(chat, has_bos)
 
 
 def _jinja(chat: Chat, has_bos: bool) -> str:
