@@ -48,6 +48,7 @@ def verify_server(
     for name, prompts in certified_rows(run, certificate):
         folder, served = run.open(prompts), certificate.content.served.get(name)
         chat = None if served and served.asked == "prompt" else data.read_chat({name: folder})
+        chat = chat and serving.shipped_chat(chat, certificate.folder)
         asked = _ask(run, config, name, folder, server, chat)
         before, small = certificate.compared_with(name, asked.answers)
         margin = config.goal.lose_at_most / 100

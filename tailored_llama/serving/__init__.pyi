@@ -1,5 +1,6 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
 from .chat import how_to_ask as how_to_ask
+from .chat import shipped_chat as shipped_chat
 from .chat import write_chat_template as write_chat_template
 from .chat import write_schema as write_schema
 from .client import ChatServer as ChatServer

@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,12 @@ def write_schema(folder: Path, chat: Chat | None) -> None:
     """Write the JSON schema of the answers, if they are JSON."""
     if chat and chat.schema:
         (folder / SCHEMA).write_text(json.dumps(chat.schema, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def shipped_chat(chat: Chat, folder: Path) -> Chat:
+    """A chat with what limits the answers in a folder: the schema there, and the same answers if a grammar is there."""
+    schema = json.loads(file.read_text(encoding="utf-8")) if (file := folder / SCHEMA).is_file() else None
+    return replace(chat, schema=schema, answers=chat.answers if (folder / GRAMMAR).is_file() else ())
 
 
 def modelfile(file: str, chat: Chat | None = None, tokenizer: Any = None) -> str:

@@ -15,7 +15,7 @@ from tailored_llama.data import Chat, Prompt, encode_prompt, read_chat, read_pro
 from tailored_llama.evaluation import ScoreSettings, predict, write_choices, write_texts
 from tailored_llama.models import encode, load_tokenizer, open_gguf, read_config
 from tailored_llama.progress import Progress, silent
-from tailored_llama.serving.chat import chat_template, grammar_of, written_options
+from tailored_llama.serving.chat import chat_template, grammar_of, shipped_chat, written_options
 from tailored_llama.serving.client import ChatServer, Refused, Reply
 from tailored_llama.serving.gguf_writing import gguf_file
 from tailored_llama.serving.llama_cpp import file_loglikelihoods
@@ -58,8 +58,7 @@ def score_served(
         result = write_choices(rows, predict(rows, file_loglikelihoods(file, encoded, work.progress)), work.out)
         served = Served("log-likelihoods", _version("llama-cpp-py-sync"), digest)
     else:
-        if chat and chat_template(chat, tokenizer) != template:
-            chat = None
+        chat = shipped_chat(chat, file.parent) if chat and chat_template(chat, tokenizer) == template else None
         requests = requests_of(rows, score, chat)
         tokens = max(len(encode(tokenizer, prompt.contexts[0])) for prompt in rows) + max(
             own["max_tokens"] for own in requests
@@ -89,8 +88,8 @@ def _version(package: str) -> str:
 def requests_of(rows: Sequence[Prompt], score: ScoreSettings, chat: Chat | None) -> list[dict[str, Any]]:
     """What asks a server for the answer to each row: in a chat or, without one, by the prompt itself.
 
-    The choices go with a row, as llama.cpp and as vLLM read them. llama.cpp's server has those already that are the
-    same for all rows of a chat: they are its grammar file.
+    The choices go with a row, as llama.cpp and as vLLM read them. llama.cpp's server has the `answers` of a chat
+    already: they are its grammar file.
     """
 
     def request(prompt: Prompt) -> dict[str, Any]:
