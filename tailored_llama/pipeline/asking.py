@@ -54,13 +54,14 @@ def verify_server(
         margin = config.goal.lose_at_most / 100
         tests[name] = evaluation.noninferiority_test(before, asked.answers, margin, certificate.content.level)
         unended, changed = served.unended if served else 0, int(np.sum(small != asked.answers.values))
+        ranked = ", as choices were ranked and are written now" * bool(served and served.asked == "log-likelihoods")
         told = {
             f"{asked.unended} answers end at the limit of tokens, {unended} when certified: its stop or grammar is "
             "another": asked.unended != unended,
             f"{asked.unsteady} of {REPEATED} answers change when asked again: its temperature is another": (
                 asked.unsteady > 0
             ),
-            f"{changed} answers are right and were not, or the other way": changed > 0,
+            f"{changed} answers are right and were not, or the other way{ranked}": changed > 0,
         }
         differences += [f"{name}: {what}" for what, differs in told.items() if differs]
     return tests, differences
@@ -78,6 +79,8 @@ def compare_servers(
     servers, tests, level = (dense.named(), small.named()), {}, evaluation.level_of(1, config.goal.confidence)
     for benchmark in config.benchmarks:
         name, examples = benchmark.name, steps.load_examples(run, benchmark)
+        if benchmark.data:  # no row is tuned on here
+            data.join_splits(run.open(examples))
         prompts = run.open(steps.render(run, config, name, "evaluation", examples))
         if (chat := data.read_chat({name: prompts})) is None:
             told = "got prompts that no chat asks; allowed: rows that differ in one part of the prompt"
