@@ -175,14 +175,17 @@ def verify(
         str | None, typer.Option(help="The dense model, to score it again, too; absent: its recorded answers.")
     ] = None,
     url: Annotated[
-        str | None, typer.Option(help="A server that has the model: llama-server, vLLM, Ollama. It is asked by chat.")
+        str | None,
+        typer.Option(help="A server that has the model, which is asked instead: llama-server, vLLM, Ollama."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="The name of the model on a server that has several.")] = None,
 ) -> None:
     """Repeat the proof of a model: score it again on the same rows, or ask a server for its answers, and test again."""
-    certificate = read_certificate(folder, rows)
     if url and dense:
         raise InputError(f"--dense: got {dense} with --url; allowed: one of them")
+    if model and not url:
+        raise InputError(f"--model: got {model} without --url; allowed: with the URL of a server")
+    certificate = read_certificate(folder, rows)
     differences: list[str] = []
     with scratch_runner(certificate.config) as run:
         if url:
