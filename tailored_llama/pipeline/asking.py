@@ -39,9 +39,12 @@ def verify_server(
     Choices that were ranked are asked in a chat. The reference's answers are the recorded ones.
 
     Raises:
-        InputError: the rows are not those of the certificate; the server has another model or another chat template.
+        InputError: the certificate is of probabilities; the rows are not those of the certificate; the server has
+            another model or another chat template.
         UnreachableError: no server answers.
     """
+    if certificate.content.measure == "probability":
+        raise InputError("--url: got a certificate of probabilities, which servers do not tell; allowed: of accuracy")
     server = server.named()
     _check_model(certificate, server)
     config, tests, differences = certificate.config, dict[str, LossTest](), list[str]()

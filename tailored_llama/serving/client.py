@@ -53,7 +53,7 @@ class ChatServer:
                     return told
         except urllib.error.HTTPError as error:
             message, kind = _reason(error)
-            raise Refused(f"{address}: the server says {message!r}; allowed: what it takes", kind) from None
+            raise Refused(f"{address}: the server says {message!r}; allowed: a request that it takes", kind) from None
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__
             raise UnreachableError(f"{address}: {reason}; allowed: a server that runs, as from llama-server") from None
