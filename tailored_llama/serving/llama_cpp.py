@@ -92,7 +92,7 @@ def file_loglikelihoods(file: Path, encoded: Sequence[Encoded], progress: Progre
 
         def logits(position: int) -> Array:
             row = ffi.buffer(library.llama_get_logits_ith(context, position), size)
-            return np.frombuffer(row, np.float32).astype(np.float64)
+            return np.frombuffer(row, np.float32)
 
         def scores(item: Encoded) -> Iterator[float]:
             scored = {position for positions in item.positions for position in positions}
@@ -103,10 +103,10 @@ def file_loglikelihoods(file: Path, encoded: Sequence[Encoded], progress: Progre
             library.llama_memory_clear(library.llama_get_memory(context), True)
             if library.llama_decode(context, batch):
                 raise RuntimeError("llama.cpp could not compute a batch")
-            totals = {position: logsumexp(logits(position)) for position in scored}
+            totals = {position: logsumexp(logits(position).astype(np.float64)) for position in scored}
             for choice in zip(item.positions, item.targets, strict=True):
                 yield math.fsum(
-                    logits(position)[token] - totals[position] for position, token in zip(*choice, strict=True)
+                    float(logits(position)[token]) - totals[position] for position, token in zip(*choice, strict=True)
                 )
 
         for done, item in enumerate(parts, 1):
