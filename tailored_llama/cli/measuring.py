@@ -18,15 +18,7 @@ from tailored_llama.cli.running import run_in_process
 from tailored_llama.config import SmallestConfig, Work, load_config, validate_as, validate_config
 from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import (
-    Done,
-    compare_servers,
-    read_certificate,
-    steps,
-    uncovered,
-    verify_certificate,
-    verify_server,
-)
+from tailored_llama.pipeline import Done, read_certificate, steps, uncovered, verify_certificate
 
 if TYPE_CHECKING:
     from tailored_llama.evaluation import LossTest
@@ -183,17 +175,21 @@ def verify(
         str | None, typer.Option(help="The dense model, to score it again, too; absent: its recorded answers.")
     ] = None,
     url: Annotated[
-        str | None, typer.Option(help="A server that has the model: llama-server, vLLM, Ollama. It is asked by chat.")
+        str | None,
+        typer.Option(help="A server that has the model, which is asked instead: llama-server, vLLM, Ollama."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="The name of the model on a server that has several.")] = None,
 ) -> None:
     """Repeat the proof of a model: score it again on the same rows, or ask a server for its answers, and test again."""
-    certificate = read_certificate(folder, rows)
     if url and dense:
         raise InputError(f"--dense: got {dense} with --url; allowed: one of them")
+    if model and not url:
+        raise InputError(f"--model: got {model} without --url; allowed: with the URL of a server")
+    certificate = read_certificate(folder, rows)
     differences: list[str] = []
     with scratch_runner(certificate.config) as run:
         if url:
+            from tailored_llama.pipeline import verify_server
             from tailored_llama.serving import ChatServer
 
             tests, differences = verify_server(run, certificate, ChatServer(url, model))
@@ -221,12 +217,10 @@ def parity(
     lose_at_most: Annotated[float, typer.Option(help="Points of accuracy that may be lost.")] = 3.0,
 ) -> None:
     """Ask two servers the same rows by chat, and test whether the smaller model loses too much."""
+    from tailored_llama.pipeline import compare_servers
     from tailored_llama.serving import ChatServer
 
     config = validate_as(SmallestConfig, {"benchmarks": [str(rows)], "goal": {"lose_at_most": lose_at_most}})
-    (benchmark,) = config.benchmarks  # all its rows are asked, as none is tuned on here
-    whole = benchmark.model_copy(update={"data": None, "evaluation": benchmark.data})
-    config = config.model_copy(update={"benchmarks": (whole,)})
     with scratch_runner(config) as run:
         tests = compare_servers(run, config, ChatServer(dense, dense_model), ChatServer(small, small_model))
     _tell(tests)
@@ -235,9 +229,10 @@ def parity(
 
 def _tell(tests: Mapping[str, "LossTest"]) -> None:
     for name, test in tests.items():
-        told = "less than" if test.proven else "NOT shown to lose less than"
+        points = f"{100 * test.margin:g} points"
+        told = f"less than {points} lost" if test.proven else f"NOT shown to lose less than {points}"
         print(
-            f"{name}: {told} {100 * test.margin:g} points lost on {test.rows:,} rows; measured {100 * test.loss:.1f}, "
+            f"{name}: {told} on {test.rows:,} rows; measured {100 * test.loss:.1f}, "
             f"at most {100 * test.bound:.1f} (p = {test.p:.2g}, level {test.level:.2g})"
         )
 

@@ -4,6 +4,7 @@ from . import worked_example as worked_example
 from .benchmarks import BenchmarkSource as BenchmarkSource
 from .benchmarks import Example as Example
 from .benchmarks import headline_metric as headline_metric
+from .benchmarks import join_splits as join_splits
 from .benchmarks import load_benchmark as load_benchmark
 from .benchmarks import load_questions as load_questions
 from .benchmarks import read_examples as read_examples

@@ -253,3 +253,10 @@ def read_examples(folder: Path, split: Split) -> list[Example]:
     table = read_table(folder / "examples.parquet", EXAMPLES_SCHEMA)
     rows = table.filter(pc.equal(table["split"], split)).to_pylist()
     return [Example(r["example"], dict(r["fields"]), tuple(r["choices"]), r["answer"]) for r in rows]
+
+
+def join_splits(folder: Path) -> None:
+    """Let all examples be of the evaluation split, in the folder that `load_benchmark` wrote."""
+    columns = read_table(folder / "examples.parquet", EXAMPLES_SCHEMA).to_pydict()
+    columns["split"] = ["evaluation"] * len(columns["split"])
+    write_table(folder / "examples.parquet", columns, EXAMPLES_SCHEMA)

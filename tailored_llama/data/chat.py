@@ -36,8 +36,11 @@ class Chat:
     metric: str = "acc"  # by which choices are ranked
 
     def message_in(self, context: str) -> str:
-        """The user's message that becomes a prompt, if it stands between parts."""
-        size = (len(context.rstrip()) - len("".join(self.parts).rstrip())) // (len(self.parts) - 1)
+        """The user's message in a prompt of these parts, before choices without white space at its end."""
+        around = "".join(self.parts)
+        if not self.new_tokens:
+            context, around = context.rstrip(), around.rstrip()
+        size = (len(context) - len(around)) // (len(self.parts) - 1)
         start = len(self.parts[0])
         return context[start : start + size]
 

@@ -132,8 +132,8 @@ def _doubt(base: Base, reference: Model, answers: Mapping[str, Answers]) -> str:
 def score(run: Runner, base: Base, model: Model, split: ScoredSplit, kind: FileType = None) -> OfBenchmarks:
     """Score a model on one set of rows of every benchmark, with the weights of a type of file.
 
-    To prove, llama.cpp itself answers with a GGUF file. To choose, which takes a third of the time, the file's weights
-    are scored in transformers. Those of a file as it is are in the dense checkpoint, which was made from it.
+    To prove, llama.cpp itself answers with a GGUF file. To choose, the file's weights are scored in transformers, which
+    takes less time. Those of a file as it is are in the dense checkpoint, which was made from it.
     """
     config, scores = base.config, {}
     for name, prompts in base.rows[split].items():

@@ -90,6 +90,7 @@ class StatedServing(Stated):
     asked: Literal["chat", "prompt", "log-likelihoods"]
     runtime: Text
     template: Sha256 | None = None  # of the chat template
+    unended: Rows = 0  # answers that only the limit of tokens ended
 
 
 class StatedModel(Stated):

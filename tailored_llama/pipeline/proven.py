@@ -211,15 +211,13 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
     Raises:
         InputError: the rows are not those of the certificate.
     """
-    content, runtime = certificate.content, certificate.config.goal.runtime
-    served = runtime == "llama.cpp" and content.served
-    is_file = runtime == "llama.cpp"
+    content, is_file = certificate.content, certificate.config.goal.runtime == "llama.cpp"
     config = _of_model(certificate.config, str(certificate.weights[0] if is_file else certificate.folder))
     small = steps.load_dense(run, config)
     reference = steps.load_dense(run, _of_model(config, dense)) if dense else None
     tests = {}
     for name, prompts in certified_rows(run, certificate):
-        after = _answers(run, config, name, small, prompts, certificate.folder if served else None)
+        after = _answers(run, config, name, small, prompts, certificate.folder if is_file and content.served else None)
         if reference:
             before = _answers(run, config, name, reference, prompts)
         else:

@@ -264,7 +264,7 @@ def ship_model(
     hashes = {file.relative_to(out).as_posix(): sha256_file(file) for file in sorted(out.rglob("*")) if file.is_file()}
     hashes.pop(models.CARD, None)
     facts = {"name": settings.name, "bytes": size, "sha256": hashes}
-    served = {name: _served(folder, out) for name, folder in proof.small.items()}
+    served = {name: _served(folder, out, bool(chat)) for name, folder in proof.small.items()}
     certificate = reports.certificate_of(answer, config, facts)
     certificate |= {"served": served, "run": settings.identity()["config"]}
     (out / CERTIFICATE).write_text(json.dumps(certificate, indent=1) + "\n")
@@ -274,14 +274,17 @@ def ship_model(
     return {"bytes": size}
 
 
-def _served(scores: Path, model: Path) -> dict[str, str]:
-    """How the shipped model was asked on the proving rows: by llama.cpp, as its scores say, or by transformers."""
+def _served(scores: Path, model: Path, is_chat: bool) -> dict[str, Any]:
+    """How the shipped model was asked on the proving rows: by llama.cpp, as its scores say, or by transformers.
+
+    What its chat template writes is what transformers was given, if it is a chat.
+    """
     measured, template = evaluation.read_metrics(scores), model / "chat_template.jinja"
     if "served" in measured:
         return dict(measured["served"])
-    asked = "prompt" if measured["metric"] in WRITTEN else "log-likelihoods"
-    digest = {"template": sha256_file(template)} if template.is_file() else {}
-    return {"asked": asked, "runtime": f"transformers {version('transformers')}", **digest}
+    asked = ("chat" if is_chat else "prompt") if measured["metric"] in WRITTEN else "log-likelihoods"
+    digest = sha256_file(template) if template.is_file() else None
+    return {"asked": asked, "runtime": f"transformers {version('transformers')}", "template": digest}
 
 
 def _write_proof(config: SmallestConfig, proof: Proof[Path], file: Path) -> None:

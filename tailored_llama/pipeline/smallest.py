@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tailored_llama import data, evaluation, models, preflight, serving, store
-from tailored_llama.config import SmallestConfig, as_shown, bases_of
+from tailored_llama.config import SmallestConfig, as_shown, bases_of, check_installed
 from tailored_llama.data import PromptSplit
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.evaluation import Answer, Ladder, LossTest, Measured, Proof, RowSet, Rung
@@ -115,8 +115,12 @@ def check_smallest(config: SmallestConfig) -> None:
     """Check a search before any work: each base model, its rows, where the answer goes, and what the rows can prove.
 
     Raises:
-        InputError: as `preflight_tailor` and `check_provable`; or the answer cannot be exported or published.
+        InputError: as `preflight_tailor` and `check_provable`; llama.cpp is not installed; or the answer cannot be
+            exported or published.
     """
+    if config.goal.runtime == "llama.cpp":
+        for package in ("llama_cpp_py_sync", "xllamacpp"):
+            check_installed(package, "goal.runtime: got 'llama.cpp'", "transformers", "gguf")
     for own in bases_of(config):
         update: dict[str, Any] = {"export": config.store.export or "smallest"}
         if config.goal.runtime == "llama.cpp":

@@ -20,7 +20,7 @@ SPLIT = Stage("split", 3, lambda: pruning.choose_split, pruning.SplitSettings, o
 PRUNED = Stage("pruned", 8, lambda: pruning.prune_model, pruning.PruneSettings, on_device=True)
 TEACHER = Stage("teacher", 4, lambda: training.teach, training.TeachSettings, on_device=True)
 HEALED = Stage("healed", 6, lambda: training.heal, training.HealSettings, on_device=True)
-ADAPTER = Stage("adapter", 11, lambda: training.tune, training.TuneSettings, on_device=True)
+ADAPTER = Stage("adapter", 12, lambda: training.tune, training.TuneSettings, on_device=True)
 SCORES = Stage("scores", 5, lambda: evaluation.score_benchmark, evaluation.ScoreSettings, on_device=True, shared=True)
 QUANTISED = Stage("quantised-scores", 5, lambda: serving.score_quantised, serving.QuantisedSettings, on_device=True)
 PERPLEXITY = Stage(

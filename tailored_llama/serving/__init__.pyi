@@ -4,6 +4,7 @@ from .answering import ModelAnswer as ModelAnswer
 from .answering import load as load
 from .answering import serve as serve
 from .chat import how_to_ask as how_to_ask
+from .chat import shipped_chat as shipped_chat
 from .chat import write_chat_template as write_chat_template
 from .chat import write_schema as write_schema
 from .client import ChatServer as ChatServer
@@ -16,14 +17,14 @@ from .gguf_writing import gguf_file as gguf_file
 from .gguf_writing import unfinished as unfinished
 from .llama_cpp import measure_speed as measure_speed
 from .llama_cpp import read_speed as read_speed
-from .served import ServedSettings as ServedSettings
-from .served import any_server_options as any_server_options
-from .served import ask_rows as ask_rows
-from .served import messages_of as messages_of
+from .served import ask_all as ask_all
+from .served import requests_of as requests_of
 from .served import score_served as score_served
+from .served import unended as unended
 from .served import write_answers as write_answers
 from .settings import GgufSettings as GgufSettings
 from .settings import QuantisedSettings as QuantisedSettings
+from .settings import ServedSettings as ServedSettings
 from .settings import SourceSettings as SourceSettings
 from .settings import bits_of as bits_of
 from .trim import trim_checkpoint as trim_checkpoint

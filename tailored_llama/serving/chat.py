@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,13 @@ def write_chat_template(folder: Path, chat: Chat, tokenizer: Any = None) -> None
     if chat.template:
         _set(folder / "generation_config.json", "eos_token_id", tokenizer.convert_tokens_to_ids(chat.end))
         _set(folder / "tokenizer_config.json", "eos_token", chat.end)
-        return _write(folder / TEMPLATE, chat.template)
+    _write(folder / TEMPLATE, chat_template(chat, tokenizer))
+
+
+def chat_template(chat: Chat, tokenizer: Any) -> str:
+    """The chat template of a job, in Jinja."""
     has_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    _write(folder / TEMPLATE, _jinja(chat, has_bos))
+    return chat.template or _jinja(chat, has_bos)
 
 
 def _set(file: Path, name: str, value: Any) -> None:
@@ -75,6 +80,12 @@ def write_schema(folder: Path, chat: Chat | None) -> None:
     """Write the JSON schema of the answers, if they are JSON."""
     if chat and chat.schema:
         (folder / SCHEMA).write_text(json.dumps(chat.schema, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def shipped_chat(chat: Chat, folder: Path) -> Chat:
+    """A chat with what limits the answers in a folder: the schema there, and the same answers if a grammar is there."""
+    schema = json.loads(file.read_text(encoding="utf-8")) if (file := folder / SCHEMA).is_file() else None
+    return replace(chat, schema=schema, answers=chat.answers if (folder / GRAMMAR).is_file() else ())
 
 
 def modelfile(file: str, chat: Chat | None = None, tokenizer: Any = None) -> str:

@@ -3,12 +3,16 @@
 import json
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from http.client import HTTPException
 from typing import Any
+from urllib.parse import urlsplit
 
 from tailored_llama.errors import InputError, UnreachableError
 
 TIMEOUT = 600  # seconds for one answer
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+OPENAI = "the URL of a server that speaks OpenAI's protocol, such as http://127.0.0.1:8080/v1"
 
 Reply = tuple[str, str]  # a text, and why it ended: stop or length
 
@@ -34,7 +38,7 @@ class ChatServer:
         Raises:
             UnreachableError: no server answers.
             Refused: the server refuses the request, in its words.
-            InputError: it answers something else than JSON.
+            InputError: it answers something else than an object in JSON.
         """
         root = self.url.rstrip("/").removesuffix("/v1")
         address = root + path if path.startswith("/") else f"{root}/v1/{path}"
@@ -42,27 +46,48 @@ class ChatServer:
         content = None if named is None else json.dumps(named).encode()
         try:
             request = urllib.request.Request(address, content, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-                return dict(json.load(answer))
+            # No proxy leads to this machine.
+            proxies = [urllib.request.ProxyHandler({})] if urlsplit(address).hostname in LOOPBACK else []
+            with urllib.request.build_opener(*proxies).open(request, timeout=TIMEOUT) as answer:
+                if isinstance(told := json.load(answer), dict):
+                    return told
         except urllib.error.HTTPError as error:
             message, kind = _reason(error)
-            raise Refused(f"{address}: the server says {message!r}; allowed: what it takes", kind) from None
-        except OSError as error:
-            reason = getattr(error, "reason", None) or error
+            raise Refused(f"{address}: the server says {message!r}; allowed: a request that it takes", kind) from None
+        except (OSError, HTTPException) as error:
+            reason = getattr(error, "reason", None) or str(error) or type(error).__name__
             raise UnreachableError(f"{address}: {reason}; allowed: a server that runs, as from llama-server") from None
         except ValueError:
-            allowed = "the URL of a server that speaks OpenAI's protocol, such as http://127.0.0.1:8080/v1"
-            raise InputError(f"{self.url}: got no JSON from it; allowed: {allowed}") from None
+            pass
+        raise InputError(f"{address}: got something else than an object in JSON; allowed: {OPENAI}")
 
-    def chat(self, body: dict[str, Any]) -> Reply:
-        """What a model writes in a chat, greedily."""
-        answer = self.ask("chat/completions", {"temperature": 0, **body})["choices"][0]
-        return str(answer["message"]["content"] or ""), str(answer["finish_reason"])
+    def reply(self, body: dict[str, Any]) -> Reply:
+        """What a model writes greedily after the `messages` of a request, or after its `prompt` as it is."""
+        is_chat = "messages" in body
+        answer = self.ask("chat/completions" if is_chat else "completions", {"temperature": 0, **body})
+        try:
+            choice = answer["choices"][0]
+            text = choice["message"]["content"] if is_chat else choice["text"]
+            return str(text or ""), str(choice["finish_reason"])
+        except (LookupError, TypeError):
+            raise InputError(f"{self.url}: got an answer without a choice; allowed: {OPENAI}") from None
 
-    def complete(self, body: dict[str, Any]) -> Reply:
-        """The same for a prompt as it is."""
-        answer = self.ask("completions", {"temperature": 0, **body})["choices"][0]
-        return str(answer["text"]), str(answer["finish_reason"])
+    def named(self) -> "ChatServer":
+        """The server with the name of the only model that it has, if none is named yet.
+
+        Raises:
+            InputError: it has no model of that name, or several to choose from; and as `ask`.
+        """
+        try:
+            names = [str(model["id"]) for model in self.ask("models")["data"]]
+        except (LookupError, TypeError):
+            raise InputError(f"{self.url}: got no list of models; allowed: {OPENAI}") from None
+        if self.model is None and len(names) == 1:
+            return replace(self, model=names[0])
+        if self.model not in names:
+            got = "several models" if self.model is None and names else f"no model {self.model or 'at all'}"
+            raise InputError(f"{self.url}: got {got}; allowed: a model that it has ({', '.join(names) or 'none'})")
+        return self
 
     def properties(self) -> dict[str, Any]:
         """What llama.cpp's server tells of itself, such as `model_path` and `chat_template`; others tell nothing."""

@@ -16,9 +16,9 @@ from scipy.special import logsumexp
 
 from tailored_llama.config import Work
 from tailored_llama.errors import InputError
-from tailored_llama.models import Encoded
+from tailored_llama.models import Document, Encoded
 from tailored_llama.progress import Progress
-from tailored_llama.serving.gguf_writing import gguf_file
+from tailored_llama.serving.gguf_writing import Array, gguf_file
 
 PROMPT_TOKENS, NEW_TOKENS, REPEATS = 256, 32, 3
 
@@ -28,7 +28,7 @@ def load_llama_cpp(purpose: str) -> tuple[Any, Any]:
     try:
         from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
     except ImportError:
-        allowed = "the types that need nothing, or after pip install 'tailored-llama[gguf]'"
+        allowed = "after pip install 'tailored-llama[gguf]'"
         raise InputError(f"{purpose}: needs llama-cpp-py-sync, which is not installed; allowed: {allowed}") from None
     ffi, library = get_ffi(), get_lib()
     library.llama_log_set(_silent(ffi), ffi.NULL)  # it prints a line for every tensor
@@ -80,34 +80,49 @@ def _context(file: Path, purpose: str, tokens: int, sequences: int = 1) -> Itera
 def file_loglikelihoods(file: Path, encoded: Sequence[Encoded], progress: Progress) -> list[list[float]]:
     """Summed log-probability of every choice of every prompt, by llama.cpp; as `data.loglikelihoods`.
 
-    A prompt is one batch, in which its choices are sequences that share the tokens before them.
+    A batch is a prompt with as many of its choices as llama.cpp takes sequences, which share the tokens before them.
     """
-    longest = max(len(item.document) for item in encoded)
-    most = max(len(item.document.branches) for item in encoded)
-    sums = []
+    _, library = load_llama_cpp("scoring")
+    most = min(max(len(item.targets) for item in encoded), library.llama_max_parallel_sequences())
+    parts = [[*_parts(item, most)] for item in encoded]
+    longest, sums = max(len(part.document) for item in parts for part in item), []
     with _context(file, "scoring", longest, most) as (ffi, library, model, context):
-        vocabulary = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
+        size = 4 * library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
         batch = library.llama_batch_init(longest, 0, most)
 
-        def log_probability(position: int, token: int) -> float:
-            logits = library.llama_get_logits_ith(context, position)
-            row = np.frombuffer(ffi.buffer(logits, 4 * vocabulary), np.float32).astype(np.float64)
-            return float(row[token] - logsumexp(row))
+        def logits(position: int) -> Array:
+            row = ffi.buffer(library.llama_get_logits_ith(context, position), size)
+            return np.frombuffer(row, np.float32)
 
-        for done, item in enumerate(encoded, 1):
+        def scores(item: Encoded) -> Iterator[float]:
             scored = {position for positions in item.positions for position in positions}
             batch.n_tokens = 0
-            _add(batch, item.document.prefix, 0, range(len(item.document.branches)), scored)
+            _add(batch, item.document.prefix, 0, range(len(item.targets)), scored)
             for number, branch in enumerate(item.document.branches):
                 _add(batch, branch, len(item.document.prefix), [number], scored)
             library.llama_memory_clear(library.llama_get_memory(context), True)
             if library.llama_decode(context, batch):
                 raise RuntimeError("llama.cpp could not compute a batch")
-            pairs = [zip(*choice, strict=True) for choice in zip(item.positions, item.targets, strict=True)]
-            sums.append([math.fsum(log_probability(*pair) for pair in choice) for choice in pairs])
-            progress(done, len(encoded))
+            totals = {position: logsumexp(logits(position).astype(np.float64)) for position in scored}
+            for choice in zip(item.positions, item.targets, strict=True):
+                yield math.fsum(
+                    float(logits(position)[token]) - totals[position] for position, token in zip(*choice, strict=True)
+                )
+
+        for done, item in enumerate(parts, 1):
+            sums.append([score for part in item for score in scores(part)])
+            progress(done, len(parts))
         library.llama_batch_free(batch)
     return sums
+
+
+def _parts(item: Encoded, most: int) -> Iterator[Encoded]:
+    """A prompt with all its choices as several with at most so many."""
+    prefix, branches = item.document.prefix, item.document.branches
+    for start in range(0, len(branches), most):
+        part, left_out = slice(start, start + most), sum(map(len, branches[:start]))
+        positions = [[p if p < len(prefix) else p - left_out for p in choice] for choice in item.positions[part]]
+        yield Encoded(Document(prefix, branches[part]), positions, item.targets[part])
 
 
 def _add(batch: Any, tokens: Sequence[int], start: int, sequences: Sequence[int], scored: Set[int]) -> None:

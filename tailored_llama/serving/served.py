@@ -1,42 +1,39 @@
-"""What llama.cpp itself answers with the GGUF file that is shipped."""
+"""What llama.cpp itself answers with the GGUF file that is shipped; and how any server is asked the same."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal
 
 import torch
 
-from tailored_llama.config import BenchmarkConfig, Work
-from tailored_llama.data import Chat, Prompt, PromptSplit, encode_prompt, read_chat, read_prompts
+from tailored_llama.config import Work
+from tailored_llama.data import Chat, Prompt, encode_prompt, read_chat, read_prompts
 from tailored_llama.evaluation import ScoreSettings, predict, write_choices, write_texts
-from tailored_llama.models import encode, load_tokenizer, read_config
+from tailored_llama.models import encode, load_tokenizer, open_gguf, read_config
 from tailored_llama.progress import Progress, silent
-from tailored_llama.serving.chat import SCHEMA, grammar_of, written_options
+from tailored_llama.serving.chat import chat_template, grammar_of, shipped_chat, written_options
 from tailored_llama.serving.client import ChatServer, Refused, Reply
 from tailored_llama.serving.gguf_writing import gguf_file
 from tailored_llama.serving.llama_cpp import file_loglikelihoods
-from tailored_llama.serving.server import llama_server
+from tailored_llama.serving.server import TEMPLATE, llama_server
+from tailored_llama.serving.settings import ServedSettings
 
-LONGEST_LABEL = 256  # tokens; a grammar ends it
-ROOM = 64  # tokens of a chat beyond the prompt that was counted
+ROOM = 64  # tokens of a chat beyond the prompt and the answer that were counted
 TOO_LONG = "exceed_context_size_error"
 
 
 @dataclass(frozen=True)
-class ServedSettings:
-    """How a GGUF file is scored in llama.cpp; `ranked`: by log-likelihoods of the choices in any case."""
+class Served:
+    """How the rows of a benchmark were asked, by what, and how many answers only the limit of tokens ended."""
 
-    score: ScoreSettings
-    ranked: bool = False
-
-    @classmethod
-    def of(cls, benchmark: BenchmarkConfig, split: PromptSplit, ranked: bool = False) -> Self:
-        return cls(ScoreSettings.of(benchmark, split), ranked)
+    asked: Literal["chat", "prompt", "log-likelihoods"]
+    runtime: str
+    template: str | None  # SHA-256 of the chat template
+    unended: int = 0
 
 
 def score_served(
@@ -45,113 +42,101 @@ def score_served(
     """Stage: score a GGUF file by what llama.cpp answers with it; write what `score_benchmark` writes.
 
     Labels and written answers are those of its server for the ordinary chat call at temperature 0, with the grammar
-    beside the file. If the file's chat template writes another prompt than that of the rows, the server is given the
-    prompt itself. A row that is longer than the model's context has no answer, which is wrong. Choices that differ by
-    row are ranked by their log-likelihoods; there a long row loses its start. `metrics.json` also says how llama.cpp
-    was asked, its version, and the SHA-256 of the chat template.
+    beside the file. If the file's chat template is not that of the rows, as with several jobs in one file, the server
+    is given the prompt itself. A row that is longer than the model's context has no answer, which is wrong. Choices
+    that differ by row are ranked by their log-likelihoods; there a long row loses its start. `metrics.json` also says
+    how llama.cpp was asked (`Served`), and the bytes of the file.
 
     `checkpoint` has the tokenizer, and the length of the context.
     """
     rows, score, file = read_prompts(prompts, settings.score.split), settings.score, gguf_file(gguf)
     tokenizer, limit = load_tokenizer(checkpoint), int(read_config(checkpoint)["max_position_embeddings"])
+    template, chat = _template_of(file), read_chat({"": prompts})
+    digest = sha256(template.encode()).hexdigest() if template else None
     if settings.ranked or not (score.written or _have_common_answers(rows)):
         encoded = [encode_prompt(tokenizer, prompt, limit) for prompt in rows]
-        columns = predict(rows, file_loglikelihoods(file, encoded, work.progress))
-        result = write_choices(rows, columns, work.out)
-        served = {"asked": "log-likelihoods", "runtime": _version("llama-cpp-py-sync")}
+        result = write_choices(rows, predict(rows, file_loglikelihoods(file, encoded, work.progress)), work.out)
+        served = Served("log-likelihoods", _version("llama-cpp-py-sync"), digest)
     else:
-        longest = max(len(encode(tokenizer, prompt.contexts[0])) for prompt in rows)
-        new = score.written.max_new_tokens if score.written else LONGEST_LABEL
-        with llama_server(file, min(limit, longest + new + ROOM), torch.get_num_threads()) as url:
-            server, chat = ChatServer(url), read_chat({"": prompts})
-            if chat and not all(_writes_prompt(server, chat, prompt, tokenizer.bos_token) for prompt in rows):
-                chat = None
-            options = partial(_options, file.parent, score, bool(chat))
-            replies = ask_rows(server, rows, chat, options, work.progress)
-            template = sha256(str(server.properties()["chat_template"]).encode()).hexdigest()
-        result = write_answers(rows, [text for text, _ in replies], score, work.out)
-        served = {"asked": "chat" if chat else "prompt", "runtime": _version("xllamacpp"), "template": template}
+        chat = shipped_chat(chat, file.parent) if chat and chat_template(chat, tokenizer) == template else None
+        requests = requests_of(rows, score, chat)
+        tokens = max(len(encode(tokenizer, prompt.contexts[0])) for prompt in rows) + max(
+            own["max_tokens"] for own in requests
+        )
+        with llama_server(file, min(limit, tokens + ROOM), torch.get_num_threads()) as url:
+            replies = ask_all(ChatServer(url), requests, work.progress)
+        result = write_answers(rows, replies, score, work.out)
+        served = Served("chat" if chat else "prompt", _version("xllamacpp"), digest, unended(replies))
     common = {"benchmark": score.benchmark, "metric": score.metric, "examples": len(rows)}
-    facts = {"bytes": file.stat().st_size, "served": served}
+    facts = {"bytes": file.stat().st_size, "served": asdict(served)}
     (work.out / "metrics.json").write_text(json.dumps(common | result | facts, indent=1) + "\n")
-    return {"examples": len(rows), "asked": served["asked"]}
+    return {"examples": len(rows), "asked": served.asked}
+
+
+def _template_of(file: Path) -> str | None:
+    """The chat template that a server gives a GGUF file: the one beside it, or else its own."""
+    if (beside := file.with_name(TEMPLATE)).is_file():
+        return beside.read_text(encoding="utf-8")
+    field = open_gguf(file, file.name).fields.get("tokenizer.chat_template")
+    return field and str(field.contents())
 
 
 def _version(package: str) -> str:
     return f"llama.cpp of {package} {version(package)}"
 
 
-def _options(folder: Path, score: ScoreSettings, is_chat: bool, prompt: Prompt) -> dict[str, Any]:
-    """What goes with a prompt to llama.cpp's server; where a chat asks, it has the grammar of the labels already."""
-    if written := score.written:
-        schema = json.loads(file.read_text(encoding="utf-8")) if (file := folder / SCHEMA).is_file() else None
-        return written_options(written.stop, written.max_new_tokens, schema)
-    return {} if is_chat else {"grammar": grammar_of(_with_space(prompt))}
+def requests_of(rows: Sequence[Prompt], score: ScoreSettings, chat: Chat | None) -> list[dict[str, Any]]:
+    """What asks a server for the answer to each row: in a chat or, without one, by the prompt itself.
 
-
-def any_server_options(folder: Path, score: ScoreSettings, prompt: Prompt) -> dict[str, Any]:
-    """What goes with the prompt of a chat to any server: the choices as llama.cpp and as vLLM read them."""
-    if score.written:
-        return _options(folder, score, True, prompt)
-    return {"grammar": grammar_of(_with_space(prompt)), "structured_outputs": {"choice": _with_space(prompt)}}
-
-
-def ask_rows(
-    server: ChatServer,
-    rows: Sequence[Prompt],
-    chat: Chat | None,
-    options: Callable[[Prompt], dict[str, Any]],
-    progress: Progress = silent,
-) -> list[Reply]:
-    """What a server writes after the prompt of every row, in a chat or, without one, for the prompt itself.
-
-    A row that is longer than the server's context has an empty answer.
+    The choices go with a row, as llama.cpp and as vLLM read them. llama.cpp's server has the `answers` of a chat
+    already: they are its grammar file.
     """
+
+    def request(prompt: Prompt) -> dict[str, Any]:
+        # White space at the end is asked of the model before choices, unless a base's chat template writes it.
+        context = prompt.contexts[0] if score.written or prompt.end else prompt.contexts[0].rstrip()
+        body: dict[str, Any] = {"prompt": context}
+        if chat:
+            said = [{"role": "user", "content": chat.message_in(context)}] if not prompt.messages else None
+            body = {"messages": said or json.loads(prompt.messages)}
+        if written := score.written:
+            return body | written_options(written.stop, written.max_new_tokens, chat and chat.schema)
+        choices = [prompt.contexts[0][len(context) :] + answer for answer in prompt.continuations]
+        body["max_tokens"] = 1 + max(len(choice.encode()) for choice in choices)  # a token has a byte at least
+        body["structured_outputs"] = {"choice": choices}
+        return body if chat and chat.answers else body | {"grammar": grammar_of(choices)}
+
+    return [request(prompt) for prompt in rows]
+
+
+def ask_all(server: ChatServer, requests: Sequence[dict[str, Any]], progress: Progress = silent) -> list[Reply]:
+    """What a server answers to requests; to one that is longer than its context, nothing."""
     replies: list[Reply] = []
-    for done, prompt in enumerate(rows, 1):
+    for done, request in enumerate(requests, 1):
         try:
-            if chat:
-                reply = server.chat({"messages": messages_of(chat, prompt), **options(prompt)})
-            else:
-                reply = server.complete({"prompt": _asked(prompt), **options(prompt)})
+            replies.append(server.reply(request))
         except Refused as error:
             if error.kind != TOO_LONG:
                 raise
-            reply = "", TOO_LONG
-        replies.append(reply)
-        progress(done, len(rows))
+            replies.append(("", TOO_LONG))
+        progress(done, len(requests))
     return replies
 
 
-def _writes_prompt(server: ChatServer, chat: Chat, prompt: Prompt, bos: str | None) -> bool:
-    """Tell whether the chat template of llama.cpp's server writes the prompt of a row."""
-    told = server.ask("/apply-template", {"messages": messages_of(chat, prompt)})
-    return str(told["prompt"]).removeprefix(bos or "") == _asked(prompt).removeprefix(bos or "")
-
-
-def messages_of(chat: Chat, prompt: Prompt) -> list[dict[str, str]]:
-    """What a client sends to ask a prompt."""
-    if prompt.messages:
-        return list(json.loads(prompt.messages))
-    return [{"role": "user", "content": chat.message_in(prompt.contexts[0])}]
-
-
-def _asked(prompt: Prompt) -> str:
-    """What is read before an answer: white space belongs to the answer, unless a base's chat template writes it."""
-    return prompt.contexts[0] if prompt.end else prompt.contexts[0].rstrip()
+def unended(replies: Sequence[Reply]) -> int:
+    """How many answers only the limit of tokens ended."""
+    return sum(reason == "length" for _, reason in replies)
 
 
 def _have_common_answers(rows: Sequence[Prompt]) -> bool:
     return len({frozenset(prompt.continuations) for prompt in rows}) == 1
 
 
-def _with_space(prompt: Prompt) -> list[str]:
-    """The choices of a prompt, with the white space at its end, which is not asked."""
-    return [prompt.contexts[0][len(_asked(prompt)) :] + answer for answer in prompt.continuations]
-
-
-def write_answers(rows: Sequence[Prompt], texts: Sequence[str], score: ScoreSettings, out: Path) -> dict[str, float]:
-    """Write what `score_benchmark` writes, of answers in words, and return its metrics; -1 is none of the choices."""
+def write_answers(
+    rows: Sequence[Prompt], replies: Sequence[Reply], score: ScoreSettings, out: Path
+) -> dict[str, float]:
+    """Write what `score_benchmark` writes of what a server wrote, and return its metrics; -1 is none of the choices."""
+    texts = [text for text, _ in replies]
     if score.written:
         return write_texts(rows, texts, score, out)
     choices = [[answer.strip() for answer in prompt.continuations] for prompt in rows]

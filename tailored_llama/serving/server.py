@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from tailored_llama.errors import InputError
@@ -23,19 +24,22 @@ def llama_server(file: Path, context: int, threads: int) -> Iterator[str]:
     that is asked to end sometimes does not.
 
     Raises:
-        InputError: llama.cpp cannot serve the file, in its own words.
+        InputError: llama.cpp cannot serve the file, in its own words; or its server is not installed.
     """
+    if not find_spec("xllamacpp"):
+        allowed = "after pip install 'tailored-llama[gguf]'"
+        raise InputError(f"serving: needs xllamacpp, which is not installed; allowed: {allowed}")
     command = [sys.executable, "-m", __name__, str(file), str(context), str(threads), "0"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as log,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
         assert process.stdout
-        assert process.stderr
         try:
             if not (url := process.stdout.readline().strip()):
-                told = process.stderr.read().strip().splitlines() or ["it ended without a word"]
+                log.seek(0)
+                told = log.read().strip().splitlines() or ["it ended without a word"]
                 raise InputError(f"{file}: llama.cpp cannot serve it ({told[-1]}); allowed: a GGUF file that it can")
-            Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop the server
             yield url
         finally:
             process.kill()

@@ -3,9 +3,10 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,13 @@ def _samples(
     held_out: list[Sample] = []
     examples: list[int] = []
     for i, (name, metric) in enumerate(settings.metrics):
-        written = metric in WRITTEN
         most = None if settings.shots is None else part_of(settings.shots, i, parts)
         shown = read_prompts(prompts[name], "shots")[:most]
-        shots += [encode_sample(tokenizer, limit, None, prompt, written) for prompt in shown]
+        ends = metric in WRITTEN or _only_ends_differ(shown)
+        shots += [encode_sample(tokenizer, limit, None, prompt, ends) for prompt in shown]
         held = read_prompts(prompts[name], "held_out")[: part_of(settings.held_out, i, parts)]
-        choices = None if written else metric
-        held_out += [encode_sample(tokenizer, limit, choices, prompt, written) for prompt in held]
+        choices = None if metric in WRITTEN else metric
+        held_out += [encode_sample(tokenizer, limit, choices, prompt, ends) for prompt in held]
         examples += [prompt.example for prompt in held]
     first = shots[0].encoded
     text = tokenizer.decode([*first.document.prefix, first.targets[0][-1]])
@@ -102,14 +103,20 @@ def _figures(comparison: Comparison) -> dict[str, Any]:
     return named | ({} if (better := is_better(comparison)) is None else {"better_than_untuned": better})
 
 
-def encode_sample(tokenizer: Any, limit: int, ranked: Metric | None, prompt: Prompt, written: bool = False) -> Sample:
+def _only_ends_differ(prompts: Sequence[Prompt]) -> bool:
+    """Tell whether all prompts have the same choices, one of which begins another, as 1 begins 10."""
+    sets = {frozenset(prompt.continuations) for prompt in prompts}
+    return len(sets) == 1 and any(other.startswith(choice) for choice, other in permutations(sets.pop(), 2))
+
+
+def encode_sample(tokenizer: Any, limit: int, ranked: Metric | None, prompt: Prompt, ends: bool = False) -> Sample:
     """Encode all choices of a prompt if a metric ranks them, else the right one alone.
 
-    The end of text follows a written answer, so that the model ends it where nothing else does; any answer in a chat is
-    followed by the end of its turn.
+    The end of text follows if the answer `ends` with it, so that the model ends it where nothing else does. In a base's
+    chat template, the end of the turn follows any answer.
     """
     if ranked is None:
-        end = [tokenizer.eos_token_id] if written and tokenizer.eos_token_id is not None else []
+        end = [tokenizer.eos_token_id] if ends and tokenizer.eos_token_id is not None else []
         if prompt.end:
             end = [tokenizer.convert_tokens_to_ids(prompt.end)]
         return Sample(encode_answer(tokenizer, prompt, limit, end), 0, (1.0,))

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tailored_llama.data import read_chat, read_prompts
 from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.evaluation import ScoreSettings
 from tailored_llama.models import encode_pair, load_model, load_tokenizer, read_structure
-from tailored_llama.serving import any_server_options, messages_of, write_chat_template
+from tailored_llama.serving import requests_of, write_chat_template
 
 pytestmark = pytest.mark.vllm
 PROMPTS = ("The capital of France is", "Question: What do plants make from sunlight?\nAnswer:")
@@ -124,13 +125,13 @@ def test_a_chat_asks_what_was_tuned_and_answers_by_the_labels(
     score = ScoreSettings.of(benchmark)
     with served(vllm, shipped, tmp_path / "vllm.log") as ask:
         compared = read_prompts(prompts, "evaluation")
-        for number, prompt in enumerate(compared):
-            messages = messages_of(chat, prompt)
+        requests = requests_of(compared, score, replace(chat, answers=()))
+        for number, (prompt, request) in enumerate(zip(compared, requests, strict=True)):
+            messages = request["messages"]
             read = ask("/tokenize", {"model": "base", "messages": messages, "add_generation_prompt": True})
             assert read["tokens"] == encode_pair(tokenizer, prompt.contexts[0], "x", bool(prompt.end))[0]
             if number < 10:
-                body = {"model": "base", "messages": messages, "temperature": 0, "max_tokens": 8}
-                answer = ask("/v1/chat/completions", body | any_server_options(shipped, score, prompt))
+                answer = ask("/v1/chat/completions", {"model": "base", "temperature": 0, **request})
                 assert answer["choices"][0]["message"]["content"] in chat.answers
     assert len(compared) > 90
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from compositions import built, compose, kinds, run_command
 from helpers import as_toml, save_worded_llama, worded_gguf, words
+from llama_server import llama_server
 from tailored_llama import evaluation
 from tailored_llama.cli.main import app
 from tailored_llama.config import SmallestConfig
@@ -247,10 +248,21 @@ def test_the_proof_is_repeated_from_the_files(shipped: Path, tmp_path: Path) -> 
     tests = verify_certificate(FolderRunner(scratch, "", certificate.config.execution), certificate)
     assert tests["job"].proven
     assert tests["job"].rows == recorded["sets"]["job"]["proving"]["rows"]
+    stated, test = recorded["benchmarks"]["job"], tests["job"]
+    assert (test.small, test.loss, test.p) == (stated["small"], stated["loss"], stated["p"])
+    assert recorded["served"]["job"]["asked"] == "log-likelihoods"  # of choices that differ by row
 
 
 def verify(*arguments: object) -> tuple[int, str]:
-    ended = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["verify", *map(str, arguments)])
+    return command("verify", *arguments)
+
+
+def parity(rows: Path, dense: str, small: str, points: str) -> tuple[int, str]:
+    return command("parity", rows, "--dense", dense, "--small", small, "--lose-at-most", points)
+
+
+def command(*arguments: object) -> tuple[int, str]:
+    ended = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*map(str, arguments)])
     if isinstance(ended.exception, InputError):
         return 2, str(ended.exception)
     assert ended.exception is None or isinstance(ended.exception, SystemExit), ended.exception
@@ -323,6 +335,7 @@ TAMPERED: list[tuple[str, Any, str]] = [
     ("run.prompts.template", "/etc/passwd", "run.prompts.template: got '/etc/passwd'; allowed: generic, "),
     ("run.goal.runtime", "a shell", "goal.runtime: got 'a shell'; allowed: "),
     ("scoring.num_fewshot", 5, "scoring: got "),
+    ("served.job.asked", "kindly", "served.job.asked: got 'kindly'; allowed: 'chat', 'prompt' or 'log-likelihoods'"),
 ]
 
 
@@ -437,10 +450,63 @@ def test_rows_as_people_have_them_go_through_a_search_and_its_proof(
     shipped = tmp_path / "small" / rows.stem
     status, said = verify(shipped, rows)
     assert (status, "less than 40 points lost" in said) == (0, True), said
-    file = shipped / "certificate.json"  # an older one says nothing of what files decide now
+    (weights,), file = shipped.glob("*.gguf"), shipped / "certificate.json"
+    assert json.loads(file.read_text())["served"][rows.stem]["asked"] == "chat"
+    with llama_server(weights) as server:
+        status, asked_again = verify(shipped, rows, "--url", f"{server.url}/v1")
+    assert (status, asked_again) == (0, said[: said.index("This does not")] + "served as certified\n")
+    if (shipped / "grammar.gbnf").is_file():
+        with llama_server(shutil.copy(weights, tmp_path)) as server:
+            status, asked_again = verify(shipped, rows, "--url", server.url)
+        assert "not served as certified:" in asked_again
+        assert "answers end at the limit of tokens, 0 when certified: its stop or grammar is another" in asked_again
+    # An older one says nothing of what files decide now
     file.write_text(json.dumps(put(json.loads(file.read_text()), "run.benchmarks.0.stop", None)))
     (asked,) = read_certificate(shipped, [str(rows)]).config.benchmarks
     assert asked.stop == (None if asked.labels else ("\n",))
+
+
+def test_a_server_is_asked_for_choices_and_refused_for_another_model_in_one_line(shipped: Path, tmp_path: Path) -> None:
+    (file,), rows = shipped.glob("*.gguf"), tmp_path / "job.csv"
+    edited = shutil.copytree(shipped, tmp_path / "edited")
+    (edited / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
+    other = tmp_path / "other" / file.name
+    other.parent.mkdir()
+    other.write_bytes(file.read_bytes().replace(b"job", b"jab"))
+    with llama_server(file) as server, llama_server(edited / file.name) as second, llama_server(other) as third:
+        status, told = verify(shipped, rows, "--url", f"{server.url}/v1", "--model", file)
+        assert (status, "less than 40 points lost on 122 rows" in told) == (0, True), told
+        wrong = {
+            f"{second.url}: has another chat template; allowed: the one that ": (rows, "--url", second.url),
+            f"{third.url}: has the model {other}; allowed: {file.name}, as it was certified": (
+                rows,
+                "--url",
+                third.url,
+            ),
+            f"{server.url}: got no model x; allowed: a model that": (rows, "--url", server.url, "--model", "x"),
+            "its proving rows have SHA-256": (write_rows(tmp_path / "new.csv", 200), "--url", server.url),
+            "--dense: got x with --url; allowed: one of them": (rows, "--url", server.url, "--dense", "x"),
+        }
+        answers = {message: verify(shipped, *arguments) for message, arguments in wrong.items()}
+        same = parity(rows, server.url, third.url, "40")
+        fewer = parity(rows, server.url, third.url, "0.5")
+    answers["Connection refused; allowed: a server that runs"] = verify(shipped, rows, "--url", server.url)
+    assert not {m: told for m, told in answers.items() if told[0] != 2 or m not in told[1] or "\n" in told[1]}
+    assert same[0] == 0
+    assert same[1].startswith("job: less than 40 points lost on 300 rows; measured 0.0, at most ")
+    assert fewer[0] == 1
+    assert fewer[1].startswith("job: NOT shown to lose less than 0.5 points on 300 rows; ")
+    assert "Connection refused" in parity(rows, server.url, third.url, "40")[1]
+
+
+def test_probabilities_are_those_of_llama_cpp_and_no_server_tells_them(run: dict[str, Any], tmp_path: Path) -> None:
+    assert answer_to(with_goal(run, measure="probability")).proven is not None
+    shipped = tmp_path / "small" / "job"
+    asked = json.loads((shipped / "certificate.json").read_text())["served"]["job"]
+    assert (asked["asked"], asked["runtime"].startswith("llama.cpp of llama-cpp-py-sync")) == ("log-likelihoods", True)
+    assert verify(shipped, tmp_path / "job.csv")[0] == 0
+    told = "--url: got a certificate of probabilities, which servers do not tell; allowed: of accuracy"
+    assert verify(shipped, tmp_path / "job.csv", "--url", "http://127.0.0.1:9") == (2, told)
 
 
 def refusal(run: Mapping[str, Any]) -> str:
@@ -456,6 +522,16 @@ def test_a_margin_that_the_rows_cannot_prove_is_refused_with_the_rows_that_could
     COMPOSITIONS["smallest"].check(
         SmallestConfig.model_validate(with_goal(run, lose_at_most=3, even_if_unprovable=True))
     )
+
+
+def test_a_search_for_llama_cpp_needs_it_installed(run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("xllamacpp", "llama_cpp_py_sync"):
+        with monkeypatch.context() as without:
+            without.setattr("tailored_llama.config.execution.find_spec", lambda name, gone=package: name != gone)
+            told = (
+                f"goal.runtime: got 'llama.cpp', which needs {package}; allowed: 'transformers', or after pip install "
+            )
+            assert refusal(run) == f"{told}'tailored-llama[gguf]'"
 
 
 def test_what_the_rows_can_prove_is_said_before_any_work(run: dict[str, Any]) -> None:
