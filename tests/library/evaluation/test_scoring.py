@@ -233,7 +233,7 @@ def test_the_probability_of_the_right_choice_by_hand(folder: Callable[[str], Pat
     rendered, scores = folder("rendered"), folder("scores")
     shared = {"example": [7, 9], "answer": [0, 1]}
     rows = {"split": ["evaluation"] * 2, "contexts": [["a", "a"]] * 2, "continuations": [[" xx", " yyyyyy"]] * 2}
-    lengths = {"choice_lengths": [[2, 6]] * 2, "template": ["harness"] * 2}
+    lengths = {"choice_lengths": [[2, 6]] * 2, "template": ["harness"] * 2, "messages": ["", ""]}
     write_table(rendered / "prompts.parquet", shared | rows | lengths, PROMPTS_SCHEMA)
     found = {"loglikelihoods": [[-4.0, -9.0]] * 2, "prediction": [0, 0], "prediction_norm": [1, 1]}
     write_table(scores / "predictions.parquet", shared | found, PREDICTIONS_SCHEMA)

@@ -418,7 +418,7 @@ def write_chats(file: Path) -> None:
     ("name", "write", "told", "end"),
     [
         ("tickets.csv", write_tickets, "is in the column label, one of 2 labels: a (", r" [ab]"),
-        ("chats.json", write_chats, r"written by the model: 300 different ones, ended by '\n\n'.", r"\\n\\n<\|end\|>"),
+        ("chats.json", write_chats, r"written by the model: 300 different ones, ended by '\n\n'.", r"<\|end\|>"),
     ],
 )
 def test_rows_as_people_have_them_go_through_a_search_and_its_proof(
