@@ -177,8 +177,6 @@ class RunConfig(Section):
             return
         if in_4_bits:
             yield "execution.device: got 'balanced' with model.quantization = 'nf4'; allowed: cuda"
-        if self.tuning.variant == "prompt":
-            yield "execution.device: got 'balanced' with tuning.variant = 'prompt'; allowed: cuda"
         for section, optimizer in (("healing", self.healing.optimizer), ("tuning", self.tuning.optimizer)):
             if optimizer != "adamw_torch":
                 where = f"{section}.optimizer: got {optimizer!r} with execution.device = 'balanced'"

@@ -256,8 +256,6 @@ class SmallestConfig(RunConfig):
         if len(self.benchmarks) > 1 and tuning.examples == "benchmark":
             got = f"'benchmark' with {len(self.benchmarks)} benchmarks"
             yield f"tuning.examples: got {got}; allowed: mixture or none, as one model has to do all of them"
-        if tuning.variant == "prompt":
-            yield "tuning.variant: got 'prompt'; allowed: one that merges into weights"
         if goal.runtime == "vllm" and goal.smallest in ("reading", "writing"):
             got = f"{goal.smallest!r} with runtime 'vllm', which is not timed here"
             yield f"goal.smallest: got {got}; allowed: file or memory"

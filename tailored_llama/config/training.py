@@ -9,7 +9,7 @@ from tailored_llama.config.inputs import Sources
 from tailored_llama.config.section import Section
 
 FEW_SHOTS = 50  # the paper's
-Variant = Literal["lora", "rslora", "dora", "prompt", "full"]
+Variant = Literal["lora", "rslora", "dora", "full"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Optimizer = Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
 PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
@@ -66,10 +66,9 @@ class HealingConfig(TrainingConfig):
 class AdapterConfig(TrainingConfig):
     """An adapter for a task, and when its training ends."""
 
-    variant: Literal["lora", "rslora", "dora", "prompt"] = "lora"
+    variant: Literal["lora", "rslora", "dora"] = "lora"
     """lora: updates scaled by α / r; rslora: by α / √r (arXiv 2312.03732); dora: weights split into direction and
-    magnitude (2402.09353); prompt: a soft prompt, embeddings before the text, which changes no weights (2104.08691)."""
-    virtual_tokens: int = Field(20, ge=1, le=1024, description="Variant prompt: number of virtual tokens.")
+    magnitude (2402.09353)."""
     epochs: int = Field(3, ge=1, le=1000, description="Maximum passes over the training examples.")
     patience: int = Field(2, ge=1, description="Epochs without a lower held-out loss before tuning stops.")
 

@@ -60,8 +60,7 @@ class TuneSettings:
     def of(cls, config: RunConfig, names: Sequence[str]) -> Self:
         """For benchmarks by name."""
         tuning = config.tuning
-        unread = ("rank", "alpha", "dropout", "targets") if tuning.variant == "prompt" else ("virtual_tokens",)
-        adapter = with_defaults(narrow(tuning, AdapterConfig), *unread, *(() if tuning.held_out else ("patience",)))
+        adapter = with_defaults(narrow(tuning, AdapterConfig), *(() if tuning.held_out else ("patience",)))
         metrics = tuple((name, headline_metric(named_benchmark(config, name))) for name in names)
         counts = [config.shots_of(named_benchmark(config, name)) for name in names]
         shots = None if None in counts else counts[0]
