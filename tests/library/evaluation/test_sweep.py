@@ -112,11 +112,11 @@ def test_curves_are_drawn_over_the_axis_one_for_each_other_setting(tmp_path: Pat
             "grid.0.pruning.criterion: got 'magnitude_l2'; allowed: a list",
         ),
         (
-            GRID + '"pruning.steps" = [0]',
-            "grid, cell {'pruning.criterion': 'magnitude_l2', 'pruning.ratios': 0.1, 'pruning.steps': 0}: "
-            "pruning.steps: got 0",
+            GRID + '"healing.rank" = [0]',
+            "grid, cell {'pruning.criterion': 'magnitude_l2', 'pruning.ratios': 0.1, 'healing.rank': 0}: "
+            "healing.rank: got 0",
         ),
-        (GRID + '"pruning.step" = [2]', "pruning.step: unknown key; did you mean pruning.steps?"),
+        (GRID + '"pruning.shap" = ["any"]', "pruning.shap: unknown key; did you mean pruning.shape?"),
         (GRID + '[[grid]]\n"pruning.criterion" = []', "grid.1.pruning.criterion: got []; allowed: at least 1 item"),
         (
             GRID + '"seed.foo" = [1]',
