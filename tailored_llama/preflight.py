@@ -164,10 +164,8 @@ def _check_device(run: config.RunConfig, does: Collection[str]) -> None:
             )
     if execution.dispatch:
         return
-    if run.tuning.examples != "none":
-        config.check_training("tuning", run.tuning, execution)
-    if run.healing.tokens:
-        config.check_training("healing", run.healing, execution)
+    if run.tuning.examples != "none" or run.healing.tokens:
+        config.check_logs(execution)
     source = models.find_model(run.model)
     if source.kind != "folder":
         return

@@ -25,6 +25,7 @@ from .execution import StoreRoot as StoreRoot
 from .execution import Work as Work
 from .execution import as_gguf_type as as_gguf_type
 from .execution import check_installed as check_installed
+from .execution import check_logs as check_logs
 from .forms import WRITTEN as WRITTEN
 from .forms import accepted as accepted
 from .forms import calls_of as calls_of
@@ -91,4 +92,3 @@ from .training import AdapterConfig as AdapterConfig
 from .training import HealingConfig as HealingConfig
 from .training import TrainingConfig as TrainingConfig
 from .training import TuningConfig as TuningConfig
-from .training import check_training as check_training

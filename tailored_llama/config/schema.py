@@ -167,14 +167,8 @@ class RunConfig(Section):
         in_4_bits = self.model.quantization != "none"
         if in_4_bits and self.healing.variant == "full":
             yield "healing.variant: got 'full' with model.quantization = 'nf4'; allowed: lora, rslora or dora"
-        if self.execution.device != "balanced":
-            return
-        if in_4_bits:
+        if in_4_bits and self.execution.device == "balanced":
             yield "execution.device: got 'balanced' with model.quantization = 'nf4'; allowed: cuda"
-        for section, optimizer in (("healing", self.healing.optimizer), ("tuning", self.tuning.optimizer)):
-            if optimizer != "adamw_torch":
-                where = f"{section}.optimizer: got {optimizer!r} with execution.device = 'balanced'"
-                yield f"{where}; allowed: adamw_torch"
 
     def _unread_texts(self) -> Iterator[str]:
         """Texts of a mixture that weigh too little for a sequence of their own."""

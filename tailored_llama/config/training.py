@@ -4,14 +4,12 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from tailored_llama.config.execution import ExecutionConfig, check_installed
 from tailored_llama.config.inputs import Sources
 from tailored_llama.config.section import Section
 
 FEW_SHOTS = 50  # the paper's
 Variant = Literal["lora", "rslora", "dora", "full"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-Optimizer = Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
 PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 
 
@@ -27,9 +25,6 @@ class TrainingConfig(Section):
     """Precision of matrix products over float32 weights; bfloat16 is about twice as fast where the hardware has it.
     Where the checkpoint is in bfloat16, its products are in bfloat16 in any case. What is trained, gradients and the
     optimiser stay in float32, other weights in the checkpoint's type."""
-    optimizer: Optimizer = "adamw_torch"
-    """Optimiser, by its name in transformers. Those in 8 bits hold a quarter of AdamW's state, and need bitsandbytes.
-    With execution.device = balanced: adamw_torch."""
     learning_rate: float = Field(5e-4, gt=0, le=1, description="Peak learning rate.")
     schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """Learning-rate schedule, by its name in transformers; constant has no warm-up."""
@@ -96,11 +91,3 @@ class TuningConfig(AdapterConfig):
     dense: bool = True
     """Flows tailor and sweep, where the pruned model is tuned: also tune the dense model on the same shots, without
     healing, and score it: what pruning really costs after tailoring."""
-
-
-def check_training(section: str, training: TrainingConfig, execution: ExecutionConfig) -> None:
-    """Check that what a training is asked for is installed: its optimiser, and what its logs are written with."""
-    if training.optimizer != "adamw_torch":
-        check_installed("bitsandbytes", f"{section}.optimizer: got {training.optimizer!r}", "adamw_torch", "nf4")
-    if execution.log_to != "none":
-        check_installed(execution.log_to, f"execution.log_to: got {execution.log_to!r}", "none", "logs")

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tailored_llama import models
-from tailored_llama.config import WRITTEN, Metric, Work, check_training, part_of
+from tailored_llama.config import WRITTEN, Metric, Work, check_logs, part_of
 from tailored_llama.data import Prompt, encode_answer, encode_prompt, read_prompts
 from tailored_llama.training.distillation import Teacher
 from tailored_llama.training.loop import Course, train
@@ -42,7 +42,7 @@ def tune(pruned: Path, prompts: Mapping[str, Path], *, settings: TuneSettings, w
             is demanded.
         FloatingPointError: the loss is not finite; the message names the step.
     """
-    check_training("tuning", settings.adapter, work.execution)
+    check_logs(work.execution)
     return in_processes(partial(_tune, pruned, prompts, settings), work)
 
 
@@ -121,7 +121,7 @@ def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> 
             free.
         FloatingPointError: the loss is not finite; the message names the step.
     """
-    check_training("healing", settings.training, work.execution)
+    check_logs(work.execution)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         measured = in_processes(partial(_heal, pruned, teacher, settings), replace(work, out=scratch))
