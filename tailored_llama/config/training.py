@@ -43,7 +43,6 @@ class HealingConfig(TrainingConfig):
     source: Sources | None = None
     """The text to train on, with the same values as calibration.source; absent: the calibration text. A column of its
     own stands in a table, such as [{source = "hellaswag", column = "query"}]."""
-    temperature: float = Field(1.0, gt=0, le=20, description="Divides logits; above 1, unlikely tokens weigh more.")
     top: int = Field(32, ge=1, le=1024, description="Likeliest tokens kept of each dense prediction; the rest are one.")
     variant: Literal["lora", "rslora", "dora", "full"] = "lora"
     """As in tuning, merged into the weights; or full: all weights are trained, in float32, which takes 16 bytes a

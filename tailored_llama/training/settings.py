@@ -19,14 +19,13 @@ from tailored_llama.data import headline_metric
 
 @dataclass(frozen=True)
 class TeachSettings:
-    """The temperature of teacher outputs, and how many of the likeliest tokens are kept."""
+    """How many of the likeliest tokens of teacher outputs are kept."""
 
-    temperature: float
     top: int
 
     @classmethod
     def of(cls, config: RunConfig) -> Self:
-        return cls(config.healing.temperature, config.healing.top)
+        return cls(config.healing.top)
 
 
 @dataclass(frozen=True)

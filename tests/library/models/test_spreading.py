@@ -190,7 +190,7 @@ def test_scores_with_an_adapter(
 
 def test_teacher_outputs(tiny: Path, text: Path, both: Any) -> None:
     def stage(execution: ExecutionConfig, out: Path) -> None:
-        teach(tiny, text, settings=TeachSettings(1.0, 8), work=Work(out, execution))
+        teach(tiny, text, settings=TeachSettings(8), work=Work(out, execution))
 
     one, two = both(stage)
     assert column(two, "teacher.parquet", "tokens") == column(one, "teacher.parquet", "tokens")

@@ -196,7 +196,6 @@ def test_healing_in_4_bits_comes_closer_to_the_teacher(checkpoint: Path, folder:
         "input_ids": rows,
         "tokens": [[t for token in row for t in (token + 1, token)] for row in rows],
         "logprobs": [[-0.1, -3.0] * len(row) for row in rows],
-        "temperature": [1.0] * len(rows),
     }
     write_table(teacher / "teacher.parquet", columns, TEACHER_SCHEMA)
     healing = narrow(HealingConfig(tokens=128, rank=8, learning_rate=2e-2), TrainingConfig)
