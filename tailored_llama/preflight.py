@@ -46,11 +46,9 @@ def preflight_tailor(run: config.RunConfig) -> None:
     """
     preflight(run)
     folder, formats, tuning, pruning = run.store.export, run.store.export_formats, run.tuning, run.pruning
-    if folder and (tuning.examples == "none" or tuning.variant == "prompt"):
-        field = "examples" if tuning.examples == "none" else "variant"
+    if folder and tuning.examples == "none":
         raise InputError(
-            f"store.export: got {folder!r} with tuning.{field} = {getattr(tuning, field)!r}; allowed: an adapter that "
-            "merges into weights (tuning.variant lora, rslora or dora), or no store.export"
+            f"store.export: got {folder!r} with tuning.examples = 'none'; allowed: an adapter, or no store.export"
         )
     if folder:
         _check_writable("store.export", folder)
@@ -166,10 +164,8 @@ def _check_device(run: config.RunConfig, does: Collection[str]) -> None:
             )
     if execution.dispatch:
         return
-    if run.tuning.examples != "none":
-        config.check_training("tuning", run.tuning, execution)
-    if run.healing.tokens:
-        config.check_training("healing", run.healing, execution)
+    if run.tuning.examples != "none" or run.healing.tokens:
+        config.check_logs(execution)
     source = models.find_model(run.model)
     if source.kind != "folder":
         return

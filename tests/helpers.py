@@ -183,10 +183,9 @@ def prune(
     reconstruction: ReconstructionConfig = UNFITTED,
     counts: Path | None = None,
     prompts: Mapping[str, Path] | None = None,
-    original: Path | None = None,
     execution: ExecutionConfig = CPU,
 ) -> dict[str, Any]:
-    """Prune a checkpoint as the stages do; `original` is the model before the first step.
+    """Prune a checkpoint as the stages do.
 
     With counts of tokens, these leave too; a split that is not fixed is measured on the prompts.
     """
@@ -197,8 +196,7 @@ def prune(
         inputs = (model, groups, importance, counts, prompts or {})
         choose_split(*inputs, settings=SplitSettings(ratio, plan), work=Work(split, execution))
     settings = PruneSettings(ratio, plan, reconstruction)
-    inputs = (model, original or model, groups, importance, text, split)
-    return prune_model(*inputs, settings=settings, work=Work(out, execution))
+    return prune_model(model, groups, importance, text, split, settings=settings, work=Work(out, execution))
 
 
 def tune_settings(tuning: TuningConfig, **changes: Any) -> TuneSettings:

@@ -25,6 +25,7 @@ from .execution import StoreRoot as StoreRoot
 from .execution import Work as Work
 from .execution import as_gguf_type as as_gguf_type
 from .execution import check_installed as check_installed
+from .execution import check_logs as check_logs
 from .forms import FORMS as FORMS
 from .forms import WRITTEN as WRITTEN
 from .forms import accepted as accepted
@@ -92,4 +93,3 @@ from .training import AdapterConfig as AdapterConfig
 from .training import HealingConfig as HealingConfig
 from .training import TrainingConfig as TrainingConfig
 from .training import TuningConfig as TuningConfig
-from .training import check_training as check_training

@@ -117,6 +117,12 @@ def as_gguf_type(name: str) -> GgufType:
     return name
 
 
+def check_logs(execution: ExecutionConfig) -> None:
+    """Check that what the logs of a training are written with is installed."""
+    if execution.log_to != "none":
+        check_installed(execution.log_to, f"execution.log_to: got {execution.log_to!r}", "none", "logs")
+
+
 def check_installed(package: str, got: str, otherwise: str, extra: str) -> None:
     """Check that a package is installed that a setting needs, which the extra brings.
 

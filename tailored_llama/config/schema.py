@@ -43,9 +43,6 @@ class PlanConfig(Section):
     min_kv_heads: int = Field(1, ge=1, description="Minimum KV heads kept in every layer, with their query heads.")
     channel_multiple: int = Field(1, ge=1)
     """MLP widths are multiples of this (64 or 128 suits matrix units), but for layers that lose no channels."""
-    steps: int = Field(1, ge=1, le=64)
-    """Number of equal pruning steps; importance is scored again before each. With healing.tokens, the model is healed
-    after each, on the same text: pruning and healing in turns."""
 
     @field_validator("vocabulary", mode="before")
     @classmethod
@@ -161,11 +158,8 @@ class RunConfig(Section):
         names = [benchmark.name for benchmark in self.benchmarks]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             yield f"benchmarks: {', '.join(twice)} is named twice; allowed: each name once"
-        kinds, steps = set(self.pruning.kinds), self.pruning.steps
-        if kinds == {"vocabulary"}:
+        if set(self.pruning.kinds) == {"vocabulary"}:
             yield "pruning.kinds: got vocabulary alone; allowed: with attention or mlp, for the rest of it"
-        if "vocabulary" in kinds and steps > 1:
-            yield f"pruning.steps: got {steps}; allowed: 1 with kind vocabulary"
         yield from self._untrainable()
         yield from self._unread_texts()
 
@@ -173,16 +167,8 @@ class RunConfig(Section):
         in_4_bits = self.model.quantization != "none"
         if in_4_bits and self.healing.variant == "full":
             yield "healing.variant: got 'full' with model.quantization = 'nf4'; allowed: lora, rslora or dora"
-        if self.execution.device != "balanced":
-            return
-        if in_4_bits:
+        if in_4_bits and self.execution.device == "balanced":
             yield "execution.device: got 'balanced' with model.quantization = 'nf4'; allowed: cuda"
-        if self.tuning.variant == "prompt":
-            yield "execution.device: got 'balanced' with tuning.variant = 'prompt'; allowed: cuda"
-        for section, optimizer in (("healing", self.healing.optimizer), ("tuning", self.tuning.optimizer)):
-            if optimizer != "adamw_torch":
-                where = f"{section}.optimizer: got {optimizer!r} with execution.device = 'balanced'"
-                yield f"{where}; allowed: adamw_torch"
 
     def _unread_texts(self) -> Iterator[str]:
         """Texts of a mixture that weigh too little for a sequence of their own."""

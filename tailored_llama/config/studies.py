@@ -21,7 +21,6 @@ from tailored_llama.errors import InputError
 RATIOS = "pruning.ratios"
 SEED = "seed"
 MODEL = "model"
-TEMPLATE, SEARCHED = "prompts.template", "searched"
 MAY_VARY = (SEED, MODEL, "calibration", "pruning", "reconstruction", "healing", "prompts", "tuning")
 READ_BY_DENSE = (SEED, MODEL, "prompts", "tuning")  # of what may vary, what a tuned dense model depends on
 
@@ -38,9 +37,7 @@ class SweepConfig(RunConfig):
     grid: tuple[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], ...] = Field(min_length=1)
     """Tables of dotted field → list of values, such as "pruning.criterion" = ["taylor_gate", "random"]; each table
     gives one cell for every combination of its values. Each of pruning.ratios is a cell of its own; cells that differ
-    only in seed share a row of the results. prompts.template = searched selects, for each benchmark, the shipped set
-    with the best score of the cell's untuned model on the shots and held-out examples; the dense model keeps the run's
-    own set."""
+    only in seed share a row of the results."""
     labels: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Name of each table of the grid; absent: cells are named by the settings that differ."""
     scored: bool = Field(True, description="Score the benchmarks as well as the perplexity.")
@@ -76,7 +73,6 @@ class SweepCell:
     curve: str  # the label of the curve that the cell is a point of
     place: float | None  # its position on the axis; None: the axis is the ratio
     dense: str  # the row of its dense model
-    searched: bool  # whether its template is chosen on train examples
     run: RunConfig
 
 
@@ -92,10 +88,8 @@ def sweep_cells(config: SweepConfig) -> list[SweepCell]:
         labelled = [field for field in table if len(table[field]) > 1 and field in varying] if name else varying
         for values in itertools.product(*table.values()):
             settings = dict(zip(table, values, strict=True))
-            searched = settings.get(TEMPLATE) == SEARCHED
             for run in _runs(shared, settings):
-                cell = _cell(config, name, labelled, run, searched)
-                cells.setdefault(f"{run.model_dump_json()} {searched}", cell)
+                cells.setdefault(run.model_dump_json(), _cell(config, name, labelled, run))
     return list(cells.values())
 
 
@@ -104,8 +98,7 @@ def _runs(shared: dict[str, Any], settings: dict[str, Any]) -> list[RunConfig]:
     data = copy.deepcopy(shared)
     try:
         for field, value in settings.items():
-            if (field, value) != (TEMPLATE, SEARCHED):
-                assign(data, field, [value] if field == RATIOS else value)
+            assign(data, field, [value] if field == RATIOS else value)
         run = validate_config(data)
     except InputError as error:
         raise InputError(f"grid, cell {settings}: {error}") from None
@@ -124,8 +117,7 @@ def tuned_dense_cells(config: SweepConfig, cells: Sequence[SweepCell]) -> list[S
     """The dense models, tuned on the same shots as the models of the cells; none without `tuning.dense`.
 
     There is one for each combination of model, prompts, tuning and seed among the tuned cells. Its ratio is 0. On an
-    axis that it does not read, such as healing.tokens, its place is 0. Where a cell searches for a template, it keeps
-    the run's own set, as the untuned dense model does.
+    axis that it does not read, such as healing.tokens, its place is 0.
     """
     if not config.tuning.dense:
         return []
@@ -143,24 +135,23 @@ def tuned_dense_cells(config: SweepConfig, cells: Sequence[SweepCell]) -> list[S
         texts = {field: _setting_text(run, field) for field in varying}
         curve = ", ".join([name, *(text for field, text in texts.items() if field != config.axis)])
         place = None if config.axis == RATIOS else attrgetter(config.axis)(run) if config.axis in read else 0.0
-        found.append(SweepCell(", ".join([name, *texts.values()]), curve, place, dense, False, run))
+        found.append(SweepCell(", ".join([name, *texts.values()]), curve, place, dense, run))
     return found
 
 
-def _cell(config: SweepConfig, name: str, varying: Sequence[str], run: RunConfig, searched: bool) -> SweepCell:
+def _cell(config: SweepConfig, name: str, varying: Sequence[str], run: RunConfig) -> SweepCell:
     models = [_setting_text(run, field) for field in config.fields if field.split(".")[0] == MODEL]
     dense = ", ".join([DENSE, *models])
     texts = {field: _setting_text(run, field) for field in varying}
-    texts |= {TEMPLATE: SEARCHED} if searched and TEMPLATE in texts else {}
     names = [name] if name else []
     label = ", ".join([*names, *texts.values()]) or "pruned"
     if config.axis == RATIOS:
-        return SweepCell(label, label, None, dense, searched, run)
+        return SweepCell(label, label, None, dense, run)
     place = attrgetter(config.axis)(run)
     if isinstance(place, bool) or not isinstance(place, int | float):
         raise InputError(f"axis: got {config.axis!r}, which is {place!r} in a cell; allowed: a numeric field")
     names += [text for field, text in texts.items() if field != config.axis]
-    return SweepCell(label, ", ".join([*names, f"@ {run.pruning.ratios[0]:g}"]), place, dense, searched, run)
+    return SweepCell(label, ", ".join([*names, f"@ {run.pruning.ratios[0]:g}"]), place, dense, run)
 
 
 def _setting_text(run: RunConfig, field: str) -> str:
@@ -256,8 +247,6 @@ class SmallestConfig(RunConfig):
         if len(self.benchmarks) > 1 and tuning.examples == "benchmark":
             got = f"'benchmark' with {len(self.benchmarks)} benchmarks"
             yield f"tuning.examples: got {got}; allowed: mixture or none, as one model has to do all of them"
-        if tuning.variant == "prompt":
-            yield "tuning.variant: got 'prompt'; allowed: one that merges into weights"
         if goal.runtime == "vllm" and goal.smallest in ("reading", "writing"):
             got = f"{goal.smallest!r} with runtime 'vllm', which is not timed here"
             yield f"goal.smallest: got {got}; allowed: file or memory"

@@ -4,14 +4,12 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from tailored_llama.config.execution import ExecutionConfig, check_installed
 from tailored_llama.config.inputs import Sources
 from tailored_llama.config.section import Section
 
 FEW_SHOTS = 50  # the paper's
-Variant = Literal["lora", "rslora", "dora", "prompt", "full"]
+Variant = Literal["lora", "rslora", "dora", "full"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-Optimizer = Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
 PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 
 
@@ -27,9 +25,6 @@ class TrainingConfig(Section):
     """Precision of matrix products over float32 weights; bfloat16 is about twice as fast where the hardware has it.
     Where the checkpoint is in bfloat16, its products are in bfloat16 in any case. What is trained, gradients and the
     optimiser stay in float32, other weights in the checkpoint's type."""
-    optimizer: Optimizer = "adamw_torch"
-    """Optimiser, by its name in transformers. Those in 8 bits hold a quarter of AdamW's state, and need bitsandbytes.
-    With execution.device = balanced: adamw_torch."""
     learning_rate: float = Field(5e-4, gt=0, le=1, description="Peak learning rate.")
     schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """Learning-rate schedule, by its name in transformers; constant has no warm-up."""
@@ -48,7 +43,6 @@ class HealingConfig(TrainingConfig):
     source: Sources | None = None
     """The text to train on, with the same values as calibration.source; absent: the calibration text. A column of its
     own stands in a table, such as [{source = "hellaswag", column = "query"}]."""
-    temperature: float = Field(1.0, gt=0, le=20, description="Divides logits; above 1, unlikely tokens weigh more.")
     top: int = Field(32, ge=1, le=1024, description="Likeliest tokens kept of each dense prediction; the rest are one.")
     variant: Literal["lora", "rslora", "dora", "full"] = "lora"
     """As in tuning, merged into the weights; or full: all weights are trained, in float32, which takes 16 bytes a
@@ -66,10 +60,9 @@ class HealingConfig(TrainingConfig):
 class AdapterConfig(TrainingConfig):
     """An adapter for a task, and when its training ends."""
 
-    variant: Literal["lora", "rslora", "dora", "prompt"] = "lora"
+    variant: Literal["lora", "rslora", "dora"] = "lora"
     """lora: updates scaled by α / r; rslora: by α / √r (arXiv 2312.03732); dora: weights split into direction and
-    magnitude (2402.09353); prompt: a soft prompt, embeddings before the text, which changes no weights (2104.08691)."""
-    virtual_tokens: int = Field(20, ge=1, le=1024, description="Variant prompt: number of virtual tokens.")
+    magnitude (2402.09353)."""
     epochs: int = Field(3, ge=1, le=1000, description="Maximum passes over the training examples.")
     patience: int = Field(2, ge=1, description="Epochs without a lower held-out loss before tuning stops.")
 
@@ -97,11 +90,3 @@ class TuningConfig(AdapterConfig):
     dense: bool = True
     """Flows tailor and sweep, where the pruned model is tuned: also tune the dense model on the same shots, without
     healing, and score it: what pruning really costs after tailoring."""
-
-
-def check_training(section: str, training: TrainingConfig, execution: ExecutionConfig) -> None:
-    """Check that what a training is asked for is installed: its optimiser, and what its logs are written with."""
-    if training.optimizer != "adamw_torch":
-        check_installed("bitsandbytes", f"{section}.optimizer: got {training.optimizer!r}", "adamw_torch", "nf4")
-    if execution.log_to != "none":
-        check_installed(execution.log_to, f"execution.log_to: got {execution.log_to!r}", "none", "logs")

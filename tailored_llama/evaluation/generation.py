@@ -9,7 +9,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation.settings import WrittenAnswer
-from tailored_llama.models import encode, has_soft_prompt, token_budget, within_memory
+from tailored_llama.models import encode, token_budget, within_memory
 from tailored_llama.progress import Progress, silent
 
 
@@ -28,13 +28,8 @@ def generate(
     A context that is too long for the model loses its start.
 
     Raises:
-        InputError: the adapter is a soft prompt, a context has no token, or the model's context cannot hold the new
-            tokens.
+        InputError: a context has no token, or the model's context cannot hold the new tokens.
     """
-    if has_soft_prompt(model):  # PEFT 0.21's generate disagrees with its own forward pass
-        raise InputError(
-            "adapter: got a soft prompt, which cannot write answers; allowed: one that changes weights, such as LoRA"
-        )
     new, limit = until.max_new_tokens, model.config.max_position_embeddings
     if new >= limit:
         raise InputError(f"max_new_tokens: got {new}; allowed: less than {limit}, the model's context")

@@ -59,7 +59,6 @@ class RecoveryRow:
     cc_benchmarks: int = 0
     bytes: int | None = None  # of its GGUF file, if those weights were scored
     seed: int = 0
-    template: str | None = None  # that a sweep searched for; if seeds differ, every one
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ class MeasuredModel(Generic[A]):
     checkpoint: A
     perplexity: A | None
     scores: Mapping[str, A] = field(default_factory=dict)
-    templates: Mapping[str, str] = field(default_factory=dict)  # the template sets that a search chose
     quantised: ByType[A] = field(default_factory=dict)  # scores in fewer bits
 
 

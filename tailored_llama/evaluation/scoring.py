@@ -26,7 +26,7 @@ def score_benchmark(
     """Stage: score one checkpoint on one rendered benchmark; write `metrics.json` and the answers behind it.
 
     Ranked choices go to `predictions.parquet`, written answers to `answers.parquet`. An adapter is merged into the
-    weights; a soft prompt is put before the text.
+    weights.
 
     Raises:
         InputError: the checkpoint or the adapter is broken, or the two do not belong together; or streaming is demanded

@@ -111,8 +111,7 @@ def measure(
     by_benchmark = []
     for recovery in recoveries:
         if recovery.benchmark != MEAN:
-            chosen = dict.fromkeys(cell.templates[recovery.benchmark] for cell in cells if cell.templates)
-            by_benchmark.append(replace(recovery, model=row.label, ratio=row.ratio, template=", ".join(chosen) or None))
+            by_benchmark.append(replace(recovery, model=row.label, ratio=row.ratio))
     return row, by_benchmark
 
 
@@ -252,14 +251,10 @@ class Difference:
     benchmarks: int = 1  # in a mean: those on which both sets use the same measure
 
 
-def choose(scores: Mapping[str, Sequence[Path]]) -> str:
-    """The template set with the highest headline metric over all examples of its scores; on a tie, the first."""
-    accuracies: dict[str, float] = {}
-    for name, folders in scores.items():
-        splits = [read_metrics(folder) for folder in folders]
-        examples = [split["examples"] for split in splits]
-        accuracies[name] = np.average([split[split["metric"]] for split in splits], weights=examples)
-    return max(accuracies, key=accuracies.__getitem__)
+def choose(scores: Mapping[str, Path]) -> str:
+    """The template set with the highest headline metric; on a tie, the first."""
+    measured = {name: read_metrics(folder) for name, folder in scores.items()}
+    return max(measured, key=lambda name: measured[name][measured[name]["metric"]])
 
 
 def study_rows(config: PromptStudyConfig, studied: Sequence[StudiedBenchmark[Path]]) -> list[TemplateRow]:

@@ -64,8 +64,6 @@ from .packing import context_length as context_length
 from .packing import distinct as distinct
 from .packing import encode_header as encode_header
 from .packing import halved as halved
-from .packing import has_soft_prompt as has_soft_prompt
-from .packing import learnt_header as learnt_header
 from .packing import packed_attention as packed_attention
 from .packing import packed_states as packed_states
 from .packing import target_logprobs as target_logprobs

@@ -13,22 +13,13 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import BitsAndBytesConfig
 
-from tailored_llama.config import (
-    NF4_MULTIPLE,
-    AdapterConfig,
-    Dtype,
-    ExecutionConfig,
-    Quantization,
-    TrainingConfig,
-    check_installed,
-)
+from tailored_llama.config import NF4_MULTIPLE, Dtype, ExecutionConfig, Quantization, TrainingConfig, check_installed
 from tailored_llama.errors import InputError
 from tailored_llama.models.cards import merged_card
 from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, drop_paths, read_structure, weights_digest
 from tailored_llama.models.devices import pick_device
 from tailored_llama.models.id_table import TABLE
 from tailored_llama.models.load import BASE_FILE, load_model, load_weights, stored_dtype
-from tailored_llama.models.packing import has_soft_prompt
 from tailored_llama.models.sources import CARD, copy_licence
 from tailored_llama.models.streaming import open_model
 
@@ -92,20 +83,17 @@ def check_quantizable(folder: Path, quantization: Quantization, device: str) -> 
 
 def add_adapter(base: Any, training: TrainingConfig, execution: ExecutionConfig) -> Any:
     """Add a new adapter to a causal LM; returns the PEFT model."""
-    from peft import LoraConfig, PromptTuningConfig, get_peft_model  # late: most stages need none of it
+    from peft import LoraConfig, get_peft_model  # late: most stages need none of it
 
-    if isinstance(training, AdapterConfig) and training.variant == "prompt":
-        settings: Any = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=training.virtual_tokens)
-    else:
-        settings = LoraConfig(
-            r=training.rank,
-            lora_alpha=training.alpha,
-            lora_dropout=training.dropout,
-            use_rslora=training.variant == "rslora",
-            use_dora=training.variant == "dora",
-            target_modules=_targets(base, training.targets),
-            task_type="CAUSAL_LM",
-        )
+    settings = LoraConfig(
+        r=training.rank,
+        lora_alpha=training.alpha,
+        lora_dropout=training.dropout,
+        use_rslora=training.variant == "rslora",
+        use_dora=training.variant == "dora",
+        target_modules=_targets(base, training.targets),
+        task_type="CAUSAL_LM",
+    )
     model = get_peft_model(base, settings)
     join_projections(model)
     if execution.recompute_activations:
@@ -124,8 +112,7 @@ def save_adapter(model: Any, checkpoint: Path, out: Path) -> None:
     """Write an adapter in PEFT's layout, with the digest of the weights it was trained on."""
     model.save_pretrained(out)
     config = json.loads((out / "adapter_config.json").read_text())
-    if "target_modules" in config:
-        config["target_modules"].sort()  # a set in PEFT, whose order differs between processes
+    config["target_modules"].sort()  # a set in PEFT, whose order differs between processes
     config["base_model_name_or_path"] = None  # no local path; base.json identifies the weights
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (out / BASE_FILE).write_text(json.dumps({"weights": weights_digest(checkpoint)}) + "\n")
@@ -142,13 +129,9 @@ def merge_adapter(
 
     The sum is rounded to the checkpoint's type, or, if that is float32, to `half`; so scores may differ from the
     attached adapter's. By default the card is the checkpoint's own, updated to mention the merge. Raises InputError as
-    `load_model`, and if the adapter is a soft prompt, which does not change weights.
+    `load_model`.
     """
     model = load_model(checkpoint, adapter)
-    if has_soft_prompt(model):
-        raise InputError(
-            f"adapter {adapter}: is a soft prompt; allowed: one that merges into weights (LoRA or a variant of it)"
-        )
     if half and model.dtype == torch.float32:
         model.to(getattr(torch, half))
     save_changed(model, checkpoint, out, card)

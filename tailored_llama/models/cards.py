@@ -102,7 +102,7 @@ prompts and general text use them; `vocabulary.parquet` lists them. Other words 
         return f"{removed} The layers are the dense model's."
     return f"""{removed} Whole attention groups
 and MLP channels were removed (importance {pruning.criterion}, shape {pruning.shape}, kinds
-{", ".join(pruning.kinds)}, steps {pruning.steps}; `plan.parquet` lists the last step's); the hidden width stays.
+{", ".join(pruning.kinds)}; `plan.parquet` lists them); the hidden width stays.
 {fitted[reconstruction.method]}"""
 
 

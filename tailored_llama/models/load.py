@@ -74,16 +74,14 @@ def empty_model(folder: Path, dtype: torch.dtype) -> Any:
 def load_model(folder: Path, adapter: Path | None = None, device: str = "cpu") -> Any:
     """Load a checkpoint as a transformers model in evaluation mode; an adapter is merged into its weights.
 
-    So a model is measured as it ships: merging rounds to the checkpoint's type. A soft prompt stays attached. `device`
-    is as `execution.device`. Raises InputError if checkpoint or adapter are broken, or do not belong together.
+    So a model is measured as it ships: merging rounds to the checkpoint's type. `device` is as `execution.device`.
+    Raises InputError if checkpoint or adapter are broken, or do not belong together.
     """
     read_structure(folder)  # refuses a broken one before anything is allocated
     devices = devices_of(device)
     model = load_weights(folder, stored_dtype(folder), str(folder))
     if adapter is not None:
-        model = _with_adapter(model, folder, adapter)
-        if not model.active_peft_config.is_prompt_learning:
-            model = model.merge_and_unload()
+        model = _with_adapter(model, folder, adapter).merge_and_unload()
     model.requires_grad_(False)
     if len(devices) > 1:
         _spread(model, devices)
@@ -93,21 +91,18 @@ def load_model(folder: Path, adapter: Path | None = None, device: str = "cpu") -
 
 
 def _spread(model: Any, devices: Sequence[str]) -> None:
-    """Put a model, with or without a PEFT adapter, on several devices, about the same bytes on each; no layer is split.
+    """Put a model on several devices, about the same bytes on each; no layer is split.
 
     The first device also has embeddings, last norm and head, so `model.device` is where token ids are read and where
     losses, logits and the last layer's states are. accelerate's hooks move what a layer reads to its device.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    decoder = base.get_decoder()
+    decoder = model.get_decoder()
     sizes = [_bytes(layer) for layer in decoder.layers]
-    numbers = shares(sizes, _bytes(base) - sum(sizes), len(devices))
+    numbers = shares(sizes, _bytes(model) - sum(sizes), len(devices))
     outside = [f"model.{name}" for name, _ in decoder.named_children() if name != "layers"] + ["lm_head"]
     places = dict.fromkeys(outside, devices[0])
     places |= {f"model.layers.{layer}": devices[number] for layer, number in enumerate(numbers)}
-    dispatch_model(base, places, main_device=devices[0], skip_keys=base._skip_keys_device_placement)
-    if hasattr(model, "prompt_encoder"):  # a soft prompt, which is outside the base
-        model.prompt_encoder.to(devices[0])
+    dispatch_model(model, places, main_device=devices[0], skip_keys=model._skip_keys_device_placement)
 
 
 def _bytes(module: Any) -> int:
@@ -144,10 +139,12 @@ def check_adapter(folder: Path, adapter: Path) -> dict[str, list[int]]:
     shapes = tensor_shapes(weights)
     try:
         config = {**json.loads(file.read_text())}
-        sizes = {name: config.get(name) for name in ("r", "num_virtual_tokens")}
+        sizes = {"r": config.get("r")}
         sizes |= {f"rank_pattern.{name}": rank for name, rank in (config.get("rank_pattern") or {}).items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{file}: not a PEFT configuration; allowed: a JSON object") from None
+    if "num_virtual_tokens" in config:  # it learns a text instead of changing weights
+        raise InputError(f"adapter {adapter}: is {config.get('peft_type')!s:.40}; allowed: LoRA or a variant of it")
     largest = max((size for shape in shapes.values() for size in shape), default=0)
     for name, value in sizes.items():
         if value is not None and (type(value) is not int or not 1 <= value <= largest):
@@ -170,10 +167,6 @@ def _with_adapter(model: Any, folder: Path, adapter: Path) -> Any:
         adapted = PeftModel.from_pretrained(model, adapter)
     except Exception as error:  # PEFT raises RuntimeError for shapes, ValueError and TypeError for its configuration
         raise InputError(f"adapter {adapter}: does not fit {folder} ({one_line(error)})") from None
-    config = adapted.active_peft_config
-    if config.is_prompt_learning and config.peft_type != "PROMPT_TUNING":
-        kind = config.peft_type.value
-        raise InputError(f"adapter {adapter}: is {kind}; allowed: LoRA, a variant of it, or PROMPT_TUNING")
     expected = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
     if unmatched := sorted(name for name in expected ^ names if "lora_" in name):  # PEFT only warns
         raise InputError(f"adapter {adapter}: does not fit {folder} (tensor {unmatched[0]} is in one of them only)")

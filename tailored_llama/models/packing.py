@@ -1,7 +1,7 @@
 """Packed rows: many sequences in one row, where linear layers see all tokens and attention stays within a document.
 
 A document is a prefix and branches that continue it, such as a context and its choices; the prefix is encoded once.
-A header, such as a soft prompt or the solved examples of a benchmark, is encoded once for all documents. The model is
+A header, such as the solved examples of a benchmark, is encoded once for all documents. The model is
 transformers' own: an attention function that is registered with it (`attention.py`) reads the blocks of the row.
 """
 
@@ -108,11 +108,11 @@ def packed_attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def encode_header(model: Any, ids: Sequence[int], budget: int, before: Header | None = None) -> Header:
-    """Encode the tokens after `before` and before every document, `budget` per pass, fewer when memory runs out."""
-    header = before = before or Header()
-    while (done := header.length - before.length) < len(ids):
-        part = Document(ids[done : done + budget])
+def encode_header(model: Any, ids: Sequence[int], budget: int) -> Header:
+    """Encode the tokens before every document, `budget` per pass, fewer when memory runs out."""
+    header = Header()
+    while header.length < len(ids):
+        part = Document(ids[header.length : header.length + budget])
         longer = Header(header.length + len(part))
         try:
             packed_states(model, [part], torch.tensor([], dtype=torch.int64), header, longer)
@@ -125,30 +125,9 @@ def encode_header(model: Any, ids: Sequence[int], budget: int, before: Header | 
     return header
 
 
-def has_soft_prompt(model: Any) -> bool:
-    """Return whether a model has a soft prompt (arXiv 2104.08691)."""
-    adapter = getattr(model, "active_peft_config", None)
-    return bool(adapter and adapter.is_prompt_learning)
-
-
 def context_length(model: Any) -> int:
-    """Return how many tokens a model can read: its context, minus the length of its soft prompt."""
-    limit = int(model.config.max_position_embeddings)
-    return limit - model.active_peft_config.num_virtual_tokens if has_soft_prompt(model) else limit
-
-
-def learnt_header(model: Any) -> Header:
-    """Return the header of a soft prompt, before every document; empty without one. Gradients reach the prompt."""
-    if not has_soft_prompt(model):
-        return Header()
-    with torch.autocast(model.device.type, enabled=False):  # under autocast PEFT would join tensors of different types
-        learnt = model.get_prompt(batch_size=1)
-    header = Header(length := learnt.shape[1])
-    positions = torch.arange(length, device=learnt.device)
-    row = Row([Block(0, length)], Header(), positions, torch.zeros_like(positions), length, header)
-    states = learnt.to(model.dtype)  # PEFT keeps them in float32
-    model.get_decoder()(inputs_embeds=states, position_ids=positions[None], use_cache=False, packed_row=row)
-    return header
+    """Return how many tokens a model can read."""
+    return int(model.config.max_position_embeddings)
 
 
 def halved(tokens: int) -> int:

@@ -75,7 +75,7 @@ def run_packed(
     if layers_of(model).streamed:
         yield from _sweeps(model, items, budget, finish, shared, threads_each(at_once))
         return
-    header = packing.encode_header(model, shared, budget, packing.learnt_header(model))
+    header = packing.encode_header(model, shared, budget)
 
     def run(batch: list[int]) -> Result:
         row = row_of([items[i] for i in batch])

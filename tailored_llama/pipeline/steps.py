@@ -115,7 +115,10 @@ def prepare_dense(run: Runner, config: RunConfig, prompts: Prompts) -> Dense:
     calibration = draw_calibration(run, config, dense, prompts) if reads_calibration(config) else None
     if config.healing.tokens and config.healing.source:
         draw_calibration(run, healing_text(config), dense, prompts)  # a text that cannot be read ends the run here
-    return Dense(dense, groups, calibration, _score_importance(run, config, dense, groups, calibration), counts)
+    text = calibration if scores_by_text(config) else None
+    settings, name = ImportanceSettings.of(config), f"importance {config.pruning.criterion}"
+    importance = run(stages.IMPORTANCE, settings, name, dense=dense, groups=groups, calibration=text)
+    return Dense(dense, groups, calibration, importance, counts)
 
 
 def check_answers(run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts) -> None:
@@ -144,34 +147,15 @@ def draw_calibration(run: Runner, config: RunConfig, dense: Artifact, prompts: P
     return run(stages.CALIBRATION, settings, f"load calibration {config.calibration.named}", dense=dense, prompts=read)
 
 
-def _score_importance(
-    run: Runner, config: RunConfig, dense: Artifact, groups: Artifact, calibration: Artifact | None
-) -> Artifact:
-    """Score every coupled group; only what reads calibration text depends on it."""
-    text = calibration if scores_by_text(config) else None
-    settings, name = ImportanceSettings.of(config), f"importance {config.pruning.criterion}"
-    return run(stages.IMPORTANCE, settings, name, dense=dense, groups=groups, calibration=text)
-
-
 def prune_to(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompts: Prompts) -> Artifact:
-    """Prune to a ratio of the dense model's parameters, in the configured number of steps, and heal between them."""
-    model, groups, importance = dense.checkpoint, dense.groups, dense.importance
+    """Prune to a ratio of the dense model's parameters."""
+    scored, split = {"dense": dense.checkpoint, "groups": dense.groups, "importance": dense.importance}, None
     text = None if config.reconstruction.method == "none" else dense.calibration
-    split = None
     if dense.counts:
-        read = {"groups": groups, "importance": importance, "counts": dense.counts, "prompts": prompts.train}
-        split = run(stages.SPLIT, SplitSettings.of(config, ratio), f"choose split @ {ratio:.2f}", dense=model, **read)
-    share = 0.0
-    for step in range(1, config.pruning.steps + 1):
-        if step > 1:
-            model = heal_if_asked(run, config, dense.checkpoint, share, model, prompts)
-            groups = run(stages.GROUPS, None, "build graph", dense=model)
-            importance = _score_importance(run, config, model, groups, dense.calibration)
-        share = ratio * step / config.pruning.steps
-        scored = {"groups": groups, "importance": importance, "calibration": text, "split": split}
-        settings, name = PruneSettings.of(config, share), f"prune @ {share:.2f}"
-        model = run(stages.PRUNED, settings, name, model=model, original=dense.checkpoint, **scored)
-    return model
+        read = {"counts": dense.counts, "prompts": prompts.train}
+        split = run(stages.SPLIT, SplitSettings.of(config, ratio), f"choose split @ {ratio:.2f}", **scored, **read)
+    settings, name = PruneSettings.of(config, ratio), f"prune @ {ratio:.2f}"
+    return run(stages.PRUNED, settings, name, **scored, calibration=text, split=split)
 
 
 def heal_if_asked(

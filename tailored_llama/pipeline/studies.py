@@ -1,6 +1,5 @@
 """The studies: sweeps over a grid of settings, transfer between benchmarks, and the choice of prompts."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -14,7 +13,6 @@ from tailored_llama.config import (
     BenchmarkConfig,
     PromptStudyConfig,
     RunConfig,
-    SweepCell,
     SweepConfig,
     TransferConfig,
     as_shown,
@@ -25,7 +23,6 @@ from tailored_llama.config import (
     tuned_dense_cells,
     with_template,
 )
-from tailored_llama.data import PromptSplit
 from tailored_llama.evaluation import MeasuredModel, StudiedBenchmark, SweptCell, TransferScore
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.futures import Artifact, Failed, attempt, report_or_raise, wait_for_rows
@@ -56,12 +53,11 @@ def sweep(run: Runner, config: SweepConfig) -> ArtifactRef:
         row = SweptCell(cell.label, 0.0, cell.run.seed, cell.curve, cell.place)
         name, build = f"{row.name}, seed {row.seed}", partial(_dense_row, run, config, cell.run, row, tuned=True)
         attempts.append((name, row, attempt(name, build)))
-    of_cells: dict[int, tuple[str, Row, Row | Failed]] = {}
-    for i, cell in sorted(enumerate(cells), key=lambda numbered: numbered[1].searched):  # a search waits for scores
+    for cell in cells:
         row = SweptCell(cell.label, cell.run.pruning.ratios[0], cell.run.seed, cell.curve, cell.place)
         name = f"cell {row.name} @ {row.ratio:g}, seed {row.seed}"
-        of_cells[i] = name, row, attempt(name, partial(_pruned_row, run, config, cell, row))
-    rows, failed = wait_for_rows([*attempts, *(of_cells[i] for i in range(len(cells)))])
+        attempts.append((name, row, attempt(name, partial(_pruned_row, run, config, cell.run, row))))
+    rows, failed = wait_for_rows(attempts)
     return report_or_raise(run(stages.SWEEP, SweepSettings(as_shown(config)), "sweep report", cells=rows), failed)
 
 
@@ -76,18 +72,17 @@ def _dense_row(run: Runner, config: SweepConfig, run_config: RunConfig, row: Row
     return replace(row, model=model, dense=dense)
 
 
-def _pruned_row(run: Runner, config: SweepConfig, cell: SweepCell, row: Row) -> Row:
+def _pruned_row(run: Runner, config: SweepConfig, run_config: RunConfig, row: Row) -> Row:
     """Prune, heal and tune the model of a cell as configured, and measure it."""
-    run_config, ratio, label = cell.run, row.ratio, f"{row.name} @ {row.ratio:g}"
+    ratio, label = row.ratio, f"{row.name} @ {row.ratio:g}"
     prompts = _prompts(run, config, run_config)
     dense = steps.prepare_dense(run, run_config, prompts)
     pruned = steps.prune_to(run, run_config, dense, ratio, prompts)
     healed = steps.heal_if_asked(run, run_config, dense.checkpoint, ratio, pruned, prompts)
     perplexity = steps.measure_perplexity(run, run_config, label, healed, dense.checkpoint)
-    asked, templates = _search_templates(run, run_config, healed) if cell.searched else (prompts, {})
-    adapters = steps.tune_adapters(run, run_config, ratio, healed, asked) if config.tailored else {}
-    scores = steps.score_all(run, run_config, label, healed, asked, adapters) if prompts.evaluation else {}
-    model = MeasuredModel(healed, perplexity, scores, templates)
+    adapters = steps.tune_adapters(run, run_config, ratio, healed, prompts) if config.tailored else {}
+    scores = steps.score_all(run, run_config, label, healed, prompts, adapters) if prompts.evaluation else {}
+    model = MeasuredModel(healed, perplexity, scores)
     return replace(row, model=model, dense=steps.measure(run, run_config, "dense", dense.checkpoint, prompts))
 
 
@@ -97,33 +92,6 @@ def _prompts(run: Runner, config: SweepConfig, run_config: RunConfig) -> Prompts
         return steps.render_all(run, run_config)
     needed = reads_prompts(run_config) or trims_vocabulary(run_config)
     return replace(steps.render_all(run, run_config), evaluation={}) if needed else Prompts()
-
-
-def _search_templates(run: Runner, config: RunConfig, model: Artifact) -> tuple[Prompts, dict[str, str]]:
-    """Render every benchmark with the shipped template set that a model does best with on train examples.
-
-    These are the shots and the held-out examples, all that tuning may see. The chosen sets come second, by benchmark.
-    """
-    splits: list[PromptSplit] = ["shots", "held_out"] if config.tuning.held_out else ["shots"]
-    train, scored, chosen = {}, {}, {}
-    for benchmark in config.benchmarks:
-        name, examples = benchmark.name, steps.load_examples(run, benchmark)
-        scores: dict[str, list[Artifact]] = {}
-        for template in data.candidates((), benchmark):
-            prompts = steps.render(run, with_template(config, template), name, "train", examples)
-            scores[template] = [
-                steps.score(run, config, name, f"{template}, {split}", model, prompts, split=split) for split in splits
-            ]
-        chosen[name] = _choose(run, scores)
-        worded = with_template(config, chosen[name])
-        train[name] = steps.render(run, worded, name, "train", examples)
-        scored[name] = steps.render(run, worded, name, "evaluation", examples)
-    return Prompts(train, train, scored), chosen
-
-
-def _choose(run: Runner, scores: Mapping[str, list[Artifact]]) -> str:
-    """The template set that has the best scores."""
-    return evaluation.choose({template: [run.open(part) for part in parts] for template, parts in scores.items()})
 
 
 def transfer(run: Runner, config: TransferConfig) -> ArtifactRef:
@@ -172,7 +140,7 @@ def prompts(run: Runner, config: PromptStudyConfig) -> ArtifactRef:
             template: steps.score(run, config, name, f"{template}, selection", checkpoint, asked, split="selection")
             for template, asked in slices[name].items()
         }
-        chosen = _choose(run, {template: [scores] for template, scores in selection.items()})
+        chosen = evaluation.choose({template: run.open(scores) for template, scores in selection.items()})
         asked, scored = {}, {}
         for template in dict.fromkeys([chosen, *REFERENCES]):
             worded = with_template(config, source[template])

@@ -29,7 +29,7 @@ class _Block:
 def plan(groups: Groups, scores: Array, pruning: PlanConfig, total: int, ratio: float, gone: int = 0) -> Array:
     """Choose the groups that stay, bool [groups], by their scores, float [groups].
 
-    So many leave that a ratio of the dense model's `total` parameters is gone, with the `gone` that left before. Where
+    So many leave that a ratio of the dense model's `total` parameters is gone, with the `gone` of the tokens. Where
     these are the ratio within 0.1 %, all groups stay.
 
     Raises:

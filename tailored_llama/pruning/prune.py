@@ -22,8 +22,7 @@ from tailored_llama.store import write_table
 
 
 def prune_model(
-    model: Path,
-    original: Path,
+    dense: Path,
     groups: Path,
     importance: Path,
     calibration: Path | None,
@@ -34,27 +33,27 @@ def prune_model(
 ) -> dict[str, Any]:
     """Stage: write `plan.parquet` and the pruned checkpoint, both into one folder.
 
-    The ratio is of the parameters of the original, the model before the first step. The tokens of the split count
-    towards it first, and leave last: reconstruction reads the dense model's. Its method `none` reads no calibration.
+    The tokens of the split count towards the ratio first, and leave last: reconstruction reads the dense model's. Its
+    method `none` reads no calibration.
 
     Raises:
         InputError: the ratio cannot be reached (the message names the largest or nearest that can), or the fits need
             more memory than the device has free.
     """
-    structure, before = models.read_structure(model), models.read_structure(original).size
+    structure = models.read_structure(dense)
     models.check_solver(structure, settings.reconstruction.method, work.execution.device)
-    folders, tokens = Folders(model, original, groups, importance), read_split(split) if split else None
+    folders, tokens = Folders(dense, groups, importance), read_split(split) if split else None
     cut = plan_cut(folders, settings.ratio, settings.plan, tokens)
     columns = {"layer": cut.groups.layer, "kind": cut.groups.kind, "index": cut.groups.index, "kept": cut.kept}
     write_table(work.out / "plan.parquet", {"group": range(len(cut.kept))} | columns, PLAN_SCHEMA)
     with tempfile.TemporaryDirectory(dir=work.out) as scratch:
         fitted = _fit(cut, calibration, Path(scratch), settings, work)
-        prune_checkpoint(model, cut.layers, cut.stays, work.out, fitted, tokens)
+        prune_checkpoint(dense, cut.layers, cut.stays, work.out, fitted, tokens)
     if split:
         shutil.copyfile(split / SPLIT, work.out / SPLIT)  # for the report
-    after = models.read_structure(work.out).size
+    before, after = structure.size, models.read_structure(work.out).size
     removed = models.what_was_removed(before, after, settings.plan, settings.reconstruction)
-    card = models.derived_card("A structurally pruned language model", removed, model, work.out)
+    card = models.derived_card("A structurally pruned language model", removed, dense, work.out)
     (work.out / models.CARD).write_text(card, encoding="utf-8")
     facts: dict[str, Any] = {
         "parameters": after.parameters,
@@ -69,7 +68,7 @@ def _fit(cut: Cut, calibration: Path | None, scratch: Path, settings: PruneSetti
     if settings.reconstruction.method == "none" or cut.kept.all():
         return []
     assert calibration is not None
-    model = models.open_model(cut.model, work.execution, scratch)
+    model = models.open_model(cut.dense, work.execution, scratch)
     text = Text(read_calibration(calibration), work.execution.batch_tokens)
     fitted: list[Path] = []
     for tensors in reconstruct(model, text, cut.stays, settings.reconstruction.ridge, work.progress):
@@ -86,7 +85,7 @@ def check_ratio(
     Raises:
         InputError: as in `plan_cut` and `choose_tokens`.
     """
-    folders, ratio = Folders(dense, dense, groups), settings.ratio
+    folders, ratio = Folders(dense, groups), settings.ratio
     if counts:
         cut = first_cut(folders, models.read_tokens(dense), counts, ratio, settings.plan)
     else:

@@ -54,7 +54,7 @@ class ImportanceSettings:
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """The fraction of the original parameters that is to leave, and which groups may."""
+    """The fraction of all parameters that is to leave, and which groups may."""
 
     ratio: float
     plan: PlanConfig
@@ -66,7 +66,7 @@ class SplitSettings:
 
 @dataclass(frozen=True)
 class PruneSettings:
-    """The fraction of the original parameters that is gone, which groups leave, and how the rest is fitted."""
+    """The fraction of all parameters that is to leave, which groups leave, and how the rest is fitted."""
 
     ratio: float
     plan: PlanConfig

@@ -78,7 +78,7 @@ def choose_split(
     Raises:
         InputError: as in `plan_cut` and `choose_tokens`, if no number of tokens reaches the ratio.
     """
-    folders, ratio, pruning = Folders(dense, dense, groups, importance), settings.ratio, settings.plan
+    folders, ratio, pruning = Folders(dense, groups, importance), settings.ratio, settings.plan
     tokens, measured, tried = models.read_tokens(dense), measured_prompts(prompts.values()), list[Split]()
     sizes = possible_sizes(dense, tokens, ratio, pruning)
     if len(sizes) > 1 and measured:
@@ -160,7 +160,7 @@ def first_cut(
         InputError: none reaches it. The message is that of the fewest tokens, with which the largest ratio is reached.
     """
     shares, cut, refused = read_shares(counts), None, list[InputError]()
-    for size in possible_sizes(folders.model, tokens, ratio, pruning):
+    for size in possible_sizes(folders.dense, tokens, ratio, pruning):
         try:
             cut = plan_cut(folders, ratio, pruning, choose_tokens(tokens, shares, size))
         except InputError as error:
@@ -194,7 +194,7 @@ def search(measure: Callable[[int], Split | None], sizes: Sequence[int]) -> list
 
 def _split(cut: Cut, loss: float | None = None) -> Split:
     assert cut.tokens
-    given = int(cut.groups.parameters[~cut.kept].sum()) / models.read_structure(cut.model).size.body
+    given = int(cut.groups.parameters[~cut.kept].sum()) / models.read_structure(cut.dense).size.body
     return Split(len(cut.tokens.kept), cut.tokens.whole, given, loss)
 
 
@@ -209,7 +209,7 @@ def _loss(cut: Cut, prompts: Sequence[Prompt], work: Work) -> float:
         folder, states = Path(scratch) / "cut", Path(scratch) / "states"
         folder.mkdir()
         states.mkdir()
-        prune_checkpoint(cut.model, cut.layers, cut.stays, folder, tokens=cut.tokens)
+        prune_checkpoint(cut.dense, cut.layers, cut.stays, folder, tokens=cut.tokens)
         model, tokenizer = models.open_model(folder, work.execution, states), models.load_tokenizer(folder)
         limit = models.context_length(model)  # a text has no more tokens than bytes
         texts = [_text(prompt).encode()[-limit:].decode(errors="ignore") for prompt in prompts]

@@ -25,8 +25,7 @@ _MODELING_FILE = Path(models.modeling_tailored_llama.__file__)
 class Folders:
     """The folders that a cut is planned from. Without importance, only the numbers of groups are right."""
 
-    model: Path
-    original: Path  # the model before the first step
+    dense: Path
     groups: Path
     importance: Path | None = None
 
@@ -35,7 +34,7 @@ class Folders:
 class Cut:
     """The parts that stay: groups, bool [groups]; the indices of each parameter; layers; and tokens (None: all)."""
 
-    model: Path
+    dense: Path
     groups: Groups
     kept: Array
     stays: Stays
@@ -44,25 +43,22 @@ class Cut:
 
 
 def plan_cut(folders: Folders, ratio: float, pruning: PlanConfig, tokens: VocabularyPlan | None) -> Cut:
-    """Plan what leaves, so that with the tokens a ratio of the original parameters is gone.
+    """Plan what leaves, so that with the tokens a ratio of the parameters is gone.
 
     Raises:
         InputError: as in `plan`.
     """
-    model, groups, structure = folders.model, read_groups(folders.groups), models.read_structure(folders.model)
-    original = models.read_structure(folders.original).parameters
-    gone = original - structure.parameters
-    if tokens:
-        gone += (structure.size.vocab_size - len(tokens.kept)) * structure.size.row
+    dense, groups, structure = folders.dense, read_groups(folders.groups), models.read_structure(folders.dense)
+    gone = (structure.size.vocab_size - len(tokens.kept)) * structure.size.row if tokens else 0
     scores = read_importance(folders.importance) if folders.importance else np.zeros(len(groups))
-    kept = plan(groups, scores, pruning, original, ratio, gone)
-    stays = staying(read_owners(folders.groups, models.all_tensor_shapes(model)), kept)
+    kept = plan(groups, scores, pruning, structure.parameters, ratio, gone)
+    stays = staying(read_owners(folders.groups, models.all_tensor_shapes(dense)), kept)
     left = {block: int(kept[members].sum()) for block, members in groups.by_block().items()}
     layers = []
     for number, layer in enumerate(structure.layers):
         kv_heads, channels = (left.get((number, kind), 0) for kind in KINDS)  # 0 of a block without groups
         layers.append(models.Layer(kv_heads * layer.share, kv_heads, channels))
-    return Cut(model, groups, kept, stays, tuple(layers), tokens)
+    return Cut(dense, groups, kept, stays, tuple(layers), tokens)
 
 
 def prune_checkpoint(

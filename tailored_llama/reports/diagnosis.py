@@ -49,7 +49,7 @@ def no_gain(tailored: RecoveryRow, comparison: Comparison | None, config: RunCon
     levers = ["a prompt that fits the task (prompts.template; the flow prompts compares them)"]
     levers += ["more examples or epochs (tuning.shots, tuning.epochs)", "a lower ratio, if the capacity is gone"]
     signature = NOTHING if nothing else "No gain from tuning where it is scored"
-    if nothing and config and config.tuning.variant != "prompt":  # a soft prompt is not exported anyway
+    if nothing and config:
         merged = " (an exported model has the adapter all the same, as tuning.keep says)"
         signature += merged if config.tuning.keep == "always" else ": an exported model is the untuned one"
     return signature, ", and ".join(evidence), "; ".join(levers)

@@ -45,8 +45,7 @@ def write_sweep(config: SweepConfig, measured: Sequence[tuple[SweepRow, Sequence
         ],
         settings,
     )
-    searched = any(row.template for _, by_benchmark in measured for row in by_benchmark)
-    write_pages(report, "sweep", out, rows=rows, searched=searched)
+    write_pages(report, "sweep", out, rows=rows)
 
 
 def _table(rows: Sequence[SweepRow]) -> Table:
@@ -108,7 +107,7 @@ def _by_benchmark(measured: Sequence[tuple[SweepRow, Sequence[RecoveryRow]]]) ->
     columns = [Column("setting", left=True), Column("removed /\nof the body")]
     rows = [table_row("floor", "–", *(number(score.floor) for score in first))]
     for row, found in scored:
-        cells = [Cell(number(score.accuracy), (f"± {number(score.stderr)}", score.template or "")) for score in found]
+        cells = [Cell(number(score.accuracy), (f"± {number(score.stderr)}",)) for score in found]
         rows.append(table_row(row.label, _removed(row), *cells, bold=not row.ratio))
     columns += [Column(score.benchmark, under=(str(score.metric),)) for score in first]
     return Table(tuple(columns), tuple(rows))

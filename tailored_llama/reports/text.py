@@ -11,7 +11,6 @@ from tailored_llama.training import Comparison, is_better
 
 NOTHING = "Tuning brought nothing here"
 ADAPTERS = {"lora": "a LoRA adapter", "rslora": "an rsLoRA adapter", "dora": "a DoRA adapter"}
-ADAPTERS |= {"prompt": "a tuned soft prompt"}
 
 
 def title(inputs: ReportInputs) -> str:

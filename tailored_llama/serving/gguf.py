@@ -34,7 +34,6 @@ from tailored_llama.serving.llama_cpp import load_llama_cpp, requantise
 
 _WIDE = GGMLQuantizationType.F16  # of a matrix that is no whole blocks
 _HEAD_NAMES = ("token_embd.weight", "output.weight")
-_KINDS = {"LORA": "a LoRA", "PROMPT_TUNING": "a soft prompt"}
 # Whose adapter's matrix follows its weight in order and size: of outputs by its rows, of inputs by its columns.
 _MOVED = {"lora_b": ("q_proj", "k_proj", "gate_proj", "up_proj"), "lora_a": ("down_proj",)}
 
@@ -145,11 +144,11 @@ def write_gguf_adapter(checkpoint: Path, adapter: Path, *, gguf_type: GgufType, 
 
 def _check_expressible(config: dict[str, Any], adapter: Path) -> None:
     kind = str(config.get("peft_type"))
-    found = "DoRA" if config.get("use_dora") else _KINDS.get(kind, kind)
+    found = "DoRA" if config.get("use_dora") else kind
     for field in ("rank_pattern", "alpha_pattern", "modules_to_save"):
         if config.get(field):
             found = f"an adapter with {field}"
-    if found != _KINDS["LORA"]:
+    if found != "LORA":
         merges = "it merges into its checkpoint: `tailored-llama merge`"
         hint = merges if kind == "LORA" else "serve it with transformers"
         raise InputError(f"adapter {adapter}: is {found}; allowed in GGUF: LoRA or rsLoRA ({hint})")

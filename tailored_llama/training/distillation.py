@@ -25,8 +25,7 @@ TEACHER_SCHEMA = pa.schema(
     {
         "input_ids": pa.list_(pa.int32()),
         "tokens": pa.list_(pa.int32()),  # the likeliest next tokens of every position: length × top
-        "logprobs": pa.list_(pa.float32()),  # their log-probabilities at the temperature
-        "temperature": pa.float64(),
+        "logprobs": pa.list_(pa.float32()),  # their log-probabilities
     }
 )
 
@@ -42,13 +41,12 @@ class SoftTargets:
     input_ids: tuple[int, ...]
     tokens: Tensor  # int64 [length, top]
     logprobs: Tensor  # float32 [length, top]; `ABSENT` of no target
-    temperature: float = 1.0
 
 
 def teach(dense: Path, text: Path, *, settings: TeachSettings, work: Work) -> dict[str, Any]:
     """Stage: write the dense model's next-token distributions along every sequence of a text as `teacher.parquet`.
 
-    The `top` likeliest tokens of each distribution are kept, at the temperature (arXiv 1503.02531).
+    The `top` likeliest tokens of each distribution are kept.
 
     Raises:
         InputError: `top` is not below the vocabulary size.
@@ -70,7 +68,6 @@ def teach(dense: Path, text: Path, *, settings: TeachSettings, work: Work) -> di
                 "input_ids": part.tolist(),
                 "tokens": pa.ListArray.from_arrays(starts, tokens.reshape(-1)),  # no copy
                 "logprobs": pa.ListArray.from_arrays(starts, logprobs.reshape(-1)),
-                "temperature": [settings.temperature] * len(part),
             }
             write(columns, max(1, _ROW_GROUP // length))
     return {"tokens": count * length}
@@ -81,16 +78,11 @@ def _likeliest(
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """The likeliest tokens at every position of a row, and their log-probabilities: [positions, top] each."""
     parts = [
-        _logits(model, part, settings.temperature).log_softmax(-1).topk(settings.top)
+        models.head_logits(model, part).float().log_softmax(-1).topk(settings.top)
         for part in torch.split(states, models.HEAD_POSITIONS)
     ]
     logprobs, tokens = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return tokens.cpu().numpy(), logprobs.cpu().numpy()
-
-
-def _logits(model: Any, states: Tensor, temperature: float) -> Tensor:
-    logits = models.head_logits(model, states).float()
-    return logits if temperature == 1 else logits / temperature  # avoids a copy as wide as the vocabulary
 
 
 class Teacher(Sequence[SoftTargets]):
@@ -117,7 +109,7 @@ class Teacher(Sequence[SoftTargets]):
         ids, tokens, logprobs = (row[name].combine_chunks().flatten() for name in ("input_ids", "tokens", "logprobs"))
         likeliest = torch.from_numpy(tokens.to_numpy().astype(np.int64)).reshape(len(ids), -1)
         values = torch.from_numpy(logprobs.to_numpy().copy()).view_as(likeliest)
-        return SoftTargets(tuple(ids.to_pylist()), likeliest, values, row["temperature"][0].as_py())
+        return SoftTargets(tuple(ids.to_pylist()), likeliest, values)
 
 
 def in_pieces(targets: SoftTargets, table: models.IdTable) -> SoftTargets:
@@ -145,11 +137,11 @@ def in_pieces(targets: SoftTargets, table: models.IdTable) -> SoftTargets:
     tokens, logprobs = (torch.full((len(ids), firsts.shape[1]), value) for value in (-1, ABSENT))
     tokens[ends] = torch.full_like(firsts, -1).scatter_(-1, column, firsts)
     logprobs[ends] = sums.log().clamp(min=ABSENT)
-    return SoftTargets(ids, tokens, logprobs, targets.temperature)
+    return SoftTargets(ids, tokens, logprobs)
 
 
 def divergence(model: Any, states: Tensor, targets: SoftTargets) -> Tensor:
-    """Mean Kullback-Leibler divergence of a student from its teacher over a sequence, in nats, times temperature².
+    """Mean Kullback-Leibler divergence of a student from its teacher over a sequence, in nats.
 
     The states, [length, hidden], are the inputs of the student's head. All tokens that were not kept count as one, so
     this is a lower bound on the divergence of the whole distributions. A position without targets adds nothing. Logits
@@ -159,13 +151,13 @@ def divergence(model: Any, states: Tensor, targets: SoftTargets) -> Tensor:
     parts = (torch.split(rows, models.HEAD_POSITIONS) for rows in (states, targets.tokens, targets.logprobs))
     for part, tokens, logprobs in zip(*parts, strict=True):
         inputs = (part, tokens.to(states.device), logprobs.to(states.device))
-        total = total + checkpoint(partial(_divergence, model, targets.temperature), *inputs, use_reentrant=False)
-    return total * targets.temperature**2 / len(states)
+        total = total + checkpoint(partial(_divergence, model), *inputs, use_reentrant=False)
+    return total / len(states)
 
 
-def _divergence(model: Any, temperature: float, states: Tensor, tokens: Tensor, logprobs: Tensor) -> Tensor:
+def _divergence(model: Any, states: Tensor, tokens: Tensor, logprobs: Tensor) -> Tensor:
     """Divergence summed over positions: states [positions, hidden]; tokens, logprobs [positions, top]."""
-    logits, absent = _logits(model, states, temperature), tokens < 0
+    logits, absent = models.head_logits(model, states).float(), tokens < 0
     student = logits.gather(-1, tokens.clamp(min=0)) - logits.logsumexp(-1, keepdim=True)
     student = student.masked_fill(absent, ABSENT)
     student_rest, teacher_rest = _rest(student), _rest(logprobs)

@@ -1,6 +1,6 @@
 """The training loop, in one process or several.
 
-The optimisers, schedules and trackers are those of transformers and accelerate. transformers' Trainer takes batches of
+Schedules and trackers are those of transformers and accelerate. transformers' Trainer takes batches of
 one padded tensor. Here a step is packed rows, cut to a number of tokens that is halved when memory runs out.
 """
 
@@ -8,7 +8,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,23 +110,12 @@ def train(
 def _start_or_resume(model: Any, settings: TrainingConfig, keeps_best: bool, work: Work) -> Training:
     """Share the model out, and find the state of an earlier training."""
     call = share_out(model, settings.precision)
-    optimizer = _make_optimizer(trained(model).values(), settings)
+    optimizer = torch.optim.AdamW(trained(model).values(), settings.learning_rate)
     budget, log = settings.micro_batch_tokens >> work.halvings, {name: list[Any]() for name in LOG_SCHEMA.names}
     now = Training(model, call, optimizer, settings, budget, _copy(model) if keeps_best else {}, log)
     if work.resume:
         load_state(work.resume, now)
     return now
-
-
-def _make_optimizer(parameters: Iterable[Tensor], training: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimiser of this name in transformers, with the options that it gives it and its own weight decay."""
-    from transformers import Trainer, TrainingArguments  # late: seconds, which other stages need not wait
-
-    kind, options = Trainer.get_optimizer_cls_and_kwargs(
-        TrainingArguments("unused", optim=training.optimizer, learning_rate=training.learning_rate, use_cpu=True)
-    )
-    optimizer: torch.optim.Optimizer = kind(parameters, **options)
-    return optimizer
 
 
 def learning_rate(step: int, steps: int, training: TrainingConfig) -> float:

@@ -70,7 +70,7 @@ def choice_losses(model: Any, batch: Sequence[Sample]) -> list[list[Tensor]]:
     """
     row = models.row_of([sample.encoded for sample in batch])
     *starts, length = itertools.accumulate(map(len, batch), initial=0)
-    states = models.packed_states(model, row.documents, torch.arange(length), models.learnt_header(model))
+    states = models.packed_states(model, row.documents, torch.arange(length))
     sizes = [len(tokens) for sample in batch for tokens in sample.encoded.targets]
     logits = models.head_logits(model, states[row.positions])  # all choices at once, so that the head is read only once
     losses = _token_losses(logits, torch.tensor(row.targets, dtype=torch.int64, device=logits.device))

@@ -19,14 +19,13 @@ from tailored_llama.data import headline_metric
 
 @dataclass(frozen=True)
 class TeachSettings:
-    """The temperature of teacher outputs, and how many of the likeliest tokens are kept."""
+    """How many of the likeliest tokens of teacher outputs are kept."""
 
-    temperature: float
     top: int
 
     @classmethod
     def of(cls, config: RunConfig) -> Self:
-        return cls(config.healing.temperature, config.healing.top)
+        return cls(config.healing.top)
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,7 @@ class TuneSettings:
     def of(cls, config: RunConfig, names: Sequence[str]) -> Self:
         """For benchmarks by name."""
         tuning = config.tuning
-        unread = ("rank", "alpha", "dropout", "targets") if tuning.variant == "prompt" else ("virtual_tokens",)
-        adapter = with_defaults(narrow(tuning, AdapterConfig), *unread, *(() if tuning.held_out else ("patience",)))
+        adapter = with_defaults(narrow(tuning, AdapterConfig), *(() if tuning.held_out else ("patience",)))
         metrics = tuple((name, headline_metric(named_benchmark(config, name))) for name in names)
         counts = [config.shots_of(named_benchmark(config, name)) for name in names]
         shots = None if None in counts else counts[0]

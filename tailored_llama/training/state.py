@@ -23,7 +23,7 @@ from tailored_llama.training.records import Outcome
 _log = logging.getLogger(__name__)
 
 FILE = "state.safetensors"
-_FORMAT = "2"  # raised where the contents change; a state of another one is left aside
+_FORMAT = "3"  # raised where the contents change; a state of another one is left aside
 _OUTCOMES = ("untrained", "kept")
 _NUMBERS = ("budget", "log", "best", "step", "worse", *_OUTCOMES)  # the fields that JSON holds
 
@@ -51,17 +51,16 @@ def save_state(folder: Path, now: Training) -> None:
 
     Dropout draws from generators that are seeded at every step, so there is nothing of them to keep.
     """
-    entries: dict[str, Any] = {}  # of the optimiser's state that are no tensors
     parts = {f"best {name}": tensor for name, tensor in now.best_weights.items()}
     for name, parameter in trained(now.model).items():
         parts[f"weights {name}"] = parameter
         for key, value in now.optimizer.state[parameter].items():
-            (parts if isinstance(value, Tensor) else entries)[f"optimizer {key} {name}"] = value
+            parts[f"optimizer {key} {name}"] = value
     tensors = on_first(parts)
     if rank_and_count()[0]:
         return
     tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps({"optimizer": entries} | {name: getattr(now, name) for name in _NUMBERS}, default=astuple)
+    text = json.dumps({name: getattr(now, name) for name in _NUMBERS}, default=astuple)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         scratch = folder / f"{FILE}.new"
@@ -85,16 +84,13 @@ def load_state(folder: Path, now: Training) -> None:
         shapes = {name: tensor.shape for name, tensor in tensors.items() if not name.startswith("optimizer ")}
         expected = {f"best {name}": tensor.shape for name, tensor in now.best_weights.items()}
         expected |= {f"weights {name}": parameter.shape for name, parameter in trained(now.model).items()}
-        if numbers.keys() != {"optimizer", *_NUMBERS} or shapes != expected:
+        if numbers.keys() != set(_NUMBERS) or shapes != expected:
             raise ValueError("belongs to another training")
     except FileNotFoundError:
         return
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         _log.warning("%s: unusable state (%s); training from the start", folder / FILE, error)
         return
-    entries = numbers.pop("optimizer") | {
-        name: tensor for name, tensor in tensors.items() if name.startswith("optimizer ")
-    }
     numbers["budget"] = min(now.budget, numbers["budget"])
     for name, value in numbers.items():
         setattr(now, name, [Outcome(*row) for row in value] if name in _OUTCOMES else value)
@@ -102,9 +98,9 @@ def load_state(folder: Path, now: Training) -> None:
     parameters = trained(now.model)
     put(now.model, {name: tensors[f"weights {name}"] for name in parameters})
     states: dict[int, dict[str, Any]] = {}  # by the number of the parameter
-    for entry, value in entries.items():
+    for entry in filter(lambda entry: entry.startswith("optimizer "), tensors):
         _, key, name = entry.split(" ")
-        part = part_like(value, parameters[name]) if isinstance(value, Tensor) else value
+        part = part_like(tensors[entry], parameters[name])
         states.setdefault(list(parameters).index(name), {})[key] = part
     now.optimizer.load_state_dict(now.optimizer.state_dict() | {"state": states})
     _log.info("going on after step %d", now.step)

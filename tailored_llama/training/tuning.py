@@ -14,12 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tailored_llama import models
-from tailored_llama.config import WRITTEN, Metric, Work, check_training, part_of
+from tailored_llama.config import WRITTEN, Metric, Work, check_logs, part_of
 from tailored_llama.data import Prompt, encode_answer, encode_prompt, read_prompts
-from tailored_llama.errors import InputError
 from tailored_llama.training.distillation import Teacher
 from tailored_llama.training.loop import Course, train
-from tailored_llama.training.losses import Sample, TextSamples, outcomes
+from tailored_llama.training.losses import Sample, TextSamples
 from tailored_llama.training.processes import gather, in_processes, on_first, rank_and_count, trained
 from tailored_llama.training.records import LOG, Comparison, is_better, write_comparison
 from tailored_llama.training.settings import HealSettings, TuneSettings
@@ -40,17 +39,11 @@ def tune(pruned: Path, prompts: Mapping[str, Path], *, settings: TuneSettings, w
     as they are trained: the adapter is attached, and the model may be quantised.
 
     Raises:
-        InputError: a continuation is longer than the model's context, a soft prompt is set for a benchmark whose
-            answers the model writes, the model cannot be quantised here, or streaming is demanded.
+        InputError: a continuation is longer than the model's context, the model cannot be quantised here, or streaming
+            is demanded.
         FloatingPointError: the loss is not finite; the message names the step.
     """
-    check_training("tuning", settings.adapter, work.execution)
-    variant, written = settings.adapter.variant, next((m for _, m in settings.metrics if m in WRITTEN), None)
-    if variant == "prompt" and written:
-        raise InputError(
-            f"tuning.variant: got {variant!r} for a benchmark with metric {written}; allowed: lora, rslora or dora if "
-            "the model writes its answers"
-        )
+    check_logs(work.execution)
     return in_processes(partial(_tune, pruned, prompts, settings), work)
 
 
@@ -59,14 +52,11 @@ def _tune(pruned: Path, prompts: Mapping[str, Path], settings: TuneSettings, wor
     adapter, execution = settings.adapter, work.execution
     torch.manual_seed(settings.seed)
     base = models.load_base(pruned, settings.quantization, adapter, execution, work.out, "tuning")
-    limit = base.config.max_position_embeddings - (adapter.virtual_tokens if adapter.variant == "prompt" else 0)
-    shots, held_out, examples = _samples(pruned, prompts, settings, limit)
-    # A soft prompt changes the model before it is trained; other adapters start as no change.
-    untuned = outcomes(base, held_out, adapter, adapter.micro_batch_tokens) if adapter.variant == "prompt" else None
+    shots, held_out, examples = _samples(pruned, prompts, settings, models.context_length(base))
     model = models.add_adapter(base, adapter, execution)
     course = Course(shots, held_out, settings.seed, adapter.epochs, adapter.patience)
-    measured, (untrained, kept) = train(model, course, adapter, work)
-    comparison = write_comparison(work.out, examples, untrained if untuned is None else untuned, kept)
+    measured, (untuned, kept) = train(model, course, adapter, work)  # a new adapter changes nothing
+    comparison = write_comparison(work.out, examples, untuned, kept)
     gather(model)
     models.save_adapter(model, pruned, work.out)
     return measured | (_figures(comparison) if comparison else {})
@@ -138,7 +128,7 @@ def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> 
             free.
         FloatingPointError: the loss is not finite; the message names the step.
     """
-    check_training("healing", settings.training, work.execution)
+    check_logs(work.execution)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         measured = in_processes(partial(_heal, pruned, teacher, settings), replace(work, out=scratch))

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextvars import Context
 from pathlib import Path
@@ -96,16 +95,13 @@ def test_workers_make_what_the_flow_itself_makes(
     two["store"] |= {"export": str(tmp_path / "exported"), "export_formats": ["gguf:f32"]}
     two["healing"] = {"tokens": 128}
     two["profile"] = {"batches": [1], "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
-    two["pruning"] |= {"steps": 2}
     names = workers()
     report = tailor(validate_config(two | DISPATCH))
-    again = Counter(names) - Counter(set(names))
-    asked = again.pop("teach text for healing", 0)  # each of the two healings asks for it, and one may find it
-    assert again == {"importance taylor_gate": 1}  # before each of the two steps
+    assert len(names) == len(set(names))
     on_device = {"importance", "pruned", "teacher", "healed", "adapter", "perplexity", "profile"}
     on_device |= {"scores", "quantised-scores"}
     before = built(two["store"]["root"])
-    assert len(names) - asked == sum(path.parent.name in on_device for path in before)
+    assert len(names) == sum(path.parent.name in on_device for path in before)
     assert {name for name, seen in states.items() if "Dispatched" in seen} == set(names)
     assert states["report"] == ["Completed"]
     states.clear()
@@ -287,9 +283,8 @@ def test_a_profile_that_fails_on_a_worker_costs_no_report(own_run: dict[str, Any
 
 
 def test_a_sweep_s_cells_wait_only_for_what_they_read(own_run: dict[str, Any], workers: Workers) -> None:
-    """The cell whose template is chosen by scores does not hold up the cells after it."""
     grid = [
-        {"prompts.template": ["searched"], "tuning.examples": ["benchmark"]},
+        {"prompts.template": ["task"], "tuning.examples": ["benchmark"]},
         {"pruning.criterion": ["magnitude_l2", "random"], "tuning.examples": ["none"]},
     ]
     config = SweepConfig.model_validate(own_run | {"grid": grid, "tailored": True, "labels": ["a", "b"]})
@@ -301,7 +296,7 @@ def test_a_sweep_s_cells_wait_only_for_what_they_read(own_run: dict[str, Any], w
         if "b, random" in name:
             raise RuntimeError("CUDA out of memory")
 
-    names = workers(wait)
+    workers(wait)
     with pytest.raises(IncompleteRun, match=r"cell b, random @ 0\.2, seed 0: stage/pool: flow run") as ended:
         sweep(config.model_copy(update={"execution": validate_config(own_run | DISPATCH).execution}))
     folder = open_store(config.store).open(ended.value.report)
@@ -313,7 +308,6 @@ def test_a_sweep_s_cells_wait_only_for_what_they_read(own_run: dict[str, Any], w
         ("b, magnitude_l2", False),
         ("b, random", True),
     ]
-    assert any(name.startswith("score colours task, shots") for name in names)
     before = built(own_run["store"]["root"])
     again = read_sweep(open_store(config.store).open(sweep(config)))
     assert [row.accuracy for row in again[:3]] == [row.accuracy for row in rows[:3]]

@@ -111,7 +111,7 @@ def in_store(store: Path) -> Iterator[Case]:
             or checkpoint.stage not in ("dense", "pruned")
         ):
             continue
-        base = checkpoint if checkpoint.stage == "dense" else _manifest(store, checkpoint, "original")
+        base = checkpoint if checkpoint.stage == "dense" else _manifest(store, checkpoint, "dense")
         base = base or checkpoint
         prompts = scored.inputs["prompts"].key
         kind = "dense" if checkpoint.stage == "dense" else "tailored" if adapter else "pruned"

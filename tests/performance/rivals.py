@@ -170,7 +170,7 @@ def main(
     examples: int = 250,
     override: Annotated[list[str] | None, typer.Option("--set")] = None,
 ) -> None:
-    own = with_pruning(load_config(str(config), override or []), ratios=tuple(ratio), steps=1, shape="any")
+    own = with_pruning(load_config(str(config), override or []), ratios=tuple(ratio), shape="any")
     run = kept_in(folder, own)
     inputs = prepare(run, own, examples)
     dense, prompts = inputs.dense, steps.render_train(run, own)

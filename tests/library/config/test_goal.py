@@ -70,7 +70,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "tuning.examples: got 'benchmark' with 2 benchmarks; allowed: mixture or none, as one model has to do all of "
         "them",
     ),
-    ({"tuning": {"variant": "prompt"}}, "tuning.variant: got 'prompt'; allowed: one that merges into weights"),
     ({"goal": {"models": ["a", "a"]}}, "goal.models: got 'a' twice; allowed: each model once, beside model.source"),
     ({"goal": {"models": ["base"]}}, "goal.models: got 'base' twice; allowed: each model once, beside model.source"),
 ]

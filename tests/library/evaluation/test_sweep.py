@@ -83,14 +83,6 @@ def test_tables_may_have_names(tmp_path: Path) -> None:
         load_sweep(sweep_file(tmp_path, grid), ['labels=["cheap"]'])
 
 
-def test_a_searched_template_is_a_cell_of_its_own_beside_the_runs(tmp_path: Path) -> None:
-    grid = '[[grid]]\n"prompts.template" = ["generic", "searched", "harness"]\n'
-    found = sweep_cells(load_sweep(sweep_file(tmp_path, grid)))
-    assert [(cell.label, cell.searched, cell.run.prompts.template) for cell in found] == [
-        ("generic", False, "generic"), ("searched", True, "harness"), ("harness", False, "harness"),
-    ]  # fmt: skip
-
-
 def test_curves_are_drawn_over_the_axis_one_for_each_other_setting(tmp_path: Path) -> None:
     grid = '[[grid]]\n"tuning.shots" = [10, 50]\n"tuning.rank" = [4, 8]\n'
     found = sweep_cells(load_sweep(sweep_file(tmp_path, grid), ["axis=tuning.shots", "tailored=true"]))
@@ -120,11 +112,11 @@ def test_curves_are_drawn_over_the_axis_one_for_each_other_setting(tmp_path: Pat
             "grid.0.pruning.criterion: got 'magnitude_l2'; allowed: a list",
         ),
         (
-            GRID + '"pruning.steps" = [0]',
-            "grid, cell {'pruning.criterion': 'magnitude_l2', 'pruning.ratios': 0.1, 'pruning.steps': 0}: "
-            "pruning.steps: got 0",
+            GRID + '"healing.rank" = [0]',
+            "grid, cell {'pruning.criterion': 'magnitude_l2', 'pruning.ratios': 0.1, 'healing.rank': 0}: "
+            "healing.rank: got 0",
         ),
-        (GRID + '"pruning.step" = [2]', "pruning.step: unknown key; did you mean pruning.steps?"),
+        (GRID + '"pruning.shap" = ["any"]', "pruning.shap: unknown key; did you mean pruning.shape?"),
         (GRID + '[[grid]]\n"pruning.criterion" = []', "grid.1.pruning.criterion: got []; allowed: at least 1 item"),
         (
             GRID + '"seed.foo" = [1]',
@@ -194,7 +186,7 @@ def test_the_dense_model_is_tuned_as_the_cells_are_and_once_for_each_tuning(tmp_
 
 
 def test_each_model_has_a_tuned_dense_row_of_its_own(tmp_path: Path) -> None:
-    grid = '[[grid]]\n"model.source" = ["a/small", "b/large"]\n"prompts.template" = ["searched", "harness"]\n'
+    grid = '[[grid]]\n"model.source" = ["a/small", "b/large"]\n"pruning.ratios" = [0.1, 0.2]\n'
     config = load_sweep(sweep_file(tmp_path, grid), ["tailored=true", "tuning.dense=true"])
     tuned = tuned_dense_cells(config, sweep_cells(config))
     assert [(cell.label, cell.run.model.source) for cell in tuned] == [

@@ -174,12 +174,11 @@ def test_reconstruction(tiny: Path, groups: Path, text: Path, both: Any) -> None
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["lora", "prompt"])
 def test_scores_with_an_adapter(
-    tiny: Path, benchmark: tuple[ScoreSettings, Path, Path], folder: Any, both: Any, variant: Any
+    tiny: Path, benchmark: tuple[ScoreSettings, Path, Path], folder: Any, both: Any
 ) -> None:
     (scoring, train, evaluation), adapter = benchmark, folder("adapter")
-    tuning = TuningConfig(variant=variant, shots=4, held_out=2, epochs=1, batch_size=2, dropout=0.0, learning_rate=1e-2)
+    tuning = TuningConfig(shots=4, held_out=2, epochs=1, batch_size=2, dropout=0.0, learning_rate=1e-2)
     tune(tiny, train, tuning, adapter)
 
     def stage(execution: ExecutionConfig, out: Path) -> None:
@@ -191,7 +190,7 @@ def test_scores_with_an_adapter(
 
 def test_teacher_outputs(tiny: Path, text: Path, both: Any) -> None:
     def stage(execution: ExecutionConfig, out: Path) -> None:
-        teach(tiny, text, settings=TeachSettings(1.0, 8), work=Work(out, execution))
+        teach(tiny, text, settings=TeachSettings(8), work=Work(out, execution))
 
     one, two = both(stage)
     assert column(two, "teacher.parquet", "tokens") == column(one, "teacher.parquet", "tokens")

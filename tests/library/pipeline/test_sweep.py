@@ -1,7 +1,6 @@
 """A sweep on a tiny model: its rows, what it finds again, and cells that fail alone."""
 
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,9 @@ import pytest
 
 from compositions import built, compose, compose_incomplete, fail, kinds, run_command
 from helpers import as_toml, save_tiny_llama
-from tailored_llama import evaluation, models, pruning
+from tailored_llama import models, pruning
 from tailored_llama.config import SweepConfig
-from tailored_llama.evaluation import SweepRow, read_metrics, read_sweep
+from tailored_llama.evaluation import SweepRow, read_sweep
 
 
 @pytest.fixture
@@ -63,30 +62,6 @@ def test_cells_are_tuned_as_they_say_and_seeds_share_a_row(own_run: dict[str, An
     assert (dense.recovery, untuned.perplexity) == (1.0, tuned.perplexity)
     stages = kinds(config.store.root)
     assert (stages.count("adapter"), stages.count("healed"), stages.count("pruned")) == (3, 1, 2)
-
-
-def test_a_searched_template_is_chosen_on_what_tuning_has_then_scored_and_tuned_with(
-    own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The choice is forced to a set other than the run's own, and the cell is as if that one had been configured."""
-    seen: list[Mapping[str, Sequence[Path]]] = []
-
-    def choose(scores: Mapping[str, Sequence[Path]]) -> str:
-        seen.append(scores)
-        return "generic"
-
-    monkeypatch.setattr(evaluation, "choose", choose)
-    grid = [{"prompts.template": ["generic", "searched"], "tuning.examples": ["none", "benchmark"]}]
-    config = SweepConfig.model_validate(own_run | {"grid": grid, "tailored": True})
-    _, generic, generic_tuned, searched, searched_tuned = rows_of(config)
-    assert not searched.error
-    assert (searched.accuracy, searched_tuned.accuracy) == (generic.accuracy, generic_tuned.accuracy)
-    (page,) = Path(config.store.root).glob("sweep/*/sweep.html")
-    assert page.read_text().count('<span class="under">generic</span>') == 2 * len(config.benchmarks)
-    assert kinds(config.store.root).count("adapter") == 1
-    assert {"harness", "generic", "task"} <= seen[0].keys()
-    counted = [read_metrics(folder)["examples"] for folder in seen[0]["harness"]]
-    assert counted == [own_run["tuning"]["shots"], own_run["tuning"]["held_out"]]
 
 
 def test_models_of_two_sizes_and_one_that_cannot_be_loaded(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from helpers import prune, save_tiny_llama
 from tailored_llama.config import PruningConfig, ReconstructionConfig, Work
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
-from tailored_llama.models import load_model, read_structure
+from tailored_llama.models import load_model
 from tailored_llama.pruning import build_graph, read_groups
 from tailored_llama.pruning.groups import read_owners, staying
 from tailored_llama.pruning.importance import Text, write_importance
@@ -114,18 +114,3 @@ def test_a_fitted_model_is_closer_to_the_dense_one(tmp_path: Path, changes: dict
     dense, groups, text = prepare(tmp_path, **changes)
     found = {m: distance(dense, pruned(tmp_path, dense, groups, text, m)) for m in ("none", "static")}
     assert found["static"] < 0.9 * found["none"]
-
-
-def test_a_second_step_counts_from_the_original(tmp_path: Path) -> None:
-    dense, groups, text = prepare(tmp_path, hidden_size=64, intermediate_size=512, head_dim=16)
-    first = pruned(tmp_path, dense, groups, text, "static", 0.15)
-    graph, out = tmp_path / "groups-2", tmp_path / "second"
-    graph.mkdir()
-    out.mkdir()
-    build_graph(first, settings=None, work=Work(graph))
-    found = read_groups(graph)
-    write_importance(graph, found, np.random.default_rng(2).random(len(found)), "random")
-    original = read_structure(dense).size
-    prune(first, graph, graph, None, ratio=0.3, pruning=PRUNING, out=out, original=dense)
-    assert 1 - read_structure(out).parameters / original.parameters == pytest.approx(0.3, abs=1e-3)
-    assert f"of {original.parameters:,} parameters are left (30." in (out / "README.md").read_text()

@@ -243,7 +243,6 @@ def test_impossible_numbers_are_refused(dense: Path, text: Any, folder: Make) ->
             {"kinds": ["vocabulary"]},
             "pruning.kinds: got vocabulary alone; allowed: with attention or mlp, for the rest",
         ),
-        ({"kinds": KINDS, "steps": 2}, "pruning.steps: got 2; allowed: 1 with kind vocabulary"),
     ],
 )
 def test_impossible_settings_are_refused_before_any_work(pruning: dict[str, Any], message: str) -> None:

@@ -73,7 +73,6 @@ def test_no_gain_is_told_by_the_verdict_or_else_by_the_scores(
     [
         ({}, ": an exported model is the untuned one"),
         ({"keep": "always"}, " (an exported model has the adapter all the same, as tuning.keep says)"),
-        ({"variant": "prompt"}, ""),
     ],
 )
 def test_what_becomes_of_an_adapter_that_brought_nothing(tuning: dict[str, Any], said: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader, dequantize
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -311,11 +311,6 @@ def test_an_adapter_that_llama_cpp_cannot_add_is_refused_by_name(tmp_path: Path)
     said = f"adapter {dora}: is DoRA; allowed in GGUF: LoRA or rsLoRA ({hint})"
     with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
         write_gguf_adapter(checkpoint, dora, gguf_type="f16", out=out)
-    soft = tmp_path / "soft"
-    config = PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
-    get_peft_model(load_model(checkpoint), config).save_pretrained(soft)
-    with pytest.raises(InputError, match="is a soft prompt; allowed in GGUF: LoRA or rsLoRA"):
-        write_gguf_adapter(checkpoint, soft, gguf_type="f16", out=out)
     plain = save_adapter(tmp_path / "plain", checkpoint)
     other = save_mixed(tmp_path / "other", checkpoint)
     with pytest.raises(InputError, match=r"tensor base_model\..* does not fit"):

@@ -38,7 +38,7 @@ from tailored_llama.training import HealSettings, TeachSettings, heal, teach, tu
 from tailored_llama.training.distillation import Teacher, divergence
 from tailored_llama.training.loop import Course
 
-WHOLE = TeachSettings(temperature=1.0, top=259)  # of the tiny model's 260 tokens
+WHOLE = TeachSettings(top=259)  # of the tiny model's 260 tokens
 Make = Callable[[str], Path]
 
 
@@ -66,10 +66,10 @@ def student(tiny: Path, folder: Make) -> Path:
     return out
 
 
-def along(model_folder: Path, ids: tuple[int, ...], temperature: float) -> torch.Tensor:
+def along(model_folder: Path, ids: tuple[int, ...]) -> torch.Tensor:
     with torch.no_grad():
         logits: torch.Tensor = load_model(model_folder)(torch.tensor([ids])).logits[0]
-    return (logits / temperature).log_softmax(-1)
+    return logits.log_softmax(-1)
 
 
 def states_of(model_folder: Path, ids: tuple[int, ...]) -> tuple[object, torch.Tensor]:
@@ -78,26 +78,25 @@ def states_of(model_folder: Path, ids: tuple[int, ...]) -> tuple[object, torch.T
         return model, packed_states(model, [Document(ids)], torch.arange(len(ids)))
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_with_almost_all_tokens_kept_it_is_the_divergence_of_the_whole_distributions(
-    tiny: Path, student: Path, text: Path, folder: Make, temperature: float
+    tiny: Path, student: Path, text: Path, folder: Make
 ) -> None:
     execution = ExecutionConfig(device="cpu", batch_tokens=64)
-    teach(tiny, text, settings=TeachSettings(temperature, 259), work=Work(folder("teacher"), execution))
+    teach(tiny, text, settings=TeachSettings(259), work=Work(folder("teacher"), execution))
     for targets in Teacher(text.parent / "teacher"):
         model, states = states_of(student, targets.input_ids)
         found = float(divergence(model, states, targets))
-        theirs, mine = (along(m, targets.input_ids, temperature) for m in (tiny, student))
-        whole = float(kl_div(mine, theirs, reduction="sum", log_target=True)) / len(mine) * temperature**2
+        theirs, mine = (along(m, targets.input_ids) for m in (tiny, student))
+        whole = float(kl_div(mine, theirs, reduction="sum", log_target=True)) / len(mine)
         assert found == pytest.approx(whole, rel=1e-4)
 
 
 def test_with_few_tokens_kept_the_others_count_as_one(tiny: Path, student: Path, text: Path, folder: Make) -> None:
-    teach(tiny, text, settings=TeachSettings(1.0, 4), work=Work(folder("teacher"), CPU))
+    teach(tiny, text, settings=TeachSettings(4), work=Work(folder("teacher"), CPU))
     targets = Teacher(text.parent / "teacher")[3]
     model, states = states_of(student, targets.input_ids)
     expected = 0.0
-    for theirs, mine in zip(along(tiny, targets.input_ids, 1.0), along(student, targets.input_ids, 1.0), strict=True):
+    for theirs, mine in zip(along(tiny, targets.input_ids), along(student, targets.input_ids), strict=True):
         best = sorted(range(260), key=lambda token: -float(theirs[token]))[:4]
         pairs = [(math.exp(theirs[token]), math.exp(mine[token])) for token in best]
         pairs.append((1 - sum(p for p, _ in pairs), 1 - sum(q for _, q in pairs)))
@@ -121,14 +120,14 @@ def test_logits_are_held_for_a_bounded_number_of_positions(tiny: Path, folder: M
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tailored_llama.models.head_logits", counted)
-        teach(tiny, out, settings=TeachSettings(1.0, 4), work=Work(folder("teacher"), CPU))
+        teach(tiny, out, settings=TeachSettings(4), work=Work(folder("teacher"), CPU))
     assert (max(rows), sum(rows)) == (256, 1024)
 
 
 def test_a_long_text_is_taught_and_read_in_parts(
     tiny: Path, text: Path, folder: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = TeachSettings(1.0, 8)
+    settings = TeachSettings(8)
     teach(tiny, text, settings=settings, work=Work(folder("whole"), CPU))
     monkeypatch.setattr("tailored_llama.training.distillation._AT_ONCE", 5 * 24)
     monkeypatch.setattr("tailored_llama.training.distillation._ROW_GROUP", 2 * 24)
@@ -206,7 +205,7 @@ def test_all_weights_that_do_not_fit_are_refused() -> None:
 
 def test_to_keep_the_whole_vocabulary_is_refused(tiny: Path, text: Path, folder: Make) -> None:
     with pytest.raises(InputError, match=r"healing.top: got 260; allowed: less than 260, the vocabulary"):
-        teach(tiny, text, settings=TeachSettings(1.0, 260), work=Work(folder("teacher"), CPU))
+        teach(tiny, text, settings=TeachSettings(260), work=Work(folder("teacher"), CPU))
 
 
 def test_a_mixture_gives_every_benchmark_its_part(
@@ -247,6 +246,6 @@ def test_bfloat16_products_leave_adapters_in_float32(tiny: Path, prompts: Path, 
 def test_a_streamed_teacher_says_the_same(checkpoint: Path, text: Path, folder: Make) -> None:
     for streaming in ("never", "always"):
         execution = ExecutionConfig(device="cpu", batch_tokens=64, streaming=streaming)
-        teach(checkpoint, text, settings=TeachSettings(1.0, 8), work=Work(folder(streaming), execution))
+        teach(checkpoint, text, settings=TeachSettings(8), work=Work(folder(streaming), execution))
     root = folder("x").parent
     assert (root / "never" / "teacher.parquet").read_bytes() == (root / "always" / "teacher.parquet").read_bytes()

@@ -25,7 +25,7 @@ from tailored_llama.training import HealSettings, TeachSettings, heal, teach
 from tailored_llama.training.distillation import ABSENT, SoftTargets, Teacher, divergence, in_pieces
 
 Make = Callable[[str], Path]
-TAUGHT = TeachSettings(temperature=1.0, top=16)
+TAUGHT = TeachSettings(top=16)
 
 
 def trimmed(dense: Path, out: Path, size: int = 384) -> Path:
@@ -113,7 +113,7 @@ def test_a_student_that_only_lost_unlikely_tokens_is_its_teacher(dense: Path, fo
     table = read_id_table(out)
     assert table
     assert table.kept >= set(ids)
-    teach(dense, text, settings=TeachSettings(1.0, 4), work=Work(folder("teacher"), CPU))
+    teach(dense, text, settings=TeachSettings(4), work=Work(folder("teacher"), CPU))
     for targets in Teacher(text.parent / "teacher"):
         found = in_pieces(targets, table)
         assert found.input_ids == tuple(kept.index(token) for token in targets.input_ids)

@@ -61,7 +61,7 @@ def test_two_processes_heal_all_weights_as_one_does(tiny: Path, folder: Callable
     text, teacher, one, two = folder("text"), folder("teacher"), folder("one"), folder("two")
     columns = {"input_ids": [[(3 * row + 7 * i) % 200 for i in range(24)] for row in range(6)], "row": range(6)}
     write_table(text / "calibration.parquet", columns | {"source": ["here"] * 6}, CALIBRATION_SCHEMA)
-    teach(tiny, text, settings=TeachSettings(2.0, 16), work=Work(teacher, CPU))
+    teach(tiny, text, settings=TeachSettings(16), work=Work(teacher, CPU))
     healing = HealingConfig(variant="full", batch_size=2, learning_rate=1e-3, precision="bfloat16")
     settings = HealSettings(narrow(healing, TrainingConfig), "none", 0)
     for out, execution in ((one, CPU), (two, TOGETHER)):
