@@ -95,6 +95,12 @@ class Certificate:
             raise InputError(f"{self.folder}: got {len(files)} .gguf files; allowed: the one that was certified")
         return files
 
+    @property
+    def shipped(self) -> SmallestConfig:
+        """The configuration with the model that was shipped, whose chat template may ask the rows."""
+        is_file = self.config.goal.runtime == "llama.cpp"
+        return _of_model(self.config, str(self.weights[0] if is_file else self.folder))
+
     def recorded(self, name: str) -> Sequence[Array]:
         """The rows of a benchmark, and the recorded answers of the reference and the model to them."""
         table = read_table(self.folder / PROOF, PROOF_SCHEMA)
@@ -211,9 +217,8 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
     Raises:
         InputError: the rows are not those of the certificate.
     """
-    content, is_file = certificate.content, certificate.config.goal.runtime == "llama.cpp"
-    config = _of_model(certificate.config, str(certificate.weights[0] if is_file else certificate.folder))
-    small = steps.load_dense(run, config)
+    content, config = certificate.content, certificate.shipped
+    is_file, small = config.goal.runtime == "llama.cpp", steps.load_dense(run, config)
     reference = steps.load_dense(run, _of_model(config, dense)) if dense else None
     tests = {}
     for name, prompts in certified_rows(run, certificate):
@@ -228,7 +233,7 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
 
 def certified_rows(run: Runner, certificate: Certificate) -> Iterator[tuple[str, Artifact]]:
     """The benchmarks of a certificate with the prompts of their proving rows; InputError: they are other rows."""
-    config = certificate.config
+    config = certificate.shipped
     for benchmark in config.benchmarks:
         name = benchmark.name
         prompts = steps.render(run, config, name, "evaluation", steps.load_examples(run, benchmark))
