@@ -180,13 +180,14 @@ def serve(folder: Path, port: int, context: int = CONTEXT) -> None:
             raise InputError(f"{folder}: vLLM is not installed; allowed: a GGUF file, or after pip install vllm")
         print(call, flush=True)
         os.execv(vllm, [vllm, "serve", str(folder), "--host", HOST, "--port", str(port)])
+    ends = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # in the server's threads, too: one of them would take it
     try:
         _server = start_server(file, context, torch.get_num_threads(), port)
     except RuntimeError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         allowed = "a port that is free, and a GGUF file that it reads"
         raise InputError(f"{file}: llama.cpp cannot serve it on port {port}; allowed: {allowed}") from None
-    try:
-        print(call, flush=True)
-        signal.pause()
-    finally:
-        os._exit(0)  # the server's own end may wait for ever
+    print(call, flush=True)
+    signal.sigwait(ends)
+    os._exit(0)  # the server's own end may wait for ever

@@ -20,7 +20,9 @@ ratio = 0.1386  # whole groups reach it
 settings = {
     "model.dtype": "float32", "calibration.samples": 4, "calibration.tokens": 32,
     "tuning.shots": 16, "tuning.held_out": 16, "tuning.epochs": 1,
-}"""
+}
+search = {**settings, "pruning.ratios": [ratio], "goal.types": ["q8_0"]}
+margin = 40"""
 
 
 @pytest.fixture
@@ -31,10 +33,7 @@ def notebook() -> nbformat.NotebookNode:
 def test_it_runs_as_it_stands(notebook: nbformat.NotebookNode, tmp_path: Path) -> None:
     save_worded_llama(tmp_path / "dense", max_position_embeddings=512)
     texts = words(600).split(" ")
-    rows = [
-        {"question": f"{i} {texts[2 * i]}?", "a": texts[2 * i], "b": texts[2 * i + 1], "answer": "ab"[i % 2]}
-        for i in range(300)
-    ]
+    rows = [{"text": f"{i} {texts[i]}", "label": "ab"[i % 2]} for i in range(300)]
     pd.DataFrame(rows).to_csv(tmp_path / "my.csv", index=False)
     (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     parameters.source = PARAMETERS

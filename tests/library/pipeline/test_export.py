@@ -295,7 +295,7 @@ def test_calls_of_tools_are_tuned_and_scored_and_their_schema_leaves(exporting: 
     for folder in folders:
         assert json.loads((folder / "schema.json").read_text())["properties"]["name"]["enum"] == ["f", "g"]
         card = (folder / "README.md").read_text()
-        assert "{tools}\n\n{user}" in card
+        assert "{user}" in card
         assert '"response_format": {"type": "json_schema"' in card
     measured = [json.loads(file.read_text()) for file in Path(exporting["store"]["root"]).rglob("metrics.json")]
     scores = [score for score in measured if score.get("metric") == "tool_call"]
