@@ -112,7 +112,7 @@ def test_a_generated_page_says_what_the_code_and_the_tables_say(page: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("page", "table"), [("README.md", "search.csv"), ("docs/tutorials/own-model.md", "tutorial-search.csv")]
+    ("page", "table"), [("README.md", "search.csv"), ("docs/tutorials/own-model.md", "fields-search.csv")]
 )
 def test_a_search_that_a_page_shows_is_that_of_the_results(page: str, table: str) -> None:
     line = r"^\S+\s+(?:–|(\d+)\s%)\s(as it is|\w+)\s+(\d+)\sMB\s+([−\d.]+)\s(.+)$"  # some of the spaces do not break
