@@ -174,7 +174,8 @@ def _tools(cell: Any) -> str:
 def _call(message: Row) -> str:
     """The calls of tools in a message as JSON, several as a list; empty: there are none."""
     cell = [message["function_call"]] if message.get("function_call") else message.get("tool_calls") or []
-    functions = [call.get("function", call) if isinstance(call, dict) else {} for call in cell]
+    listed = cell if isinstance(cell, list) else [cell]
+    functions = [call.get("function", call) if isinstance(call, dict) else {} for call in listed]
     calls = [{key: function.get(key) for key in ("name", "arguments")} for function in functions]
     for call in calls:
         if isinstance(call["arguments"], str):

@@ -173,9 +173,9 @@ class BenchmarkConfig(Section):
     need not be set: messages; instruction, input and output; prompt and completion; text and label; question, choices
     (or a, b, …) and answer; and others like them."""
     form: Form | None = None
-    """With `data`: what a row stands for. messages: its messages and tools, read as the columns system, tools, user,
-    assistant, and prompt (the first three together). alpaca: its instruction and input, read as the column prompt.
-    Absent: found by the columns."""
+    """With `data`: what a row stands for. messages: its messages and tools, read as the columns system, user (the tools
+    first), assistant, and prompt (system and user together). alpaca: its instruction and input, read as the column
+    prompt. Absent: found by the columns."""
     kind: Kind | None = None
     """With `data`: what the answers are. labels: one set for all rows; choices: those of each row; written: text that
     the model writes; json: objects, or lists of them; call: calls of tools. Absent: choices if there are columns with

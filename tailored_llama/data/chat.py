@@ -32,6 +32,7 @@ class Chat:
     schema: dict[str, Any] | None = None  # of answers in JSON
     template: str = ""  # the base's chat template, as it is shipped
     end: str = ""  # the token that it writes after an answer
+    form: str = ""  # of the rows, if they have one
     columns: str | tuple[str, ...] = "choices"  # of a row with the choices, where they differ by row
     metric: str = "acc"  # by which choices are ranked
 
@@ -76,7 +77,7 @@ def find_chat(benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Render
     `named` is the named example; `of_base` is the base's chat template, if it asks, and the end of an answer. None: the
     text before the answer differs by choice, or a task of lm-evaluation-harness writes it.
     """
-    asked, choices = named[0][0], tuple(map(in_braces, named[1]))
+    asked, choices, form = named[0][0], tuple(map(in_braces, named[1])), benchmark.form or ""
     if is_harness_task(benchmark.name) or len(set(named[0])) > 1 or _START not in asked:
         return None
     first = next(iter(named_example(benchmark).fields.values()))
@@ -88,13 +89,15 @@ def find_chat(benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Render
         return None
     written, space = is_written(benchmark), parts[-1][len(parts[-1].rstrip()) :]
     if written:
-        return Chat(parts, in_braces(message), (), (), stop_strings(benchmark), new_tokens(benchmark), **of_base)
+        return Chat(
+            parts, in_braces(message), (), (), stop_strings(benchmark), new_tokens(benchmark), form=form, **of_base
+        )
     # White space before an answer is scored with it, as `models.encode_pair` says.
     parts, choices = (*parts[:-1], parts[-1].rstrip()), tuple(space + choice for choice in choices)
     alike = len(rows) > 1 and len({frozenset(continuations) for _, continuations in rows}) == 1
     answers = tuple(space + answer for answer in dict.fromkeys(rows[0][1])) if alike else ()
     of_base |= {"columns": benchmark.choices or "choices", "metric": headline_metric(benchmark)}
-    return Chat(parts, in_braces(message), answers or choices, answers, (), 0, **of_base)
+    return Chat(parts, in_braces(message), answers or choices, answers, (), 0, form=form, **of_base)
 
 
 def _inside(text: str) -> str:

@@ -24,7 +24,7 @@ def read_questions(chat: Chat, rows: Sequence[Row]) -> list[Question]:
     InputError: a row lacks a column, or has something else in it.
     """
     names, questions = {*_NAME.findall(chat.message)}, list[Question]()
-    for number, row in enumerate(_in_form(rows, names)):
+    for number, row in enumerate(_in_form(chat, rows)):
         asked = chat.message if row.keys() >= names or MESSAGE not in row else f"{{{MESSAGE}}}"
         try:
             for name in _NAME.findall(asked):
@@ -40,18 +40,22 @@ def read_questions(chat: Chat, rows: Sequence[Row]) -> list[Question]:
     return questions
 
 
-def _in_form(rows: Sequence[Row], names: set[str]) -> Sequence[Row]:
-    """Rows with the columns that their form stands for, if they do not have those of a chat."""
-    columns = rows[0].keys() if rows else names
-    form = next((form for form, (first, *_) in FORMS.items() if first in columns and not columns >= names), None)
-    return in_form([_answered(row) for row in rows], form, "rows:") if form and MESSAGE not in columns else rows
+def _in_form(chat: Chat, rows: Sequence[Row]) -> Sequence[Row]:
+    """Rows with the columns that the form of a chat's rows stands for, if they have that form."""
+    lower = [{column.lower(): cell for column, cell in row.items()} for row in rows]
+    form = next(
+        (form for form, (first, *_) in FORMS.items() if form == chat.form and lower and first in lower[0]), None
+    )
+    return in_form([_answered(row) for row in lower], form, "rows:") if form and MESSAGE not in lower[0] else rows
 
 
 def _answered(row: Row) -> Row:
     """A row whose messages, if it has any, end with an answer."""
     cell = row.get("messages")
     messages = from_json(cell) if isinstance(cell, str) else cell
-    if not isinstance(messages, list) or not messages or messages[-1].get("role") == "assistant":
+    if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
+        return row
+    if messages[-1].get("role") == "assistant":
         return row
     return {**row, "messages": [*messages, _UNKNOWN]}
 

@@ -53,7 +53,8 @@ def find_turns(base: Any, benchmark: BenchmarkConfig) -> Turns | None:
     if benchmark.instruction:
         system = f"{{'role': 'system', 'content': {json.dumps(benchmark.instruction, ensure_ascii=False)}}}"
         given = f"{{% set messages = [{system}] + messages %}}"
-        template = f"{{% if messages[0]['role'] != 'system' %}}{given}{{% endif %}}{template}"
+        default = f"{{% if messages[0]['role'] != 'system' %}}{given}{{% endif %}}"
+        template = template if default in template else default + template  # that of a shipped model has it already
     where, asked, ids = f"benchmarks.{benchmark.name}", [{"role": "user", "content": "a"}], tokenizer("a")["input_ids"]
     prompt = Turns(tokenizer, template).ask(where, asked)
     if tokenizer.bos_token_id in ids[:1] and not prompt.startswith(tokenizer.bos_token):

@@ -1,18 +1,20 @@
 """A proof repeated on a server that the user runs: any that speaks OpenAI's protocol, with any model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tailored_llama import data, evaluation, serving
-from tailored_llama.config import SmallestConfig, named_benchmark
+from tailored_llama.config import SmallestConfig, asks_turns, named_benchmark
 from tailored_llama.console import progress_bar
 from tailored_llama.data import Chat
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answers, LossTest, ScoreSettings
-from tailored_llama.pipeline import steps
+from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.proven import Certificate, certified_rows
 from tailored_llama.pipeline.reporting import answers_of
 from tailored_llama.pipeline.runner import FolderRunner
@@ -52,7 +54,7 @@ def verify_server(
         folder, served = run.open(prompts), certificate.content.served.get(name)
         chat = None if served and served.asked == "prompt" else data.read_chat({name: folder})
         chat = chat and serving.shipped_chat(chat, certificate.folder)
-        asked = _ask(run, config, name, folder, server, chat)
+        asked = _ask(run, config, name, folder, server, _requests(config, name, folder, chat))
         before, small = certificate.compared_with(name, asked.answers)
         margin = config.goal.lose_at_most / 100
         tests[name] = evaluation.noninferiority_test(before, asked.answers, margin, certificate.content.level)
@@ -64,7 +66,7 @@ def verify_server(
             f"{asked.unsteady} of {REPEATED} answers change when asked again: its temperature is another": (
                 asked.unsteady > 0
             ),
-            f"{changed} answers are right and were not, or the other way{ranked}": changed > 0,
+            f"{changed} answers score otherwise than when certified{ranked}": changed > 0,
         }
         differences += [f"{name}: {what}" for what, differs in told.items() if differs]
     return tests, differences
@@ -84,22 +86,36 @@ def compare_servers(
         name, examples = benchmark.name, steps.load_examples(run, benchmark)
         if benchmark.data:  # no row is tuned on here
             data.join_splits(run.open(examples))
-        prompts = run.open(steps.render(run, config, name, "evaluation", examples))
+        settings = data.PromptSettings.of(config, benchmark, "evaluation")  # no base's chat template asks them
+        prompts = run.open(run(stages.PROMPTS, settings, f"render {name}", examples=examples))
         if (chat := data.read_chat({name: prompts})) is None:
             told = "got prompts that no chat asks; allowed: rows that differ in one part of the prompt"
             raise InputError(f"{name}: {told}")
         chat = replace(chat, answers=())  # no grammar of these stands beside a model that somebody else made
-        before, after = (_ask(run, config, name, prompts, server, chat).answers for server in servers)
+        requests = _requests(config, name, prompts, chat)
+        if asks_turns(benchmark) and (system := benchmark.instruction):  # that all rows share
+            for request in requests:
+                request["messages"].insert(0, {"role": "system", "content": system})
+        before, after = (_ask(run, config, name, prompts, server, requests).answers for server in servers)
         tests[name] = evaluation.noninferiority_test(before, after, config.goal.lose_at_most / 100, level)
     return tests
 
 
+def _requests(config: SmallestConfig, name: str, prompts: Path, chat: Chat | None) -> list[dict[str, Any]]:
+    score = ScoreSettings.of(named_benchmark(config, name))
+    return serving.requests_of(data.read_prompts(prompts, "evaluation"), score, chat)
+
+
 def _ask(
-    run: FolderRunner, config: SmallestConfig, name: str, prompts: Path, server: ChatServer, chat: Chat | None
+    run: FolderRunner,
+    config: SmallestConfig,
+    name: str,
+    prompts: Path,
+    server: ChatServer,
+    requests: Sequence[dict[str, Any]],
 ) -> ServedAnswers:
-    """Ask a server the rows of a benchmark, in a chat or by the prompt itself."""
+    """Ask a server the rows of a benchmark."""
     score, rows = ScoreSettings.of(named_benchmark(config, name)), data.read_prompts(prompts, "evaluation")
-    requests = serving.requests_of(rows, score, chat)
     with progress_bar(f"ask {name}") as progress:
         replies = serving.ask_all(server, requests, progress)
     again = serving.ask_all(server, requests[:REPEATED])

@@ -41,11 +41,11 @@ def start_search(run: Runner, config: SmallestConfig) -> SearchState:
         ladders += [(base, "source") for base in bases if _source(base).kind in ("wheel", "gguf")]
     ladders += [(base, kind) for kind in sorted(config.file_types, key=serving.bits_of, reverse=True) for base in bases]
     whole: dict[ModelKey, Model] = {}
-    for base, (better, _) in zip(bases, dense, strict=True):
+    for base, (better, *_) in zip(bases, dense, strict=True):
         key = base.config.model.source, base.steps[0]
         whole |= {(*key, False): better, (*key, True): replace(better, label=_dense_label(base), adapter=None)}
-    reference, answers = dense[0]
-    if doubt := _doubt(bases[0], reference, answers):
+    reference, answers, scores = dense[0]
+    if doubt := _doubt(run, reference, scores):
         log.warning(doubt)
     return SearchState(run, config, bases, ladders, reference, answers, whole, doubt)
 
@@ -103,8 +103,8 @@ def _steps(run: Runner, config: SmallestConfig, dense: Dense) -> tuple[tuple[Ste
     return tuple(reached), unreachable
 
 
-def _better_dense(run: Runner, base: Base) -> tuple[Model, Mapping[str, Answers]]:
-    """The dense model as it is or tuned, whichever has more right on the choosing rows; and its answers to these."""
+def _better_dense(run: Runner, base: Base) -> tuple[Model, Mapping[str, Answers], OfBenchmarks]:
+    """The dense model as it is or tuned, whichever has more right on the choosing rows, with answers and scores."""
     checkpoint, label = base.dense.checkpoint, _dense_label(base)
     adapters = steps.tune_adapters(run, base.config, 0.0, checkpoint, base.prompts)
     dense = [Model(label, checkpoint, None)]
@@ -113,20 +113,19 @@ def _better_dense(run: Runner, base: Base) -> tuple[Model, Mapping[str, Answers]
     answers = [read_all(run, base, parts, "selection") for parts in scored]
     means = [np.mean([np.mean(own.values) for own in one.values()]) for one in answers]
     best = int(np.argmax(means))
-    return dense[best], answers[best]
+    return dense[best], answers[best], scored[best]
 
 
-def _doubt(base: Base, reference: Model, answers: Mapping[str, Answers]) -> str:
-    """A sentence on the benchmarks on which the reference is not clearly better than always the same answer."""
+def _doubt(run: Runner, reference: Model, scores: OfBenchmarks) -> str:
+    """A sentence on the benchmarks on which the reference is not clearly better than without skill."""
     told = []
-    for name, scored in answers.items():
-        rows, (_, counts) = len(scored.values), np.unique(scored.answers, return_counts=True)
-        floor, mean = counts.max() / rows, float(np.mean(scored.values))
-        if mean - floor < 1.645 * math.sqrt(max(mean * (1 - mean), 1 / rows) / rows):  # one-sided, at 95 %
-            told.append(f"{mean:.0%} of {rows} rows of {name}, of which {floor:.0%} have the same answer")
-    if not told:
-        return ""
-    return f"{reference.label} may be too small for this job: it is right on {' and '.join(told)}."
+    for name, folder in scores.items():
+        measured = evaluation.read_metrics(run.open(folder))
+        metric, floor = measured["metric"], measured["floor"]
+        value, rows = measured[metric], measured["examples"]
+        if value - floor < 1.645 * max(measured[f"{metric}_stderr"], 1 / rows):  # one-sided, at 95 %
+            told.append(f"{value:.2f} in {metric} on {rows} rows of {name}, where {floor:.2f} takes no skill")
+    return f"{reference.label} may be too small for this job: it has {' and '.join(told)}." if told else ""
 
 
 def score(run: Runner, base: Base, model: Model, split: ScoredSplit, kind: FileType = None) -> OfBenchmarks:

@@ -170,7 +170,7 @@ def _with_files(benchmarks: Sequence[Settings], files: Sequence[str], with_shots
     """Tables of benchmarks with the user's files, in their order, in place of all files and folders that they name."""
     tables, slots = [dict(table) for table in benchmarks], list[tuple[Settings, str]]()
     for table in tables:
-        if table.get("metric") in WRITTEN:  # of certificates from before files decided these
+        if str(table.get("metric")) in WRITTEN:  # of certificates from before files decided these
             unset = {"max_new_tokens": 32, "stop": ("\n",)}
             table |= {key: value for key, value in unset.items() if table.get(key) is None}
         if is_harness_task(table.get("name")):

@@ -26,7 +26,6 @@ from tailored_llama.models import context_length, load_model, load_tokenizer, to
 from tailored_llama.progress import Progress, silent
 from tailored_llama.serving.chat import curl_call, grammar_of, written_options
 from tailored_llama.serving.client import ChatServer, Refused
-from tailored_llama.serving.served import TOO_LONG
 from tailored_llama.serving.server import HOST, llama_server, start_server
 
 CONTEXT = 4096  # tokens of a prompt and its answer
@@ -138,7 +137,7 @@ def _ask_server(server: ChatServer, chat: Chat, questions: Sequence[Question], p
             probability = math.exp(math.fsum(token["logprob"] for token in tokens))
             answers.append(ModelAnswer(reply["message"]["content"].strip(), probability))
         except Refused as error:
-            if error.kind != TOO_LONG:
+            if not error.is_too_long:
                 raise
             answers.append(ModelAnswer("", math.nan))
         progress(done, len(questions))

@@ -24,6 +24,11 @@ class Refused(InputError):
         super().__init__(message)
         self.kind = kind
 
+    @property
+    def is_too_long(self) -> bool:
+        """Whether the request is longer than the context, as llama.cpp's or vLLM's server says."""
+        return self.kind == "exceed_context_size_error" or "maximum context length" in str(self)
+
 
 @dataclass(frozen=True)
 class ChatServer:

@@ -109,10 +109,12 @@ def file_loglikelihoods(file: Path, encoded: Sequence[Encoded], progress: Progre
                     float(logits(position)[token]) - totals[position] for position, token in zip(*choice, strict=True)
                 )
 
-        for done, item in enumerate(parts, 1):
-            sums.append([score for part in item for score in scores(part)])
-            progress(done, len(parts))
-        library.llama_batch_free(batch)
+        try:
+            for done, item in enumerate(parts, 1):
+                sums.append([score for part in item for score in scores(part)])
+                progress(done, len(parts))
+        finally:
+            library.llama_batch_free(batch)
     return sums
 
 

@@ -23,7 +23,6 @@ from tailored_llama.serving.server import TEMPLATE, llama_server
 from tailored_llama.serving.settings import ServedSettings
 
 ROOM = 64  # tokens of a chat beyond the prompt and the answer that were counted
-TOO_LONG = "exceed_context_size_error"
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def score_served(
         served = Served("log-likelihoods", _version("llama-cpp-py-sync"), digest)
     else:
         chat = shipped_chat(chat, file.parent) if chat and chat_template(chat, tokenizer) == template else None
-        requests = requests_of(rows, score, chat)
+        requests = requests_of(rows, score, chat, tokenizer.bos_token or "")
         tokens = max(len(encode(tokenizer, prompt.contexts[0])) for prompt in rows) + max(
             own["max_tokens"] for own in requests
         )
@@ -85,7 +84,7 @@ def _version(package: str) -> str:
     return f"llama.cpp of {package} {version(package)}"
 
 
-def requests_of(rows: Sequence[Prompt], score: ScoreSettings, chat: Chat | None) -> list[dict[str, Any]]:
+def requests_of(rows: Sequence[Prompt], score: ScoreSettings, chat: Chat | None, bos: str = "") -> list[dict[str, Any]]:
     """What asks a server for the answer to each row: in a chat or, without one, by the prompt itself.
 
     The choices go with a row, as llama.cpp and as vLLM read them. llama.cpp's server has the `answers` of a chat
@@ -95,7 +94,7 @@ def requests_of(rows: Sequence[Prompt], score: ScoreSettings, chat: Chat | None)
     def request(prompt: Prompt) -> dict[str, Any]:
         # White space at the end is asked of the model before choices, unless a base's chat template writes it.
         context = prompt.contexts[0] if score.written or prompt.end else prompt.contexts[0].rstrip()
-        body: dict[str, Any] = {"prompt": context}
+        body: dict[str, Any] = {"prompt": context.removeprefix(bos)}  # which the server adds
         if chat:
             said = [{"role": "user", "content": chat.message_in(context)}] if not prompt.messages else None
             body = {"messages": said or json.loads(prompt.messages)}
@@ -116,9 +115,9 @@ def ask_all(server: ChatServer, requests: Sequence[dict[str, Any]], progress: Pr
         try:
             replies.append(server.reply(request))
         except Refused as error:
-            if error.kind != TOO_LONG:
+            if not error.is_too_long:
                 raise
-            replies.append(("", TOO_LONG))
+            replies.append(("", "too long"))
         progress(done, len(requests))
     return replies
 

@@ -30,9 +30,10 @@ def llama_server(file: Path, context: int, threads: int) -> Iterator[str]:
         allowed = "after pip install 'tailored-llama[gguf]'"
         raise InputError(f"serving: needs xllamacpp, which is not installed; allowed: {allowed}")
     command = [sys.executable, "-m", __name__, str(file), str(context), str(threads), "0"]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with (
         tempfile.TemporaryFile("w+", errors="replace") as log,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+        subprocess.Popen(command, **pipes, stderr=log, start_new_session=True) as process,  # no Ctrl-C reaches it
     ):
         assert process.stdout
         try:
