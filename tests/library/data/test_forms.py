@@ -306,6 +306,11 @@ REFUSED: dict[str, tuple[list[Row], Row, str]] = {
         {"messages": chat("x", "y")["messages"][:1]},
         f"row 1: {MESSAGES} the roles user; {TURNS}",
     ),
+    "calls that are none": (
+        [chat("x", "y")],
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": 5}]},
+        f"row 1: {MESSAGES} the call 5; allowed: a name, and arguments as an object",
+    ),
     "an empty answer": (
         [chat("x", "y")],
         {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]},
