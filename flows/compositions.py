@@ -6,11 +6,11 @@ from prefect import Flow, flow, get_run_logger
 from prefect.runtime import deployment, flow_run
 
 from tailored_llama.config import ExecutionConfig, RunConfig, StoreConfig
-from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun, run_only
+from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun
 from tailored_llama.store import ArtifactRef
 from tasks._dispatch import THREADED, Ordered
 from tasks._pages import keep_report
-from tasks.runner import PrefectRunner
+from tasks.executor import PrefectExecutor
 
 
 def run_name() -> str:
@@ -53,10 +53,10 @@ def compose(name: str, config: RunConfig, only: str | None = None) -> ArtifactRe
         for line in composition.announce(config):
             get_run_logger().info("%s", line)
     if only:  # computed in this process: a run that waits for its own pool would hold the pool's only slot
-        run = PrefectRunner(config.store, config.execution.model_copy(update={"dispatch": None, "processes": 1}))
-        return run_only(lambda runner: composition.compose(runner, config), run, only)
+        run = PrefectExecutor(config.store, config.execution.model_copy(update={"dispatch": None, "processes": 1}))
+        return composition.make(run, config, only)
     try:
-        report = composition.compose(PrefectRunner(config.store, config.execution), config)
+        report = composition.make(PrefectExecutor(config.store, config.execution), config)
     except IncompleteRun as error:
         _keep(config, error.report)
         raise
@@ -81,11 +81,5 @@ def stage(calls: list[Ordered], store: StoreConfig, execution: ExecutionConfig) 
     Raises:
         IncompleteRun: some failed; none stops those after it.
     """
-    run, failed = PrefectRunner(store, execution), {}
-    for call in (ordered.call() for ordered in calls):
-        try:
-            run(call.stage, call.settings, call.name, **call.inputs)
-        except Exception as error:
-            failed[call.name] = error
-    if failed:
+    if failed := PrefectExecutor(store, execution).failures([call.node() for call in calls]):
         raise IncompleteRun(failed)

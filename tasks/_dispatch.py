@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from tailored_llama.config import ExecutionConfig, StoreConfig
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import STAGES, Call, Cancelled
+from tailored_llama.pipeline import STAGES, Cancelled, Node
 from tailored_llama.store import ArtifactRef
 
 FLOW = "stage"  # in flows/compositions.py
@@ -35,7 +35,7 @@ class CrashedElsewhere(ConnectionError):
 
 
 class Ordered(BaseModel):
-    """A call of a stage as JSON, for a worker."""
+    """A node whose inputs are made as JSON, for a worker."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,13 +45,13 @@ class Ordered(BaseModel):
     inputs: dict[str, ArtifactRef | dict[str, ArtifactRef] | None]
 
     @classmethod
-    def of(cls, call: Call[Any]) -> Self:
-        settings = TypeAdapter(call.stage.settings).dump_python(call.settings, mode="json")
-        return cls(name=call.name, stage=call.stage.name, settings=settings, inputs=dict(call.inputs))
+    def of(cls, node: Node) -> Self:
+        settings = TypeAdapter(node.stage.settings).dump_python(node.settings, mode="json")
+        return cls(name=node.name, stage=node.stage.name, settings=settings, inputs=dict(node.inputs))
 
-    def call(self) -> Call[Any]:
+    def node(self) -> Node:
         stage = STAGES[self.stage]
-        return Call(stage, TypeAdapter(stage.settings).validate_python(self.settings), self.inputs, self.name)
+        return Node(stage, TypeAdapter(stage.settings).validate_python(self.settings), self.inputs, self.name)
 
 
 class Waiting(ThreadPoolTaskRunner[Any]):
@@ -133,8 +133,8 @@ class Waiting(ThreadPoolTaskRunner[Any]):
 THREADED: Any = Waiting()  # the runner of flows that dispatch; each run has a copy
 
 
-def dispatch(call: Call[Any], store: StoreConfig, execution: ExecutionConfig, is_built: Callable[[], bool]) -> None:
-    """Have a worker run a call, and wait until the artifact is there.
+def dispatch(node: Node, store: StoreConfig, execution: ExecutionConfig, is_built: Callable[[], bool]) -> None:
+    """Have a worker make a node, and wait until the artifact is there.
 
     If more calls of a shared stage are ready than the pool runs at once, they are shared out among as many runs as it
     does. Each of these finds or builds all of them, beginning with different ones, so that a worker that is late finds
@@ -157,11 +157,11 @@ def dispatch(call: Call[Any], store: StoreConfig, execution: ExecutionConfig, is
     common = {"store": store.model_dump(mode="json"), "execution": here.model_dump(mode="json")}
     deployment = f"{FLOW}/{execution.dispatch}"
     create = partial(_create, deployment, common, flow.parameters["config"].model.short_name)
-    ordered = Ordered.of(call)
+    ordered = Ordered.of(node)
     with get_client(sync_client=True) as client:
         try:
             share_out = partial(_share_out, client, deployment, create)
-            calls, runs = runner.gather(ordered, share_out) if call.stage.shared else ([ordered], ())
+            calls, runs = runner.gather(ordered, share_out) if node.stage.shared else ([ordered], ())
             if not runs:
                 calls, runs = [ordered], [create([ordered])]
         except ObjectNotFound:
@@ -180,8 +180,8 @@ def dispatch(call: Call[Any], store: StoreConfig, execution: ExecutionConfig, is
     state = _state(run)
     if state.is_completed():
         raise InputError(
-            f"execution.dispatch: {execution.dispatch} completed, but store.root {store.root} has no {call.stage.name} "
-            f"{call.key[:12]}; allowed: a deployment with the same store and the same version of the code"
+            f"execution.dispatch: {execution.dispatch} completed, but store.root {store.root} has no {node.stage.name} "
+            f"{node.key[:12]}; allowed: a deployment with the same store and the same version of the code"
         )
     message = f"{deployment}: flow run {run.name} ended {state.name}: {state.message}"
     raise CrashedElsewhere(message) if state.is_crashed() else RuntimeError(message)

@@ -18,7 +18,7 @@ from tailored_llama.cli.running import run_in_process
 from tailored_llama.config import SmallestConfig, Work, load_config, validate_as, validate_config
 from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import Done, read_certificate, steps, uncovered, verify_certificate
+from tailored_llama.pipeline import read_certificate, steps, uncovered, verify_certificate
 
 if TYPE_CHECKING:
     from tailored_llama.evaluation import LossTest
@@ -42,10 +42,9 @@ def score(
     run = with_benchmarks(run, [benchmark], checkpoint)
     benchmark = run.benchmarks[0].name  # of a file, its own
     with new_folder(out) if out else nullcontext() as folder, scratch_runner(run) as runner:
-        examples = steps.load_examples(runner, run.benchmarks[0])
-        rendered = steps.render(runner, run, benchmark, "evaluation", examples)
-        attached = Done(adapter) if adapter else None
-        scores = steps.score(runner, run, benchmark, "", Done(checkpoint), rendered, attached)
+        examples = steps.load_examples(run.benchmarks[0])
+        rendered = steps.render(run, benchmark, "evaluation", examples)
+        scores = steps.score(run, benchmark, "", checkpoint, rendered, adapter)
         print(json.dumps(read_metrics(runner.open(scores)), indent=1))
         if folder:
             runner.move(scores, folder)

@@ -1,6 +1,8 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
 from . import benchmarks as benchmarks
 from . import worked_example as worked_example
+from .answers import AnswersSettings as AnswersSettings
+from .answers import check_answers as check_answers
 from .benchmarks import BenchmarkSource as BenchmarkSource
 from .benchmarks import Example as Example
 from .benchmarks import headline_metric as headline_metric
@@ -30,7 +32,6 @@ from .prompts import Prompt as Prompt
 from .prompts import PromptSettings as PromptSettings
 from .prompts import PromptSplit as PromptSplit
 from .prompts import RenderedSplit as RenderedSplit
-from .prompts import check_answers as check_answers
 from .prompts import draw_train as draw_train
 from .prompts import first_prompt as first_prompt
 from .prompts import read_prompts as read_prompts

@@ -7,16 +7,14 @@ the sentence's rest is the continuation. Other shipped sets score the choice or 
 import hashlib
 import json
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailored_llama import models
 from tailored_llama.config import FEW_SHOTS, BenchmarkConfig, RunConfig, Work, is_json, is_written, stop_strings
 from tailored_llama.data.benchmarks import Example, read_examples
 from tailored_llama.data.chat import answer_end, find_chat, frozen, named_example, write_chat
@@ -338,20 +336,6 @@ def read_prompts(folder: Path, split: PromptSplit) -> list[Prompt]:
     table, end = read_table(folder / "prompts.parquet", PROMPTS_SCHEMA), answer_end(folder)
     rows = table.filter(pc.equal(table["split"], split)).drop_columns(["split", "template"]).to_pylist()
     return [Prompt(**{name: frozen(value) for name, value in row.items()}, end=end) for row in rows]
-
-
-def check_answers(checkpoint: Path, folder: Path, written: bool) -> None:
-    """Check that a model's context holds every answer of rendered prompts; InputError: the first that it does not."""
-    limit = int(models.read_config(checkpoint).get("max_position_embeddings", sys.maxsize))
-    table = read_table(folder / "prompts.parquet", PROMPTS_SCHEMA)
-    if pc.max(pc.binary_length(pc.list_flatten(table["continuations"]))).as_py() < limit:
-        return  # a token has a byte or more, so that no tokenizer is needed
-    from tailored_llama.data.likelihoods import encode_prompt
-
-    tokenizer, end = models.load_tokenizer(checkpoint), [0] * written
-    for split in get_args(PromptSplit):
-        for prompt in read_prompts(folder, split):
-            encode_prompt(tokenizer, prompt, limit, end)
 
 
 def rows_digest(prompts: Sequence[Prompt]) -> str:

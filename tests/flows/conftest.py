@@ -8,7 +8,7 @@ import pytest
 from lean import lean_server
 from pictures import blank_pictures
 from tailored_llama.pipeline import STAGES
-from tasks.runner import _task
+from tasks.executor import _task
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -40,11 +40,11 @@ from tailored_llama.config import (
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import TransferRow, read_recovery, read_sweep
 from tailored_llama.pipeline import IncompleteRun
-from tailored_llama.pipeline.runner import ALONE
+from tailored_llama.pipeline.executor import ALONE
 from tailored_llama.preflight import preflight_prompts, preflight_tailor
 from tailored_llama.store import read_rows
 from tasks._dispatch import Ordered, Waiting
-from tasks.runner import open_store
+from tasks.executor import open_store
 
 DISPATCH = {"execution": {"device": "cpu", "dispatch": "pool"}}
 Workers = Callable[..., list[str]]

@@ -15,7 +15,7 @@ from services import ROOT
 from tailored_llama.config import load_config, validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import COMPOSITIONS
-from tasks.runner import open_store
+from tasks.executor import open_store
 
 States = dict[str, list[str]]
 STUDIES = {  # what a configuration has beside that of a run: before its sections, and after them

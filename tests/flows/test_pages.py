@@ -14,7 +14,7 @@ from tailored_llama.evaluation import read_recovery
 from tailored_llama.store import REPORTS
 from tasks import _pages
 from tasks._pages import LIMIT, PAGES, with_pictures
-from tasks.runner import open_store
+from tasks.executor import open_store
 
 
 def shown() -> dict[str, str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from helpers import CPU, write_jsonl
 from tailored_llama.config import SmallestConfig, validate_as
-from tailored_llama.pipeline import FolderRunner, compare_servers
+from tailored_llama.pipeline import FolderExecutor, compare_servers
 from tailored_llama.serving import ChatServer
 
 
@@ -38,7 +38,7 @@ def test_a_system_message_that_all_rows_share_is_sent_to_both(tmp_path: Path) ->
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     config = validate_as(SmallestConfig, {"benchmarks": [file]})
     (tmp_path / "scratch").mkdir()
-    run, server = FolderRunner(tmp_path / "scratch", "", CPU), Recording("http://127.0.0.1:1")
+    run, server = FolderExecutor(tmp_path / "scratch", "", CPU), Recording("http://127.0.0.1:1")
     (test,) = compare_servers(run, config, server, server).values()
     assert (test.rows, test.loss) == (150, 0.0)
     assert all(request["messages"][0] == told and len(request["messages"]) == 2 for request in asked)

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from compositions import built, compose, folders, kinds, run_command
+from compositions import built, compose, fail, folders, kinds, run_command
 from helpers import as_toml
+from tailored_llama import evaluation
 from tailored_llama.config import PromptStudyConfig
 from tailored_llama.data import read_prompts
 from tailored_llama.evaluation import Difference, TemplateRow
 from tailored_llama.pipeline import IncompleteRun
-from tailored_llama.pipeline.futures import Failed, report_or_raise
 from tailored_llama.store import read_rows
 
 
@@ -72,6 +72,9 @@ def test_the_command_prints_a_table_and_the_path_of_the_report(own_run: dict[str
     )
 
 
-def test_a_failure_behind_the_report_is_told() -> None:
+def test_a_failure_behind_the_report_is_told(own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = PromptStudyConfig.model_validate(own_run | {"templates": ["task"], "examples": 4})
+    error = RuntimeError("no memory")
+    fail(monkeypatch, (evaluation, "score_benchmark"), error, lambda call: call["settings"].split == "evaluation")
     with pytest.raises(IncompleteRun, match="score colours harness: no memory"):
-        report_or_raise(Failed("score colours harness", RuntimeError("no memory")), {})
+        compose("prompts", config)

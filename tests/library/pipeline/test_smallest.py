@@ -21,7 +21,7 @@ from tailored_llama.config import SmallestConfig
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer, loss_bound, read_answer
 from tailored_llama.models import open_gguf
-from tailored_llama.pipeline import COMPOSITIONS, FolderRunner, read_certificate, verify_certificate
+from tailored_llama.pipeline import COMPOSITIONS, FolderExecutor, read_certificate, verify_certificate
 from tailored_llama.pipeline.rows import rows_of_search
 from tailored_llama.reports import verdict
 from tailored_llama.store import read_table
@@ -245,7 +245,7 @@ def test_the_proof_is_repeated_from_the_files(shipped: Path, tmp_path: Path) -> 
     certificate = read_certificate(shipped, [str(tmp_path / "job.csv")])
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    tests = verify_certificate(FolderRunner(scratch, "", certificate.config.execution), certificate)
+    tests = verify_certificate(FolderExecutor(scratch, "", certificate.config.execution), certificate)
     assert tests["job"].proven
     assert tests["job"].rows == recorded["sets"]["job"]["proving"]["rows"]
     stated, test = recorded["benchmarks"]["job"], tests["job"]

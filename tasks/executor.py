@@ -1,19 +1,20 @@
-"""The runner of flows: every stage is a Prefect task, in the flow's process or on workers.
+"""The executor of flows: every node is a Prefect task, in the flow's process or on workers.
 
 The artifact store is the only cache: a task whose artifact exists ends in the state `Cached`, without doing work.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
-from functools import cache, cached_property, partial
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
 from prefect import State, Task, get_run_logger
 from prefect.client.schemas.objects import TaskRun
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectConcurrentFuture
 from prefect.runtime import task_run
-from prefect.states import Completed
+from prefect.states import Completed, Pending
 
 from tailored_llama import pipeline
 from tailored_llama.config import ExecutionConfig, StoreConfig
@@ -25,8 +26,6 @@ from tasks._dispatch import Waiting, dispatch
 from tasks._pages import PAGES, show_report
 from tasks._sigterm import heed_sigterm
 
-S = TypeVar("S")
-
 RETRY_AFTER = (10, 60, 300)  # seconds
 
 
@@ -36,88 +35,79 @@ def open_store(store: StoreConfig) -> ArtifactStore:
     return ArtifactStore(store.root)
 
 
-class PrefectRunner:
-    """Runs every stage as a Prefect task of the flow that is under way.
+class PrefectExecutor(pipeline.Executor):
+    """Makes every node as a Prefect task of the flow that is under way.
 
-    With `execution.dispatch` or several `execution.processes`, a call returns a promise at once: a stage on the device
-    waits in a thread for the worker or the process that computes it, and every other one runs in the flow's main
-    thread, unless it has to wait for its inputs.
+    With `execution.dispatch` or several `execution.processes` it works ahead: a stage on the device waits in a thread
+    for the worker or the process that computes it, and every other one runs in the flow's main thread, unless it has to
+    wait for its inputs.
     """
 
     def __init__(self, store: StoreConfig, execution: ExecutionConfig) -> None:
+        super().__init__(ahead=execution.dispatch is not None or execution.processes > 1)
         self.store, self.execution = store, execution
+        self._runs: dict[str, Run] = {}
 
-    def __call__(self, stage: pipeline.Stage[S], settings: S, name: str, /, **inputs: Any) -> pipeline.Artifact:
-        task, options = _task(stage.name), {"store": self.store, "execution": self.execution}
-        if self.execution.dispatch is None and self.execution.processes == 1:
-            return pipeline.Done(task(name, stage.name, settings, pipeline.result(inputs), **options).result())
-        needs = [leaf for _, leaf in pipeline.flatten(inputs) if isinstance(leaf, Promise)]
-        runs = pipeline.map_leaves(_run_of, inputs)
-        if stage.on_device or not all(need.done for need in needs):
-            return Promise(task.submit(name, stage.name, settings, runs, **options), needs, name)
-        return Promise(task(name, stage.name, settings, runs, **options, return_state=True), needs, name)
+    def start(self, node: pipeline.Node) -> pipeline.Pending:
+        task = partial(_task(node.stage.name), name=node.name, stage=node.stage.name, settings=node.settings)
+        options = {"store": self.store, "execution": self.execution}
+        if not self.ahead:
+            if self.lost(node):
+                return Run(Pending())
+            return Run(task(inputs=self.ready(node).inputs, **options, return_state=True))
+        needs = {need.id: self._runs[need.id] for need in node.needs}
+        inputs = node.with_inputs(lambda leaf: needs[leaf.id].run if isinstance(leaf, pipeline.Node) else leaf).inputs
+        checks = [self._runs[check.id].run for check in node.checks]
+        if node.stage.on_device or not all(need.done for need in needs.values()):
+            run = _task(node.stage.name).submit(**task.keywords, inputs=inputs, **options, wait_for=checks)
+        else:
+            run = task(inputs=inputs, **options, wait_for=checks, return_state=True)
+        self._runs[node.id] = Run(run)
+        return self._runs[node.id]
 
-    def open(self, artifact: pipeline.Artifact) -> Any:
-        return open_store(self.store).open(artifact.result())
+    def folder(self, made: Any) -> Path:
+        return open_store(self.store).open(made)
 
 
-def _run_of(leaf: Any) -> Any:
-    """Return the run that Prefect waits for, or what is known already."""
-    return leaf.run if isinstance(leaf, Promise) else pipeline.result(leaf)
+class Run:
+    """The run of a node: Prefect's future of it, or its final state."""
 
-
-class Promise:
-    """The future result of a stage, or the failure that leaves it without a result.
-
-    `run` is Prefect's future of it, or its final state; `needs` are the promises that it reads.
-    """
-
-    def __init__(self, run: PrefectConcurrentFuture[Any] | State[Any], needs: "list[Promise]", name: str) -> None:
-        self.run, self.needs, self.name = run, needs, name
+    def __init__(self, run: PrefectConcurrentFuture[Any] | State[Any]) -> None:
+        self.run = run
 
     @property
     def done(self) -> bool:
         return isinstance(self.run, State) or self.run.wrapped_future.done()
 
-    @cached_property
-    def state(self) -> State[Any]:
-        """The last state, waited for: of a stage that could not begin it is pending."""
-        if isinstance(self.run, State):
-            return self.run
-        self.run.wait()
-        return self.run.state
-
     def result(self) -> Any:
-        if not self.state.is_final():
-            for need in self.needs:
-                need.result()
-        return self.state.result()
-
-    def failures(self) -> Iterator[tuple[str, Exception]]:
-        if not self.state.is_final():
-            for need in self.needs:
-                yield from need.failures()
-        elif not self.state.is_completed():
-            error = self.state.result(raise_on_failure=False)
-            yield self.name, error if isinstance(error, Exception) else RuntimeError(str(self.state.message))
+        """Wait for the artifact's reference; a failure is raised. What the node needs has succeeded."""
+        if isinstance(self.run, State):
+            state = self.run
+        else:
+            self.run.wait()
+            state = self.run.state
+        made = state.result(raise_on_failure=False)
+        if state.is_completed():
+            return made
+        raise made if isinstance(made, Exception) else RuntimeError(str(state.message))
 
 
 def run_stage(
     name: str, stage: str, settings: Any, inputs: Mapping[str, Any], store: StoreConfig, execution: ExecutionConfig
 ) -> State[ArtifactRef]:
     """Find or build one artifact, here or on a worker; the state carries its reference."""
-    call, artifacts = pipeline.Call(pipeline.STAGES[stage], settings, inputs, name), open_store(store)
-    key = call.key
+    node, artifacts = pipeline.Node(pipeline.STAGES[stage], settings, inputs, name), open_store(store)
+    key = node.key
 
     def is_built() -> bool:
         return artifacts.find(stage, key) is not None
 
-    dispatched = call.stage.on_device and execution.dispatch is not None and not is_built()
+    dispatched = node.stage.on_device and execution.dispatch is not None and not is_built()
     if dispatched:
-        dispatch(call, store, execution, is_built)
+        dispatch(node, store, execution, is_built)
     with progress_bar(name) as progress:
-        ref, found = pipeline.build(call, artifacts, store.downloads, _frugal(execution), progress, _check)
-    told = f"{name}: built by a worker" if dispatched else pipeline.describe(call, artifacts.manifest(ref), found)
+        ref, found = pipeline.build(node, artifacts, store.downloads, _frugal(execution), progress, _check)
+    told = f"{name}: built by a worker" if dispatched else pipeline.describe(node, artifacts.manifest(ref), found)
     get_run_logger().info("%s", told)
     if stage in PAGES:
         show_report(artifacts, ref)
