@@ -8,7 +8,7 @@ from prefect.runtime import deployment, flow_run
 from tailored_llama.config import ExecutionConfig, RunConfig, StoreConfig
 from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun
 from tailored_llama.store import ArtifactRef
-from tasks._dispatch import THREADED, Ordered
+from tasks._dispatch import THREADED, Ordered, nodes_of
 from tasks._pages import keep_report
 from tasks.executor import PrefectExecutor
 
@@ -81,5 +81,5 @@ def stage(calls: list[Ordered], store: StoreConfig, execution: ExecutionConfig) 
     Raises:
         IncompleteRun: some failed; none stops those after it.
     """
-    if failed := PrefectExecutor(store, execution).failures([call.node() for call in calls]):
+    if failed := PrefectExecutor(store, execution).failures(nodes_of(calls)):
         raise IncompleteRun(failed)

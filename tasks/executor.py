@@ -4,12 +4,13 @@ The artifact store is the only cache: a task whose artifact exists ends in the s
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from prefect import State, Task, get_run_logger
+from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectConcurrentFuture
@@ -22,7 +23,7 @@ from tailored_llama.console import progress_bar, quiet_libraries
 from tailored_llama.errors import InputError, is_transient, redacted
 from tailored_llama.memory import out_of_memory
 from tailored_llama.store import ArtifactRef, ArtifactStore
-from tasks._dispatch import Waiting, dispatch
+from tasks._dispatch import Batches, Waiting, dispatch, pool_limit
 from tasks._pages import PAGES, show_report
 from tasks._sigterm import heed_sigterm
 
@@ -47,23 +48,34 @@ class PrefectExecutor(pipeline.Executor):
         super().__init__(ahead=execution.dispatch is not None or execution.processes > 1)
         self.store, self.execution = store, execution
         self._runs: dict[str, Run] = {}
+        self._batches = Batches(pool_limit(execution.dispatch)) if execution.dispatch else None
+
+    def begin(self, *values: Any) -> None:
+        if self._batches:  # what is made here comes first: a batch is ordered with all that it reads
+            nodes = pipeline.in_order(pipeline.nodes_in(values))
+            for node in nodes:
+                self._batches.add(node)
+            super().begin([node for node in nodes if not self._batches.behind(node)])
+        super().begin(*values)
 
     def start(self, node: pipeline.Node) -> pipeline.Pending:
-        task = partial(_task(node.stage.name), name=node.name, stage=node.stage.name, settings=node.settings)
-        options = {"store": self.store, "execution": self.execution}
+        task, given = _task(node.stage.name), (node.name, node.stage.name, node.settings)
+        options: dict[str, Any] = {"store": self.store, "execution": self.execution}
         if not self.ahead:
             if self.lost(node):
                 return Run(Pending())
-            return Run(task(inputs=self.ready(node).inputs, **options, return_state=True))
+            return Run(task(*given, self.ready(node).inputs, **options, return_state=True))
         needs = {need.id: self._runs[need.id] for need in node.needs}
         inputs = node.with_inputs(lambda leaf: needs[leaf.id].run if isinstance(leaf, pipeline.Node) else leaf).inputs
-        checks = [self._runs[check.id].run for check in node.checks]
+        if self._batches and (batch := self._batches.of.get(node.id)):
+            options["elsewhere"] = partial(dispatch, node=node, batch=batch, result=self.result, **options)
+        options["wait_for"] = [self._runs[check.id].run for check in node.checks]
         if node.stage.on_device or not all(need.done for need in needs.values()):
-            run = _task(node.stage.name).submit(**task.keywords, inputs=inputs, **options, wait_for=checks)
+            run = Run(task.submit(*given, inputs, **options))
         else:
-            run = task(inputs=inputs, **options, wait_for=checks, return_state=True)
-        self._runs[node.id] = Run(run)
-        return self._runs[node.id]
+            run = Run(task(*given, inputs, **options, return_state=True))
+        self._runs[node.id] = run
+        return run
 
     def folder(self, made: Any) -> Path:
         return open_store(self.store).open(made)
@@ -93,18 +105,17 @@ class Run:
 
 
 def run_stage(
-    name: str, stage: str, settings: Any, inputs: Mapping[str, Any], store: StoreConfig, execution: ExecutionConfig
+    name: str,
+    stage: str,
+    settings: Any,
+    inputs: Mapping[str, Any],
+    store: StoreConfig,
+    execution: ExecutionConfig,
+    elsewhere: Callable[[pipeline.Node], bool] | None = None,
 ) -> State[ArtifactRef]:
-    """Find or build one artifact, here or on a worker; the state carries its reference."""
+    """Find or build one artifact, here or on a worker, with `elsewhere`; the state carries its reference."""
     node, artifacts = pipeline.Node(pipeline.STAGES[stage], settings, inputs, name), open_store(store)
-    key = node.key
-
-    def is_built() -> bool:
-        return artifacts.find(stage, key) is not None
-
-    dispatched = node.stage.on_device and execution.dispatch is not None and not is_built()
-    if dispatched:
-        dispatch(node, store, execution, is_built)
+    dispatched = elsewhere is not None and elsewhere(node)
     with progress_bar(name) as progress:
         ref, found = pipeline.build(node, artifacts, store.downloads, _frugal(execution), progress, _check)
     told = f"{name}: built by a worker" if dispatched else pipeline.describe(node, artifacts.manifest(ref), found)
@@ -138,6 +149,7 @@ def _task(stage: str) -> Any:
         run_stage,
         name=stage,
         task_run_name="{name}",
+        cache_policy=NO_CACHE,  # the store is the cache
         retries=len(RETRY_AFTER),
         retry_delay_seconds=list(RETRY_AFTER),
         retry_jitter_factor=0.2,

@@ -1,7 +1,9 @@
 """The check that a model's context holds every answer."""
 
+import json
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import get_args
 
@@ -21,19 +23,20 @@ class AnswersSettings:
 
 
 def check_answers(*, dense: Path, prompts: Path, settings: AnswersSettings, work: Work) -> None:
-    """Stage: check that a model's context holds every answer of rendered prompts; write its tokens as `limit.json`.
+    """Stage: check that a model's context holds every answer of rendered prompts; count them in `answers.json`.
 
     Raises:
         InputError: an answer is longer; the message names the first.
     """
     limit = int(models.read_config(dense).get("max_position_embeddings", sys.maxsize))
-    (work.out / "limit.json").write_text(f"{limit}\n")
+    asked = {split: read_prompts(prompts, split) for split in get_args(PromptSplit)}
+    counts = {split: len(rows) for split, rows in asked.items()}
+    (work.out / "answers.json").write_text(f"{json.dumps(counts)}\n")
     table = read_table(prompts / "prompts.parquet", PROMPTS_SCHEMA)
     if pc.max(pc.binary_length(pc.list_flatten(table["continuations"]))).as_py() < limit:
         return  # a token has a byte or more, so that no tokenizer is needed
     from tailored_llama.data.likelihoods import encode_prompt
 
     tokenizer, end = models.load_tokenizer(dense), [0] * settings.written
-    for split in get_args(PromptSplit):
-        for prompt in read_prompts(prompts, split):
-            encode_prompt(tokenizer, prompt, limit, end)
+    for prompt in chain.from_iterable(asked.values()):
+        encode_prompt(tokenizer, prompt, limit, end)

@@ -21,6 +21,7 @@ from .graph import Node as Node
 from .graph import Stage as Stage
 from .graph import flatten as flatten
 from .graph import in_order as in_order
+from .graph import nodes_in as nodes_in
 from .plan import plan as plan
 from .proven import read_certificate as read_certificate
 from .proven import uncovered as uncovered
