@@ -10,7 +10,7 @@ from tailored_llama.store import ANSWER, FINISHED, GGUF
 
 DENSE = Stage("dense", 5, lambda: models.prepare_dense, models.DenseSettings)
 EXAMPLES = Stage("examples", 2, lambda: data.load_benchmark, data.BenchmarkSource)
-PROMPTS = Stage("prompts", 10, lambda: data.render_prompts, data.PromptSettings)
+PROMPTS = Stage("prompts", 11, lambda: data.render_prompts, data.PromptSettings)
 TOKENS = Stage("tokens", 3, lambda: pruning.count_tokens, pruning.CountSettings)
 CALIBRATION = Stage("calibration", 4, lambda: data.load_calibration, data.CalibrationSettings)
 GROUPS = Stage("groups", 2, lambda: pruning.build_graph, NoneType)

@@ -82,7 +82,7 @@ def choose_split(
     tokens, measured, tried = models.read_tokens(dense), measured_prompts(prompts.values()), list[Split]()
     sizes = possible_sizes(dense, tokens, ratio, pruning)
     if len(sizes) > 1 and measured:
-        step = max(1, round(sum(len(_text(prompt).encode()) for prompt in measured) / _BYTES))
+        step = max(1, round(sum(len(prompt.solved.encode()) for prompt in measured) / _BYTES))
         unmeasured, trials = read_shares(counts, unmeasured=True), count(1)
 
         @cache
@@ -198,11 +198,6 @@ def _split(cut: Cut, loss: float | None = None) -> Split:
     return Split(len(cut.tokens.kept), cut.tokens.whole, given, loss)
 
 
-def _text(prompt: Prompt) -> str:
-    """A prompt with its right answer."""
-    return prompt.contexts[prompt.answer] + prompt.continuations[prompt.answer]
-
-
 def _loss(cut: Cut, prompts: Sequence[Prompt], work: Work) -> float:
     """Nats per byte of prompts with their right answers, read by the model without what is cut."""
     with tempfile.TemporaryDirectory(dir=work.out) as scratch:
@@ -212,7 +207,7 @@ def _loss(cut: Cut, prompts: Sequence[Prompt], work: Work) -> float:
         prune_checkpoint(cut.dense, cut.layers, cut.stays, folder, tokens=cut.tokens)
         model, tokenizer = models.open_model(folder, work.execution, states), models.load_tokenizer(folder)
         limit = models.context_length(model)  # a text has no more tokens than bytes
-        texts = [_text(prompt).encode()[-limit:].decode(errors="ignore") for prompt in prompts]
+        texts = [prompt.solved.encode()[-limit:].decode(errors="ignore") for prompt in prompts]
         encoded = [encode_answer(tokenizer, Prompt(0, ("",), (text,), 0, (1,)), limit) for text in texts]
         likelihoods = loglikelihoods(model, encoded, models.token_budget(work.execution.batch_tokens, model))
     return -sum(sum(of_text) for of_text in likelihoods) / sum(len(text.encode()) for text in texts)
