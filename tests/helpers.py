@@ -204,7 +204,7 @@ def tune_settings(tuning: TuningConfig, **changes: Any) -> TuneSettings:
     """Tuning on one benchmark, `own`, by seed 0, where the changes do not say otherwise."""
     adapter, metrics = narrow(tuning, AdapterConfig), (("own", "acc_norm"),)
     shots = None if tuning.shots == "auto" else tuning.shots
-    return replace(TuneSettings(adapter, metrics, shots, tuning.held_out, "none", 0), **changes)
+    return replace(TuneSettings(adapter, metrics, shots, tuning.held_out, 0), **changes)
 
 
 def tune(
