@@ -27,7 +27,8 @@ from tailored_llama.config import (
     narrow,
 )
 from tailored_llama.data import BenchmarkSource, PromptSettings, RenderedSplit, load_benchmark, render_prompts
-from tailored_llama.data.prompts import PROMPTS_SCHEMA, Wording
+from tailored_llama.data.prompts import PROMPTS_SCHEMA
+from tailored_llama.data.settings import Draw, Wording
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
 from tailored_llama.models import Document, Header, distinct, encode_pair, packed_states, target_logprobs
 from tailored_llama.progress import Progress, silent
@@ -203,7 +204,7 @@ def tune_settings(tuning: TuningConfig, **changes: Any) -> TuneSettings:
     """Tuning on one benchmark, `own`, by seed 0, where the changes do not say otherwise."""
     adapter, metrics = narrow(tuning, AdapterConfig), (("own", "acc_norm"),)
     shots = None if tuning.shots == "auto" else tuning.shots
-    return replace(TuneSettings(adapter, metrics, shots, tuning.held_out, "none", 0), **changes)
+    return replace(TuneSettings(adapter, metrics, shots, tuning.held_out, 0), **changes)
 
 
 def tune(
@@ -306,8 +307,9 @@ def render_split(
     dense: Path | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Render one split as the stage does; `changes` are further fields of its settings."""
-    settings = PromptSettings(benchmark.name, Wording(template, benchmark), split, **changes)
+    """Render one split as the stage does; `changes` are what is drawn of the train split, and a `count`."""
+    count = changes.pop("count", None)
+    settings = PromptSettings(Wording(template, benchmark), split, Draw(**changes), count)
     return render_prompts(examples, dense, settings=settings, work=Work(out))
 
 

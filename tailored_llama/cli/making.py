@@ -124,11 +124,10 @@ def heal(checkpoint: Checkpoint, out: Out, dense: Dense, config: Config = None, 
     run = load_config(config, overrides)
     if not run.healing.tokens:
         raise InputError("healing.tokens: got 0; allowed: at least 1")
-    from tailored_llama.models import check_quantizable, check_teacher, pick_device
+    from tailored_llama.models import check_teacher, pick_device
 
     pick_device(run.execution.device)
     check_texts(run, "healing" if run.healing.source else "calibration")
-    check_quantizable(checkpoint, run.model.quantization, run.execution.device)
     check_teacher(dense, checkpoint)
     asked = config or healing_text(run).calibration.reads(PROMPTS)
     run = with_benchmarks(run, [configured.name for configured in run.benchmarks] if asked else [], dense)
@@ -147,11 +146,9 @@ def tune(
     run = load_config(config, overrides)
     if run.tuning.examples != "benchmark":
         raise InputError(f"tuning.examples: got {run.tuning.examples!r}; allowed: 'benchmark' in this command")
-    from tailored_llama.models import check_quantizable
     from tailored_llama.reports import verdict_line
     from tailored_llama.training import read_comparison
 
-    check_quantizable(checkpoint, run.model.quantization, run.execution.device)
     run = with_benchmarks(run, [benchmark], checkpoint)
     benchmark = run.benchmarks[0].name  # of a file, its own
     with new_folder(out) as folder, scratch_runner(run) as runner:

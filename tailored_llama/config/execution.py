@@ -29,7 +29,7 @@ class ExecutionConfig(Section):
     """auto, cpu, cuda (each stage takes the first free GPU of its machine), cuda:N, or balanced: each stage takes all
     GPUs of its machine, at least two, and puts about the same share of a model on each. Tuning and healing run one
     process on each GPU, which share out the examples of a step (FSDP2). In all other stages, layers work one after
-    another: for models that one GPU cannot hold, and no faster. Not with streaming = always or model.quantization."""
+    another: for models that one GPU cannot hold, and no faster. Not with streaming = always."""
     batch_tokens: int | None = Field(None, ge=64)
     """Tokens in a scoring pass, halved when memory runs out; absent: 1,024 on a CPU, where small models run several
     passes at once, and 16,384 on a GPU. Importance and reconstruction read at most

@@ -13,8 +13,6 @@ from tailored_llama.config.harness import find_task, is_harness_task, task_field
 from tailored_llama.config.section import Section
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Quantization = Literal["none", "nf4"]
-NF4_MULTIPLE = 64  # weights in a block; on a CPU, rows of nf4 matrices must be whole blocks
 PROMPTS = "prompts"  # calibration source: the training prompts of the run's own benchmarks
 QUESTIONS = "questions"  # calibration source: the questions of their train splits, without answers
 Metric = Literal["acc", "acc_norm", "exact_match", "f1", "json", "tool_call"]
@@ -31,10 +29,6 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
     """Type of the weights, from loading to merging. auto: bfloat16 where this machine computes in it natively, about
     twice as fast; otherwise float32."""
-    quantization: Quantization = "none"
-    """Type of the frozen weights while tuning and healing train an adapter on them. nf4: 4 bits by bitsandbytes (QLoRA,
-    arXiv 2305.14314; extra nf4). The adapter is merged into the weights of type `dtype`, and all else is computed with
-    those. On a CPU widths must be multiples of 64: see pruning.channel_multiple."""
 
     @property
     def short_name(self) -> str:

@@ -160,15 +160,7 @@ class RunConfig(Section):
             yield f"benchmarks: {', '.join(twice)} is named twice; allowed: each name once"
         if set(self.pruning.kinds) == {"vocabulary"}:
             yield "pruning.kinds: got vocabulary alone; allowed: with attention or mlp, for the rest of it"
-        yield from self._untrainable()
         yield from self._unread_texts()
-
-    def _untrainable(self) -> Iterator[str]:
-        in_4_bits = self.model.quantization != "none"
-        if in_4_bits and self.healing.variant == "full":
-            yield "healing.variant: got 'full' with model.quantization = 'nf4'; allowed: lora, rslora or dora"
-        if in_4_bits and self.execution.device == "balanced":
-            yield "execution.device: got 'balanced' with model.quantization = 'nf4'; allowed: cuda"
 
     def _unread_texts(self) -> Iterator[str]:
         """Texts of a mixture that weigh too little for a sequence of their own."""

@@ -1,20 +1,29 @@
 """A client of any server that speaks OpenAI's protocol: llama-server, vLLM, Ollama."""
 
 import json
+import math
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from http.client import HTTPException
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from tailored_llama.errors import InputError, UnreachableError
+from tailored_llama.progress import Progress, silent
 
 TIMEOUT = 600  # seconds for one answer
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 OPENAI = "the URL of a server that speaks OpenAI's protocol, such as http://127.0.0.1:8080/v1"
 
-Reply = tuple[str, str]  # a text, and why it ended: stop or length
+
+class Reply(NamedTuple):
+    """A text, why it ended (stop, length or too long), and the probability of its tokens, if it was asked for."""
+
+    text: str
+    ended: str
+    probability: float | None = None
 
 
 class Refused(InputError):
@@ -73,7 +82,11 @@ class ChatServer:
         try:
             choice = answer["choices"][0]
             text = choice["message"]["content"] if is_chat else choice["text"]
-            return str(text or ""), str(choice["finish_reason"])
+            reply = Reply(str(text or ""), str(choice["finish_reason"]))
+            if not body.get("logprobs"):
+                return reply
+            tokens = [token for token in choice["logprobs"]["content"] if token["bytes"]]  # the end has none
+            return reply._replace(probability=math.exp(math.fsum(token["logprob"] for token in tokens)))
         except (LookupError, TypeError):
             raise InputError(f"{self.url}: got an answer without a choice; allowed: {OPENAI}") from None
 
@@ -102,6 +115,20 @@ class ChatServer:
             raise
         except InputError:
             return {}
+
+
+def ask_all(server: ChatServer, requests: Sequence[dict[str, Any]], progress: Progress = silent) -> list[Reply]:
+    """What a server answers to requests; to one that is longer than its context, nothing."""
+    replies: list[Reply] = []
+    for done, request in enumerate(requests, 1):
+        try:
+            replies.append(server.reply(request))
+        except Refused as error:
+            if not error.is_too_long:
+                raise
+            replies.append(Reply("", "too long"))
+        progress(done, len(requests))
+    return replies
 
 
 def _reason(error: urllib.error.HTTPError) -> tuple[str, str]:

@@ -110,7 +110,7 @@ def test_the_run_tunes_chooses_and_reports_on_rows_of_their_own_part(
     assert render_split(examples, out, own, "train", **sizes) == {"shots": 50, "held_out": size - 52}  # what is left
     drawn = [*read_prompts(out, "shots"), *read_prompts(out, "held_out")]
     assert {prompt.example for prompt in drawn} < held["train"]
-    render_split(examples, out, own, "selection", selection=20, **sizes)
+    render_split(examples, out, own, "selection", count=20, **sizes)
     assert {prompt.example for prompt in read_prompts(out, "selection")} < held["selection"]
     render_split(examples, out, own, "evaluation", num_fewshot=2)
     assert {prompt.example for prompt in read_prompts(out, "evaluation")} == held["evaluation"]
@@ -193,7 +193,7 @@ def test_the_files_of_a_mixture_have_equal_parts_of_the_budget(
 def test_benchmarks_that_are_no_file_keep_the_fifty_shots_of_the_paper(own: BenchmarkConfig) -> None:
     run = RunConfig(benchmarks=(BenchmarkConfig(name="piqa"),))
     (piqa,) = run.benchmarks
-    assert (PromptSettings.of(run, piqa, "train").shots, TuneSettings.of(run, ["piqa"]).shots) == (50, 50)
+    assert (PromptSettings.of(run, piqa, "train").draw.shots, TuneSettings.of(run, ["piqa"]).shots) == (50, 50)
     assert run.tuned_on == "50 examples"
     assert RunConfig(benchmarks=(own,)).tuned_on == "at most 100,000 tokens of examples"
 

@@ -7,6 +7,7 @@ from helpers import CPU, write_jsonl
 from tailored_llama.config import SmallestConfig, validate_as
 from tailored_llama.pipeline import FolderExecutor, compare_servers
 from tailored_llama.serving import ChatServer
+from tailored_llama.serving.client import Reply
 
 
 class Recording(ChatServer):
@@ -15,9 +16,9 @@ class Recording(ChatServer):
     def named(self) -> "Recording":
         return self
 
-    def reply(self, request: dict[str, Any]) -> tuple[str, str]:
+    def reply(self, request: dict[str, Any]) -> Reply:
         asked.append(request)
-        return "yes", "stop"
+        return Reply("yes", "stop")
 
 
 asked: list[dict[str, Any]] = []

@@ -169,7 +169,7 @@ def test_what_cannot_be_served_is_told_in_one_line(tmp_path: Path, monkeypatch: 
     with llama_server(file, 64, 1) as url:
         server = ChatServer(url).named()
         hello = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
-        assert server.reply(hello)[1] == "length"
+        assert server.reply(hello).ended == "length"
         told = refused(server.reply, hello | {"grammar": "root :="})
         assert "the server says 'Failed to initialize samplers: failed to parse grammar'" in told
         told = refused(ChatServer(url, "another").named)
@@ -177,9 +177,10 @@ def test_what_cannot_be_served_is_told_in_one_line(tmp_path: Path, monkeypatch: 
     told = refused(server.reply, hello)
     dead = "[Errno 111] Connection refused; allowed: a server that runs, as from llama-server"
     assert told == f"{url}/v1/chat/completions: {dead}"
-    monkeypatch.setattr("tailored_llama.serving.server.find_spec", lambda name: None)
+    monkeypatch.setattr("tailored_llama.config.execution.find_spec", lambda name: None)
     told = refused(llama_server(file, 64, 1).__enter__)
-    assert told == "serving: needs xllamacpp, which is not installed; allowed: after pip install 'tailored-llama[gguf]'"
+    allowed = "'safetensors', or after pip install 'tailored-llama[gguf]'"
+    assert told == f"serving: got {file}, which needs xllamacpp; allowed: {allowed}"
 
 
 class Strange(BaseHTTPRequestHandler):
