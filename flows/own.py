@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.config import RunConfig, assign, read_config_data, study_of, validate_as
+from tailored_llama.config import RunConfig, assign, build_config, read_config_data, study_of
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import COMPOSITIONS
 
@@ -54,7 +54,7 @@ def _read(file: str, overrides: list[str]) -> tuple[str, RunConfig]:
         if name not in given.get(section, {}):
             assign(given, field, value)
     composition = COMPOSITIONS[study]
-    config = validate_as(composition.kind, given)
+    config = build_config(composition.kind, given)
     composition.check(config)
     return study, config
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from tailored_llama.cli.arguments import Adapter, Against, BenchmarkName, Checkpoint, Config, Device, Out, Overrides
 from tailored_llama.cli.folders import new_folder, scratch_runner, with_benchmarks
 from tailored_llama.cli.running import run_in_process
-from tailored_llama.config import SmallestConfig, Work, load_config, validate_as, validate_config
+from tailored_llama.config import SmallestConfig, Work, build_config, load_config, validate_config
 from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import Done, read_certificate, steps, uncovered, verify_certificate
@@ -220,7 +220,7 @@ def parity(
     from tailored_llama.pipeline import compare_servers
     from tailored_llama.serving import ChatServer
 
-    config = validate_as(SmallestConfig, {"benchmarks": [str(rows)], "goal": {"lose_at_most": lose_at_most}})
+    config = build_config(SmallestConfig, {"benchmarks": [str(rows)], "goal": {"lose_at_most": lose_at_most}})
     with scratch_runner(config) as run:
         tests = compare_servers(run, config, ChatServer(dense, dense_model), ChatServer(small, small_model))
     _tell(tests)

@@ -5,6 +5,7 @@ import json
 import re
 import string
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tailored_llama.config import (
@@ -57,7 +58,7 @@ def _check_own(benchmark: BenchmarkConfig) -> None:
     choices = () if is_written(benchmark) or benchmark.labels else ("choices",)
     needed = ("context", *choices, "answer")
     missing = [key for key in needed if not getattr(benchmark, key)]
-    if benchmark.data and missing:  # its columns are looked for when the configuration is loaded
+    if benchmark.data and missing and not Path(benchmark.data).expanduser().is_file():
         got = f"{benchmark.data!r}, no such file"
         raise InputError(f"{where}.data: got {got}; allowed: a .csv, .jsonl or .parquet file")
     if not any((benchmark.source, benchmark.evaluation, benchmark.data)):
