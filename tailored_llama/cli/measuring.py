@@ -1,6 +1,7 @@
 """Commands that score, time and compare models, find the smallest one for a job, and repeat its proof."""
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -176,7 +177,7 @@ def verify(
     ] = None,
     url: Annotated[
         str | None,
-        typer.Option(help="A server that has the model, which is asked instead: llama-server, vLLM, Ollama."),
+        typer.Option(help="A server to ask instead: llama-server, vLLM, Ollama; its key stands in OPENAI_API_KEY."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="The name of the model on a server that has several.")] = None,
 ) -> None:
@@ -192,7 +193,8 @@ def verify(
             from tailored_llama.pipeline import verify_server
             from tailored_llama.serving import ChatServer
 
-            tests, differences = verify_server(run, certificate, ChatServer(url, model))
+            key = os.environ.get("OPENAI_API_KEY", "").strip()
+            tests, differences = verify_server(run, certificate, ChatServer(url, model, key))
         else:
             tests = verify_certificate(run, certificate, dense)
     _tell(tests)
