@@ -5,7 +5,7 @@ from typing import Any
 from prefect import Flow, flow, get_run_logger
 from prefect.runtime import deployment, flow_run
 
-from tailored_llama.config import ExecutionConfig, RunConfig, StoreConfig
+from tailored_llama.config import ExecutionConfig, RunConfig, StoreConfig, resolve
 from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun
 from tailored_llama.store import ArtifactRef
 from tasks._dispatch import THREADED, Ordered, nodes_of
@@ -47,7 +47,7 @@ def compose(name: str, config: RunConfig, only: str | None = None) -> ArtifactRe
     Raises:
         IncompleteRun: at the end, if stages failed.
     """
-    composition = COMPOSITIONS[name]
+    composition, config = COMPOSITIONS[name], resolve(config)  # a deployment's files are where it runs
     if deployment.id:  # the command line checks before it starts a run
         composition.check(config)
         for line in composition.announce(config):

@@ -34,6 +34,13 @@ def run_command(*arguments: Any) -> tuple[int, str, str]:
     return ended.exit_code, ended.stdout, ended.stderr
 
 
+def status_of(app: Any, arguments: list[str]) -> Any:
+    """The exit status of a command of Typer's that works in this process."""
+    with pytest.raises(SystemExit) as ended:
+        app(arguments)
+    return ended.value.code
+
+
 def built(root: str) -> dict[Path, float]:
     """Every artifact of a store, and when it was published."""
     return {path.parent: path.stat().st_mtime for path in Path(root).glob("[!.]*/*/manifest.json")}

@@ -25,6 +25,7 @@ from tailored_llama.config import (
     TuningConfig,
     Work,
     narrow,
+    validate_config,
 )
 from tailored_llama.data import BenchmarkSource, PromptSettings, RenderedSplit, load_benchmark, render_prompts
 from tailored_llama.data.prompts import PROMPTS_SCHEMA
@@ -241,6 +242,12 @@ THINGS = ("sky", "coal", "blood", "grass", "ink", "rust", "leaf", "sea")
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+def read_benchmark(**fields: Any) -> BenchmarkConfig:
+    """A benchmark with what its file decides, as every entry reads it."""
+    (benchmark,) = validate_config({"benchmarks": [fields]}).benchmarks
+    return benchmark
 
 
 def write_own_benchmark(folder: Path, train: int = 24, evaluation: int = 12) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tailored_llama import evaluation, models, reports, training
 from tailored_llama.api.models import Small, Smallest
-from tailored_llama.config import RunConfig, SmallestConfig, assign, validate_as
+from tailored_llama.config import RunConfig, SmallestConfig, assign, build_config
 from tailored_llama.console import quietly
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import COMPOSITIONS, StoreExecutor, answer_folder, steps
@@ -214,8 +214,8 @@ def _configured(values: dict[str, Any], benchmark: Any, fields: Settings, kind: 
     for field, value in fields.items():
         assign(values, field, value)
     if benchmark is None:
-        return validate_as(kind, values).model_copy(update={"benchmarks": ()})
-    return validate_as(kind, values | {"benchmarks": [benchmark]})
+        return build_config(kind, values).model_copy(update={"benchmarks": ()})
+    return build_config(kind, values | {"benchmarks": [benchmark]})
 
 
 def _as_small(model: Small | Source, benchmark: Any, store: str | Path | None, fields: Settings) -> Small:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tailored_llama.config.execution import ExecutionConfig, StoreConfig
 from tailored_llama.config.forms import as_benchmark
@@ -106,13 +106,10 @@ class ProfileConfig(Section):
     repeats: int = Field(5, ge=1, le=1000, description="Timed passes; the median is reported.")
 
 
-Benchmark = Annotated[BenchmarkConfig, BeforeValidator(as_benchmark)]
-
-
 class RunConfig(Section):
     """Everything one run of the pipeline needs."""
 
-    benchmarks: tuple[Benchmark, ...] = Field((BenchmarkConfig(name="arc_easy"),), min_length=1)
+    benchmarks: tuple[BenchmarkConfig, ...] = Field((BenchmarkConfig(name="arc_easy"),), min_length=1)
     """Names of benchmarks, files with one, or tables that define one."""
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all random draws: calibration, shots, adapters, dropout.")
     model: ModelConfig = ModelConfig()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tailored_llama import data, evaluation, models
-from tailored_llama.config import WRITTEN, SmallestConfig, is_harness_task, named_benchmark, validate_as
+from tailored_llama.config import WRITTEN, SmallestConfig, build_config, is_harness_task, named_benchmark
 from tailored_llama.errors import InputError, is_transient
 from tailored_llama.evaluation import Answers, Array, LossTest
 from tailored_llama.pipeline import stages, steps
@@ -158,7 +158,7 @@ def _config_of(stated: CertificateFile, folder: Path, files: Sequence[str]) -> S
         "model": {"dtype": run.model.get("dtype")},
         "goal": goal | {"runtime": run.goal.get("runtime")},
     }
-    config = validate_as(SmallestConfig, settings)
+    config = build_config(SmallestConfig, settings)
     metrics = {benchmark.name: data.headline_metric(benchmark) for benchmark in config.benchmarks}
     expected = {"metrics": metrics, "template": named, "num_fewshot": config.scoring.num_fewshot}
     if stated.scoring != expected:

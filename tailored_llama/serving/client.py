@@ -5,7 +5,7 @@ import math
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -41,10 +41,11 @@ class Refused(InputError):
 
 @dataclass(frozen=True)
 class ChatServer:
-    """A server by its URL, with or without `/v1`, and the name of its model, if it has several."""
+    """A server by its URL, with or without `/v1`, the name of its model, if it has several, and a key that it asks."""
 
     url: str
     model: str | None = None
+    key: str = field(default="", repr=False)
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """The answer to a request, which is a GET without a body; a path begins below `/v1`, or at the root with `/`.
@@ -60,6 +61,8 @@ class ChatServer:
         content = None if named is None else json.dumps(named).encode()
         try:
             request = urllib.request.Request(address, content, {"Content-Type": "application/json"})
+            if self.key:
+                request.add_unredirected_header("Authorization", f"Bearer {self.key}")
             # No proxy leads to this machine.
             proxies = [urllib.request.ProxyHandler({})] if urlsplit(address).hostname in LOOPBACK else []
             with urllib.request.build_opener(*proxies).open(request, timeout=TIMEOUT) as answer:
@@ -67,6 +70,7 @@ class ChatServer:
                     return told
         except urllib.error.HTTPError as error:
             message, kind = _reason(error)
+            message = (message.replace(self.key, "***") if self.key else message)[:200]  # it may repeat the key
             raise Refused(f"{address}: the server says {message!r}; allowed: a request that it takes", kind) from None
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__
@@ -136,6 +140,6 @@ def _reason(error: urllib.error.HTTPError) -> tuple[str, str]:
     try:
         content = json.load(error)
         told = content.get("error", content)
-        return str(told["message"])[:200], str(told.get("type"))
+        return str(told["message"]), str(told.get("type"))
     except (ValueError, TypeError, KeyError, AttributeError):
         return f"{error.code} {error.reason}", ""

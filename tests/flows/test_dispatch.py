@@ -32,6 +32,7 @@ from tailored_llama.config import (
     SmallestConfig,
     SweepConfig,
     TransferConfig,
+    build_config,
     validate_as,
     validate_config,
 )
@@ -152,10 +153,10 @@ def test_workers_find_the_same_smallest_model(
     own_run["store"]["export"] = str(tmp_path / "smallest")
     own_run["pruning"] |= {"ratios": [0.1, 0.2]}
     names = workers()
-    report = smallest(SmallestConfig.model_validate(own_run | DISPATCH))
+    report = smallest(build_config(SmallestConfig, own_run | DISPATCH))
     assert len(names) == len(set(names))  # each is named for what it is
     states.clear()
-    assert smallest(SmallestConfig.model_validate(own_run)) == report
+    assert smallest(build_config(SmallestConfig, own_run)) == report
     assert {name for seen in states.values() for name in seen} == {"Cached"}
 
 
@@ -275,7 +276,7 @@ def test_a_sweep_s_cells_wait_only_for_what_they_read(own_run: dict[str, Any], w
         {"prompts.template": ["task"], "tuning.examples": ["benchmark"]},
         {"pruning.criterion": ["magnitude_l2", "random"], "tuning.examples": ["none"]},
     ]
-    config = SweepConfig.model_validate(own_run | {"grid": grid, "tailored": True, "labels": ["a", "b"]})
+    config = build_config(SweepConfig, own_run | {"grid": grid, "tailored": True, "labels": ["a", "b"]})
     meet = Barrier(3)
 
     def wait(name: str) -> None:
@@ -342,7 +343,7 @@ def test_a_device_that_each_machine_would_choose_is_refused_before_any_work(own_
 
 
 def test_a_prompt_study_does_not_dispatch(own_run: dict[str, Any]) -> None:
-    study = PromptStudyConfig.model_validate(own_run | {"execution": {"dispatch": "gpu", "device": "cpu"}})
+    study = build_config(PromptStudyConfig, own_run | {"execution": {"dispatch": "gpu", "device": "cpu"}})
     with pytest.raises(InputError, match=r"execution.dispatch: got 'gpu'; allowed: in the other flows"):
         preflight_prompts(study)
 

@@ -13,7 +13,8 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from transformers import LlamaModel
 
-from flows.__main__ import main
+from compositions import status_of
+from flows.__main__ import app
 from flows.compositions import tailor
 from helpers import as_toml
 from tailored_llama import evaluation, training
@@ -142,7 +143,7 @@ def test_a_store_that_stops_answering_is_asked_again_and_then_one_line(
     monkeypatch.setenv("HOME", str(tmp_path))  # where working copies are
     own_run["store"]["root"] = "memory://fails"
     (tmp_path / "run.toml").write_text(as_toml(own_run))
-    assert main(["tailor", str(tmp_path / "run.toml")]) == 2
+    assert status_of(app, ["tailor", str(tmp_path / "run.toml")]) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(said) == 1
     assert re.fullmatch(

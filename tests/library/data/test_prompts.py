@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from helpers import CHATML, load_and_render, render_split, save_chatting_llama, write_jsonl
+from helpers import CHATML, load_and_render, read_benchmark, render_split, save_chatting_llama, write_jsonl
 from tailored_llama.config import BenchmarkConfig
 from tailored_llama.data import Example, Prompt, load_template, named_example, read_prompts, render, select_train
 from tailored_llama.data.benchmarks import EXAMPLES_SCHEMA
@@ -338,7 +338,7 @@ def messages(folder: Path, turns: int, **fields: Any) -> BenchmarkConfig:
     pair = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}]
     asked = [[*pair * (turns - 1), {"role": "user", "content": f"text {i}"}, pair[1]] for i in range(150)]
     file = write_jsonl(folder / "job.jsonl", [{"messages": turns} for turns in asked])
-    return BenchmarkConfig(**{"data": file, "kind": "written", **fields})
+    return read_benchmark(**{"data": file, "kind": "written", **fields})
 
 
 def test_a_base_without_chat_template_asks_one_message_by_a_layout(tmp_path: Path, tiny: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers import CPU, write_jsonl
-from tailored_llama.config import SmallestConfig, validate_as
+from tailored_llama.config import SmallestConfig, build_config
 from tailored_llama.pipeline import FolderExecutor, compare_servers
 from tailored_llama.serving import ChatServer
 from tailored_llama.serving.client import Reply
@@ -37,7 +37,7 @@ def test_a_system_message_that_all_rows_share_is_sent_to_both(tmp_path: Path) ->
         for i in range(150)
     ]
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
-    config = validate_as(SmallestConfig, {"benchmarks": [file]})
+    config = build_config(SmallestConfig, {"benchmarks": [file]})
     (tmp_path / "scratch").mkdir()
     run, server = FolderExecutor(tmp_path / "scratch", "", CPU), Recording("http://127.0.0.1:1")
     (test,) = compare_servers(run, config, server, server).values()

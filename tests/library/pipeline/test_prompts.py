@@ -10,7 +10,7 @@ import pytest
 from compositions import built, compose, fail, folders, kinds, run_command
 from helpers import as_toml
 from tailored_llama import evaluation
-from tailored_llama.config import PromptStudyConfig
+from tailored_llama.config import PromptStudyConfig, build_config
 from tailored_llama.data import read_prompts
 from tailored_llama.evaluation import Difference, TemplateRow
 from tailored_llama.pipeline import IncompleteRun
@@ -23,7 +23,7 @@ def test_the_choice_is_the_slice_s_and_a_changed_wording_is_scored_alone(
     mine = tmp_path / "mine.toml"
     mine.write_text('name = "mine"\nsource = "me"\n[own]\nlayout = "Hm. {context}"\n')
     study = {"templates": ["task", "lettered", str(mine)], "examples": 12, "pruned": True}
-    config = PromptStudyConfig.model_validate(own_run | study)
+    config = build_config(PromptStudyConfig, own_run | study)
     report = compose("prompts", config)
     rows = read_rows(report / "study.parquet", TemplateRow)
     differences = read_rows(report / "differences.parquet", Difference)

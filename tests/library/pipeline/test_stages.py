@@ -20,6 +20,7 @@ from tailored_llama.config import (
     StoreConfig,
     SweepConfig,
     Work,
+    build_config,
     validate_config,
 )
 from tailored_llama.pipeline import COMPOSITIONS, STAGES, Executor, FolderExecutor, Node, StoreExecutor, steps
@@ -55,17 +56,18 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
     plain = run | {"pruning": run["pruning"] | {"ratios": [0.2]}, "profile": {"batches": []}}
     configs: dict[str, Any] = {
         "tailor": validate_config(whole),
-        "sweep": SweepConfig.model_validate(plain | {"grid": [{"pruning.criterion": ["random"]}]}),
+        "sweep": build_config(SweepConfig, plain | {"grid": [{"pruning.criterion": ["random"]}]}),
         "transfer": validate_config(plain),
-        "prompts": PromptStudyConfig.model_validate(plain | {"templates": ["task", "generic"], "examples": 4}),
+        "prompts": build_config(PromptStudyConfig, plain | {"templates": ["task", "generic"], "examples": 4}),
     }
     goal = {"lose_at_most": 90, "choosing_rows": 10, "types": ["q8_0"], "even_if_unprovable": True}
     rows = [{"question": f"{i}: the sky is", "a": "blue", "b": "red", "answer": "ab"[i % 2]} for i in range(150)]
-    configs["smallest"] = SmallestConfig.model_validate(
+    configs["smallest"] = build_config(
+        SmallestConfig,
         run
         | {"benchmarks": [write_jsonl(place / "job.jsonl", rows)], "goal": goal | {"smallest": "writing"}}
         | {"pruning": {"ratios": [0.4]}, "store": run["store"] | {"export": str(place / "smallest")}}
-        | {"model": {"source": str(worded_gguf(place)), "dtype": "float32"}}
+        | {"model": {"source": str(worded_gguf(place)), "dtype": "float32"}},
     )
     calls: Calls = {name: [] for name in STAGES}
     with blank_pictures():
