@@ -6,10 +6,10 @@ from prefect import Flow, flow, get_run_logger
 from prefect.runtime import deployment, flow_run
 
 from tailored_llama.config import ExecutionConfig, RunConfig, StoreConfig, resolve
-from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun
+from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun, plan_run
 from tailored_llama.store import ArtifactRef
 from tasks._dispatch import THREADED, Ordered, nodes_of
-from tasks._pages import keep_report
+from tasks._pages import keep_report, show_plan
 from tasks.executor import PrefectExecutor
 
 
@@ -52,6 +52,8 @@ def compose(name: str, config: RunConfig, only: str | None = None) -> ArtifactRe
         composition.check(config)
         for line in composition.announce(config):
             get_run_logger().info("%s", line)
+    if not only:
+        show_plan(plan_run(composition.compose, config))
     if only:  # computed in this process: a run that waits for its own pool would hold the pool's only slot
         run = PrefectExecutor(config.store, config.execution.model_copy(update={"dispatch": None, "processes": 1}))
         return composition.make(run, config, only)

@@ -13,8 +13,7 @@ from tailored_llama.cli.arguments import Overrides
 from tailored_llama.config import Section, SmallestConfig, load_config, study_of
 from tailored_llama.console import console
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import COMPOSITIONS, Composition, StoreExecutor, run_composition
-from tailored_llama.pipeline import plan as plan_of
+from tailored_llama.pipeline import COMPOSITIONS, Composition, StoreExecutor, plan_run, run_composition
 from tailored_llama.store import ArtifactRef
 
 running = typer.Typer()
@@ -44,7 +43,7 @@ def plan(config: ConfigFile, study: Study = None, overrides: Overrides = None) -
     composition = COMPOSITIONS[_study(study, config, overrides)]
     loaded = load_config(str(config), overrides, composition.kind)
     composition.check(loaded)
-    print(*plan_of(composition.compose, loaded).lines(), sep="\n")
+    print(*plan_run(composition.compose, loaded).lines(), sep="\n")
 
 
 def _study(study: str | None, config: Path, overrides: list[str] | None) -> str:

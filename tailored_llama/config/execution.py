@@ -53,9 +53,9 @@ class ExecutionConfig(Section):
     """Which stages have exclusive use of their device, among all runs on this machine with the same store.downloads.
     gpu: stages on a GPU; always: also stages on the CPU; never: none."""
     processes: int = Field(1, ge=1)
-    """How many stages that use the device, and do not read one another, run side by side on this machine, each in a
-    process with memory of its own; they divide the CPU's threads, and each takes a free GPU. A stage that measures
-    time runs alone. Not with dispatch, where workers do this."""
+    """How many stages that use the device, and do not read one another, run side by side on this machine, in worker
+    processes that stay warm. They divide the CPU's threads, and each takes a free GPU. A stage that measures time runs
+    alone. Not with dispatch, where workers do this."""
     dispatch: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Flows `tailor`, `smallest`, `sweep` and `transfer`: stages that use the device run through the deployment `stage`
     of this name, such as gpu, side by side on all workers of its pool; absent: one by one in the flow's process."""

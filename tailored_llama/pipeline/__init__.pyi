@@ -22,7 +22,8 @@ from .graph import Stage as Stage
 from .graph import flatten as flatten
 from .graph import in_order as in_order
 from .graph import nodes_in as nodes_in
-from .plan import plan as plan
+from .plan import Plan as Plan
+from .plan import plan_run as plan_run
 from .proven import read_certificate as read_certificate
 from .proven import uncovered as uncovered
 from .proven import verify_certificate as verify_certificate

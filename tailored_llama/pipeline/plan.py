@@ -88,7 +88,7 @@ class Planner(Executor):
         return self.artifacts.open(made)
 
 
-def plan(compose: Callable[[Executor, Any], Graph], config: RunConfig) -> Plan:
+def plan_run(compose: Callable[[Executor, Any], Graph], config: RunConfig) -> Plan:
     """Plan the run of a composition; of one that asks for values, as far as the store has them."""
     run, open_after = Planner(config.store), None
     try:

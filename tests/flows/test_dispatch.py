@@ -1,26 +1,16 @@
-"""Stages that do not read one another run side by side on workers; a failure stops what reads it and nothing else.
+"""Stages that do not read one another run side by side on workers; a failure stops what reads it and nothing else."""
 
-The workers are threads here: each does what the flow `stage` does, with a deployment's arguments, as JSON.
-"""
-
-import json
 import subprocess
 import sys
 from collections.abc import Callable
-from contextvars import Context
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import Barrier
 from typing import Any
 
 import pytest
-from prefect import get_client
-from prefect.client.schemas.objects import FlowRun
-from prefect.states import Completed, Failed, Scheduled, State
 
-import tasks._dispatch
-import tasks.executor
 from compositions import built, fail
-from flows.compositions import smallest, stage, sweep, tailor, transfer
+from flows.compositions import sweep, tailor, transfer
 from helpers import add_merge, save_tiny_llama
 from services import ROOT
 from tailored_llama import evaluation
@@ -29,7 +19,6 @@ from tailored_llama.config import (
     GENERIC,
     UNTUNED_MODEL,
     PromptStudyConfig,
-    SmallestConfig,
     SweepConfig,
     TransferConfig,
     build_config,
@@ -38,74 +27,13 @@ from tailored_llama.config import (
 )
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import TransferRow, read_recovery, read_sweep
-from tailored_llama.pipeline import IncompleteRun, flatten
-from tailored_llama.pipeline.executor import ALONE
+from tailored_llama.pipeline import IncompleteRun
 from tailored_llama.preflight import preflight_prompts, preflight_tailor
 from tailored_llama.store import read_rows
 from tasks.executor import open_store
 
 DISPATCH = {"execution": {"device": "cpu", "dispatch": "pool"}}
-
-
-class Names(list[str]):
-    """The nodes that workers were asked for, and the runs in which they were."""
-
-    runs: list[str]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.runs = []
-
-
-Workers = Callable[..., Names]
-
-
-@pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
-    """Start workers that call a function before each stage; returns the names of the stages that they have run.
-
-    Two threads cannot load models at once, as processes can: they take turns, with the flow's own stages too.
-    """
-
-    def start(before: Callable[[str], None] = lambda name: None, at_once: int | None = None) -> Names:
-        names = Names()
-
-        def run(deployment: str, parameters: dict[str, Any], flow_run_name: str, timeout: int) -> FlowRun:
-            assert (deployment, timeout) == ("stage/pool", 0)
-            with get_client(sync_client=True) as client:
-                begun = client.create_flow_run(stage, parameters=parameters, name=flow_run_name, state=Scheduled())
-
-            def end() -> None:
-                state = work(parameters, flow_run_name)
-                with get_client(sync_client=True) as client:
-                    client.set_flow_run_state(begun.id, state, force=True)
-
-            Thread(target=end, daemon=True).start()
-            return begun
-
-        def work(parameters: dict[str, Any], flow_run_name: str) -> State[Any]:
-            names.runs.append(flow_run_name.rpartition(", ")[0])
-            errors, lost = list[str](), set[int]()
-            for number, call in enumerate(calls := parameters["calls"]):
-                names.append(call["name"])
-                try:
-                    if lost & {position for _, position in flatten(call["inputs"]) if isinstance(position, int)}:
-                        raise RuntimeError("what it reads is not there")
-                    before(call["name"])
-                    until = [own for position, own in enumerate(calls[: number + 1]) if position not in lost]
-                    given = stage.validate_parameters(json.loads(json.dumps(parameters | {"calls": until})))
-                    with ALONE:
-                        Context().run(stage.fn, **given)
-                except RuntimeError as error:
-                    lost.add(number)
-                    errors.append(str(error))
-            return Failed(message="; ".join(errors)) if errors else Completed()
-
-        monkeypatch.setattr(tasks.executor, "pool_limit", lambda deployment: at_once)
-        monkeypatch.setattr(tasks._dispatch, "run_deployment", run)
-        return names
-
-    return start
+Workers = Callable[..., Any]
 
 
 @pytest.fixture
@@ -134,30 +62,6 @@ def test_workers_make_what_the_flow_itself_makes(
     assert tailor(validate_config(two)) == report
     assert {name for seen in states.values() for name in seen} == {"Cached"}
     assert built(two["store"]["root"]) == before
-
-
-def test_processes_of_this_machine_make_what_the_flow_itself_makes(
-    own_run: dict[str, Any], states: dict[str, list[str]]
-) -> None:
-    report = tailor(validate_config(own_run | {"execution": {"processes": 2}}))
-    assert states["tune colours @ 0.20"] == ["Completed"]
-    states.clear()
-    assert tailor(validate_config(own_run)) == report
-    assert {name for seen in states.values() for name in seen} == {"Cached"}
-
-
-def test_workers_find_the_same_smallest_model(
-    own_run: dict[str, Any], workers: Workers, tmp_path: Path, states: dict[str, list[str]]
-) -> None:
-    own_run["goal"] = {"runtime": "transformers", "lose_at_most": 90, "even_if_unprovable": True}
-    own_run["store"]["export"] = str(tmp_path / "smallest")
-    own_run["pruning"] |= {"ratios": [0.1, 0.2]}
-    names = workers()
-    report = smallest(build_config(SmallestConfig, own_run | DISPATCH))
-    assert len(names) == len(set(names))  # each is named for what it is
-    states.clear()
-    assert smallest(build_config(SmallestConfig, own_run)) == report
-    assert {name for seen in states.values() for name in seen} == {"Cached"}
 
 
 def test_all_that_can_begin_is_under_way_at_once(two: dict[str, Any], workers: Workers) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from prefect.flows import load_flow_from_entrypoint
@@ -13,7 +14,8 @@ from flows.housekeeping import housekeeping
 from flows.own import parameters_of
 from helpers import write_jsonl
 from tailored_llama.config import RunConfig, load_config, study_of, validate_as, validate_config
-from tailored_llama.pipeline import COMPOSITIONS
+from tailored_llama.errors import InputError
+from tailored_llama.pipeline import COMPOSITIONS, Executor
 
 SHIPPED = sorted((Path(__file__).parents[2] / "data").glob("*.toml"))
 
@@ -41,11 +43,17 @@ def test_a_flow_looks_into_the_files_where_it_runs(tmp_path: Path, monkeypatch: 
     rows = [{"text": f"text {i}", "label": f"label {i % 2}"} for i in range(150)]
     given = {"benchmarks": [write_jsonl(tmp_path / "own.jsonl", rows)], "store": {"root": str(tmp_path / "store")}}
     run: list[RunConfig] = []
-    looking = replace(COMPOSITIONS["tailor"], compose=lambda runner, config: run.append(config))
+
+    def look(executor: Executor, config: RunConfig) -> NoReturn:
+        run.append(config)
+        raise InputError("enough")
+
+    looking = replace(COMPOSITIONS["tailor"], compose=look)
     monkeypatch.setitem(COMPOSITIONS, "tailor", looking)
     parameters = FLOWS["tailor"].validate_parameters({"config": given})  # as on a worker
     assert parameters["config"] == validate_as(RunConfig, given)
-    compose("tailor", parameters["config"])
+    with pytest.raises(InputError, match="enough"):
+        compose("tailor", parameters["config"])
     assert run == [validate_config(given)]
     assert run[0].benchmarks[0].labels == ("label 0", "label 1")
 

@@ -42,7 +42,7 @@ def test_a_stage_runs_with_what_it_reads_and_the_pipeline_finds_what_it_made(
     assert new("score colours dense") == ["dense", "examples", "prompts", "scores"]
     assert new("importance taylor_gate") == ["calibration", "groups", "importance"]
     assert new("perplexity dense") == ["perplexity"]
-    assert new("prune @ 0.20") == ["pruned"]
+    assert new("prune @ 0.20") == ["pruned", "reach"]
     assert new("profile pruned @ 0.20") == ["profile"]
     assert new("teach text for healing") == ["calibration", "teacher"]
     assert new("heal @ 0.20") == ["healed"]
