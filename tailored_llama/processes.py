@@ -93,7 +93,10 @@ def call_in(
                 try:
                     kind, message = connection.recv()
                 except (EOFError, ConnectionError):
-                    raise Killed(f"process {rank} was killed") from None
+                    workers[rank].process.join()
+                    if (code := workers[rank].process.exitcode) == -signal.SIGKILL:
+                        raise Killed(f"process {rank} was killed") from None
+                    raise RuntimeError(f"process {rank} ended with {code}") from None
                 if kind == "log":
                     if (log := logging.getLogger(message.name)).isEnabledFor(message.levelno):
                         log.handle(message)
@@ -139,12 +142,14 @@ def _serve(connection: Connection) -> None:
             connection.send((kind, message))
 
     def read() -> None:
-        with suppress(EOFError, OSError):
+        try:
             while True:
                 inbox.put(connection.recv())
-        os.kill(os.getpid(), signal.SIGKILL)  # else it would work on for nobody
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)  # else it would work on for nobody
 
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the program, and that its workers
     Thread(target=read, daemon=True).start()
     quiet_libraries()
     handler = _Sender(send)
@@ -159,7 +164,7 @@ def _serve(connection: Connection) -> None:
         log.handlers[:] = [] if rank else [handler]
         try:
             result = function(rank, silent if rank else tell, *arguments)
-        except Exception as error:
+        except BaseException as error:  # a library in Rust panics with one that is no Exception
             error.add_note(traceback.format_exc())
             try:
                 send("error", copy(error))  # made anew from its arguments, as on the other side

@@ -40,7 +40,7 @@ class Ordered(BaseModel):
 
     name: str
     stage: str
-    settings: dict[str, Any]
+    settings: dict[str, Any] | None
     inputs: dict[str, ArtifactRef | int | dict[str, ArtifactRef | int] | None]
 
     @classmethod
@@ -234,11 +234,14 @@ def _order(node: Node, batch: Batch, result: Result) -> dict[str, Ordered]:
 
     for own in left.values():
         try:
-            order[own.id] = Ordered.of(own.with_inputs(made))
-        except Cancelled:
-            raise
-        except Exception:
+            for check in own.checks:
+                result(check)
+            ready = own.with_inputs(made)
+        except Exception as error:
+            if own is node or isinstance(error, Cancelled):
+                raise
             continue
+        order[own.id] = Ordered.of(ready)
     return order
 
 

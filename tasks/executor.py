@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectConcurrentFuture
 from prefect.runtime import task_run
-from prefect.states import Completed, Pending
+from prefect.states import Completed
 
 from tailored_llama import pipeline
 from tailored_llama.config import ExecutionConfig, StoreConfig
@@ -51,7 +51,7 @@ class PrefectExecutor(pipeline.Executor):
         self._batches = Batches(pool_limit(execution.dispatch)) if execution.dispatch else None
 
     def begin(self, *values: Any) -> None:
-        if self._batches:  # what is made here comes first: a batch is ordered with all that it reads
+        if self._batches:  # local nodes first: an order names what its nodes read, so that must be made
             nodes = pipeline.in_order(pipeline.nodes_in(values))
             for node in nodes:
                 self._batches.add(node)
@@ -62,9 +62,7 @@ class PrefectExecutor(pipeline.Executor):
         task, given = _task(node.stage.name), (node.name, node.stage.name, node.settings)
         options: dict[str, Any] = {"store": self.store, "execution": self.execution}
         if not self.ahead:
-            if self.lost(node):
-                return Run(Pending())
-            return Run(task(*given, self.ready(node).inputs, **options, return_state=True))
+            return super().start(node)
         needs = {need.id: self._runs[need.id] for need in node.needs}
         inputs = node.with_inputs(lambda leaf: needs[leaf.id].run if isinstance(leaf, pipeline.Node) else leaf).inputs
         if self._batches and (batch := self._batches.of.get(node.id)):
@@ -76,6 +74,10 @@ class PrefectExecutor(pipeline.Executor):
             run = Run(task(*given, inputs, **options, return_state=True))
         self._runs[node.id] = run
         return run
+
+    def make(self, node: pipeline.Node) -> Any:
+        options: dict[str, Any] = {"store": self.store, "execution": self.execution, "return_state": True}
+        return Run(_task(node.stage.name)(node.name, node.stage.name, node.settings, node.inputs, **options)).result()
 
     def folder(self, made: Any) -> Path:
         return open_store(self.store).open(made)

@@ -221,7 +221,9 @@ def _configured(values: dict[str, Any], benchmark: Any, fields: Settings, kind: 
 def _as_small(model: Small | Source, benchmark: Any, store: str | Path | None, fields: Settings) -> Small:
     """A model that was made here, with the settings that made it, for another job; or a dense one."""
     if isinstance(model, Small):
-        return replace(model, config=_configured(model.config.model_dump(mode="json"), benchmark, fields))
+        config = _configured(model.config.model_dump(mode="json"), benchmark, fields)
+        run = StoreExecutor(config.store, config.execution)  # a new one: files may have changed
+        return replace(model, config=config, run=run)
     run, config = _runner_and_config(model, benchmark, store, fields)
     return Small(run, config, steps.load_dense(config))
 

@@ -24,6 +24,7 @@ from tailored_llama.console import console
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.pipeline.executor import Executor, IncompleteRun, execute
 from tailored_llama.pipeline.graph import Graph
+from tailored_llama.pipeline.plan import Planner, known_nodes
 from tailored_llama.pipeline.rows import rows_of, rows_of_search
 from tailored_llama.pipeline.smallest import check_smallest, shipped, smallest
 from tailored_llama.pipeline.studies import prompts, sweep, transfer
@@ -43,13 +44,23 @@ class Composition:
     # The folders of finished models, from the report's folder.
     finished: Callable[[Any, Path], Iterable[Path]] = lambda config, report: ()
     announce: Callable[[Any], Iterable[str]] = rows_of  # what to say of a configuration before the run starts
-    searches: bool = False  # it asks for values on its way, so that its graph is known only at its end
 
     def make(self, run: Executor, config: Any, only: str | None = None) -> ArtifactRef:
-        """Make the graph of a configuration, or `only` the node of this name; raises what `execute` does."""
-        if only and self.searches:
-            raise InputError(f"only: got {only!r}; allowed: in the other flows, as a search goes by its stages' scores")
-        return execute(run, self.compose(run, config), only)
+        """Make the graph of a configuration, or `only` the node of this name with what it needs.
+
+        Raises:
+            InputError: there is no node of this name; the message lists those that there are.
+            Exception: as `execute`.
+        """
+        if only is None:
+            return execute(run, self.compose(run, config))
+        nodes, asked = known_nodes(Planner(config.store), self.compose, config)
+        named = {node.name: node for node in reversed(nodes)}
+        if only not in named:
+            rest = f"; and what depends on the result of {asked}, once that is there" if asked else ""
+            raise InputError(f"only: got {only!r}; allowed: {'; '.join(reversed(named))}{rest}")
+        reference: ArtifactRef = run.result(named[only])
+        return reference
 
 
 COMPOSITIONS = {
@@ -83,7 +94,6 @@ COMPOSITIONS = {
         smallest,
         shipped,
         rows_of_search,
-        searches=True,
     ),
     "prompts": Composition(
         "Choose a template set on train examples, and report it on the evaluation split.",

@@ -6,6 +6,7 @@ every node a Prefect task.
 
 import logging
 import shutil
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -18,7 +19,6 @@ from typing import Any, Protocol
 
 from tailored_llama.config import ExecutionConfig, StoreConfig, Work
 from tailored_llama.console import progress_bar
-from tailored_llama.errors import InputError
 from tailored_llama.pipeline.graph import Artifact, Facts, Graph, Node, nodes_in, run_stage, untimed
 from tailored_llama.pipeline.workers import workers
 from tailored_llama.processes import check_main
@@ -57,19 +57,23 @@ class Pending(Protocol):
 
 
 class Executor(ABC):
-    """Makes nodes, and what they need. A node is made once, however often it is asked for.
+    """Makes nodes, and what they need.
 
-    A node that fails stops only those that cannot do without it. `ahead`: nodes are begun before one is waited for.
+    A node is begun once, however often it is asked for. When what it needs is made, it is made itself; if any of that
+    fails, it is not. `result` and `open` wait for one node and raise its failure, `failures` waits for many and returns
+    theirs. `ahead`: nodes are begun before one is waited for. Else each is made when it is asked for.
     """
 
     def __init__(self, ahead: bool = False) -> None:
         self.ahead = ahead
         self._begun: dict[str, tuple[Node, Pending]] = {}
         self._failures: dict[str, dict[str, Exception]] = {}
+        self._named: dict[str, str] = {}  # the ids of nodes by the names of their failures
+        self._beginning = RLock()
 
     @abstractmethod
-    def start(self, node: Node) -> Pending:
-        """Start to make a node; what it needs has begun if this executor works ahead."""
+    def make(self, node: Node) -> Any:
+        """Make a node whose inputs are made; returns its artifact."""
 
     @abstractmethod
     def folder(self, made: Any) -> Path:
@@ -104,29 +108,34 @@ class Executor(ABC):
             failed |= self._failed(node)
         return failed
 
-    def made(self) -> list[Node]:
-        """All nodes that have been made so far, or found."""
-        return [node for node, _ in list(self._begun.values()) if not self._failed(node)]
+    def begun(self) -> list[Node]:
+        """All nodes that have been asked for so far."""
+        return [node for node, _ in list(self._begun.values())]
+
+    def commit(self) -> None:  # noqa: B027, as most executors have nothing to do
+        """Come before what cannot be taken back, such as the record of an opening; a dry run ends here."""
 
     def ready(self, node: Node) -> Node:
         """The same node with what its inputs have become."""
         return node.with_inputs(lambda leaf: self.result(leaf) if isinstance(leaf, Node) else leaf)
 
-    def _begin(self, node: Node) -> Pending:
-        if node.id not in self._begun:
-            for need in node.needs if self.ahead else ():
-                self._begin(need)
-            self._begun[node.id] = node, self._started(node)
-        return self._begun[node.id][1]
+    def start(self, node: Node) -> Pending:
+        """Start to make a node; what it needs has begun if this executor works ahead."""
+        future: Future[Any] = Future()
+        if self.ahead:  # a thread ends with this process
+            Thread(target=self._settle, args=(node, future), name=node.name, daemon=True).start()
+        else:
+            self._settle(node, future)
+        return future
 
-    def _started(self, node: Node) -> Pending:
-        if not node.stage.tolerant:
-            return self.start(node)
-        if present := node.present(self.failures):
-            return self.start(present)
-        lacking: Future[Any] = Future()
-        lacking.set_exception(Lacking("nothing to report"))
-        return lacking
+    def _settle(self, node: Node, future: Future[Any]) -> None:
+        try:
+            if not self.lost(node):
+                future.set_result(self.make(self.ready(node)))
+        except BaseException as error:  # a library in Rust panics with one; nothing must wait forever
+            future.set_exception(error)
+            if not isinstance(error, Exception) and not self.ahead:
+                raise
 
     def lost(self, node: Node) -> dict[str, Exception]:
         """The failures for which a node cannot be started, by name; waits for what it needs."""
@@ -136,6 +145,24 @@ class Executor(ABC):
             if failed and not self.ahead:
                 break  # nothing else is made for it
         return failed
+
+    def _begin(self, node: Node) -> Pending:
+        if node.id not in self._begun:
+            with self._beginning:
+                if node.id not in self._begun:
+                    for need in node.needs if self.ahead else ():
+                        self._begin(need)
+                    self._begun[node.id] = node, self._started(node)
+        return self._begun[node.id][1]
+
+    def _started(self, node: Node) -> Pending:
+        if not node.stage.tolerant:
+            return self.start(node)
+        if present := node.present(self.failures):
+            return self.start(present)
+        lacking: Future[Any] = Future()
+        lacking.set_exception(Lacking("there is nothing to report"))
+        return lacking
 
     def _failed(self, node: Node) -> dict[str, Exception]:
         """The failures that leave a node without its artifact, by name; waits for it."""
@@ -147,9 +174,17 @@ class Executor(ABC):
                 except Cancelled:
                     raise
                 except Exception as error:
-                    failed = {node.name: error}
+                    failed = {self._name(node): error}
             self._failures[node.id] = failed
         return self._failures[node.id]
+
+    def _name(self, node: Node) -> str:
+        """The name of a node that no other one that failed has."""
+        name, number = node.name, 1
+        while self._named.setdefault(name, node.id) != node.id:
+            number += 1
+            name = f"{node.name} ({number})"
+        return name
 
 
 class StoreExecutor(Executor):
@@ -162,25 +197,7 @@ class StoreExecutor(Executor):
         super().__init__(ahead=execution.processes > 1)
         self.artifacts, self.downloads, self.execution = ArtifactStore(store.root), store.downloads, execution
 
-    def start(self, node: Node) -> Pending:
-        future: Future[ArtifactRef] = Future()
-
-        def run() -> None:
-            try:
-                if not self.lost(node):
-                    future.set_result(self._make(self.ready(node)))
-            except BaseException as error:  # a library in Rust panics with one; nothing must wait forever
-                future.set_exception(error)
-                if not isinstance(error, Exception) and not self.ahead:
-                    raise
-
-        if self.ahead:  # a thread ends with this process
-            Thread(target=run, name=node.name, daemon=True).start()
-        else:
-            run()
-        return future
-
-    def _make(self, node: Node) -> ArtifactRef:
+    def make(self, node: Node) -> ArtifactRef:
         try:
             with progress_bar(node.name) as progress:
                 ref, found = build(node, self.artifacts, self.downloads, self.execution, progress)
@@ -205,18 +222,8 @@ class FolderExecutor(Executor):
         self.scratch, self.downloads, self.execution = scratch, downloads, execution
         self.facts: dict[Path, Facts] = {}
 
-    def start(self, node: Node) -> Pending:
-        future: Future[Path] = Future()
-        try:
-            if not self.lost(node):
-                future.set_result(self._make(self.ready(node)))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-    def _make(self, node: Node) -> Path:
-        out = self.scratch / f"{len(self.facts)}-{node.stage.name}"
-        out.mkdir()
+    def make(self, node: Node) -> Path:
+        out = Path(tempfile.mkdtemp(prefix=f"{node.stage.name}-", dir=self.scratch))
         label = f"{node.name} {time.strftime('%Y%m%d-%H%M%S')}"
         with progress_bar(node.name) as progress:
             work = Work(out, self.execution, self.downloads, progress, name=label)
@@ -234,42 +241,33 @@ class FolderExecutor(Executor):
         return self.facts[folder] or {}
 
 
-def execute(run: Executor, graph: Graph, only: str | None = None) -> ArtifactRef:
-    """Make the nodes of a graph, or `only` the one of this name with what it needs; copy the exports to their folders.
-
-    Returns the reference of the report, or of the node that alone was wanted.
+def execute(run: Executor, graph: Graph) -> ArtifactRef:
+    """Make the nodes of a graph, and copy its exports to their folders; returns the reference of the report.
 
     Raises:
-        InputError: there is no node of this name; the message lists those that there are.
         Exception: what a check raised.
         IncompleteRun: nodes failed; at the end.
     """
-    reference: ArtifactRef
-    if only is not None:
-        nodes = {node.name: node for node in [*run.made(), *graph.nodes()]}
-        if only not in nodes:
-            raise InputError(f"only: got {only!r}; allowed: {'; '.join(nodes)}")
-        reference = run.result(nodes[only])
-        return reference
     run.begin(graph.checks)
     for check in graph.checks:
         run.result(check)
-    lost = run.failures(graph.report)
-    run.begin(list(graph.exports.values()))  # last: a full disk must not cost the report
-    failed = {**graph.failed, **run.failures(untimed(graph.nodes()))}
+    lost, exports = run.failures(graph.report), list(graph.exports.values())
+    run.begin(exports)  # last: a full disk must not cost the report
+    needs = graph.report.needs if graph.report.stage.tolerant else []
+    failed = {**graph.failed, **run.failures(untimed(needs))}
+    failed |= run.failures(exports) | (lost if not failed else {})  # a report of nothing is no failure of its own
     for folder, node in graph.exports.items():
         if not run.failures(node):
             place(run.open(node), folder, "store.export", "an exported model", [node.stage.name])
             log.info("finished model: %s", folder)
-    if graph.publish and not lost:
+    if graph.publish and not lost and not run.failures(exports):
         try:
             graph.publish()
         except Exception as error:
             failed["publish"] = error
-    if not lost:
-        reference = run.result(graph.report)
     if failed:
-        raise IncompleteRun(failed, None if lost else reference)
+        raise IncompleteRun(failed, None if lost else run.result(graph.report))
+    reference: ArtifactRef = run.result(graph.report)
     return reference
 
 

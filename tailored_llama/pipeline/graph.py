@@ -8,6 +8,7 @@ import gc
 import hashlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -176,15 +177,23 @@ def in_order(nodes: Iterable[Node]) -> list[Node]:
 
 
 def untimed(nodes: Iterable[Node]) -> list[Node]:
-    """Nodes and all that they need, but for times: a model that cannot be timed fails no run."""
-    return [node for node in in_order(nodes) if not node.stage.timed]
+    """Nodes but for those that measure times: a model that cannot be timed fails no run."""
+    return [node for node in nodes if not node.stage.timed]
 
 
 def run_stage(stage: Stage[Any], inputs: Mapping[str, Any], settings: Any, work: Work) -> Facts:
-    """Run a stage's function on the folders of its inputs; on the device it waits for its turn."""
+    """Run a stage's function on the folders of its inputs; on the device it waits for its turn.
+
+    An error is raised without the variables on its way: executors keep it, and these may be whole models.
+    """
     function = stage.function()
-    with models.device_slot(work.execution, work.downloads) if stage.on_device else nullcontext():
-        return function(**inputs, settings=settings, work=work)
+    try:
+        with models.device_slot(work.execution, work.downloads) if stage.on_device else nullcontext():
+            return function(**inputs, settings=settings, work=work)
+    except Exception as error:
+        for part in filter(None, (error, error.__cause__, error.__context__)):
+            traceback.clear_frames(part.__traceback__)
+        raise
 
 
 def as_json(value: Any) -> Any:

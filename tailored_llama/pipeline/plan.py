@@ -4,7 +4,6 @@ Make and Snakemake call it a dry run.
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -12,19 +11,19 @@ from typing import Any
 
 from tailored_llama.config import RunConfig, StoreConfig
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline.executor import Executor, Pending
-from tailored_llama.pipeline.graph import Graph, Node, in_order
+from tailored_llama.pipeline.executor import Executor, Lacking
+from tailored_llama.pipeline.graph import Graph, Node, in_order, nodes_in
 from tailored_llama.store import MANIFEST, ArtifactRef, ArtifactStore, read_manifest
 
 RECENT = 20  # artifacts of a stage, whose times are looked at
 
 
-class NotMade(RuntimeError):
-    """A composition asks for the value of a node that is not in the store."""
+class NotMade(BaseException):
+    """Ends a composition that asks for a value which is not there; no error, so that nothing takes it for a failure."""
 
-    def __init__(self, node: Node) -> None:
-        super().__init__(node.name)
-        self.node = node
+    def __init__(self, name: str, node: Node | None = None) -> None:
+        super().__init__(name)
+        self.name, self.node = name, node
 
 
 @dataclass(frozen=True)
@@ -67,41 +66,50 @@ class Planner(Executor):
         super().__init__()
         self.artifacts = ArtifactStore(store.root)
 
-    def start(self, node: Node) -> Pending:
-        future: Future[ArtifactRef] = Future()
-        found = None
-        if not self.failures(*node.needs):
-            ready = self.ready(node)
-            found = self.artifacts.find(ready.stage.name, ready.key)
-        if found:
-            future.set_result(found)
-        else:
-            future.set_exception(NotMade(node))
-        return future
+    def begin(self, *values: Any) -> None:
+        for node in nodes_in(values):
+            self._begin(node)
+
+    def make(self, node: Node) -> ArtifactRef:
+        if (found := self.artifacts.look(node.stage.name, node.key)) is None:
+            raise Lacking(node.name)
+        return found
+
+    def lost(self, node: Node) -> dict[str, Exception]:
+        return self.failures(*nodes_in(node.inputs))  # checks change nothing of what is found
 
     def result(self, node: Node) -> Any:
         if self.failures(node):
-            raise NotMade(node)
+            raise NotMade(node.name, node)
         return super().result(node)
+
+    def commit(self) -> None:
+        raise NotMade("the candidates' choice, before the proving rows are opened")
 
     def folder(self, made: Any) -> Path:
         return self.artifacts.open(made)
 
 
-def plan_run(compose: Callable[[Executor, Any], Graph], config: RunConfig) -> Plan:
-    """Plan the run of a composition; of one that asks for values, as far as the store has them."""
-    run, open_after = Planner(config.store), None
+def known_nodes(
+    run: Planner, compose: Callable[[Executor, Any], Graph], config: RunConfig
+) -> tuple[list[Node], str | None]:
+    """The nodes of a composition, as far as the store has the values it asks for; and on what the others depend."""
     try:
-        nodes = compose(run, config).nodes()
+        return compose(run, config).nodes(), None
     except NotMade as missing:
-        nodes, open_after = in_order([*run.made(), missing.node]), missing.node.name
-    times: dict[str, float | None] = {}
-    planned = []
+        return in_order([*run.begun(), *([missing.node] if missing.node else [])]), missing.name
+
+
+def plan_run(compose: Callable[[Executor, Any], Graph], config: RunConfig) -> Plan:
+    """Plan the run of a composition."""
+    run, times, planned = Planner(config.store), dict[str, float | None](), []
+    nodes, open_after = known_nodes(run, compose, config)
     for node in nodes:
         kind = node.stage.name
         if kind not in times:
             times[kind] = _usual_time(run.artifacts, kind)
-        planned.append(PlannedNode(node.name, not run.failures(node), times[kind]))
+        found = not run.failures(*in_order([node])) if node.stage.tolerant else not run.failures(node)
+        planned.append(PlannedNode(node.name, found, times[kind]))
     return Plan(planned, open_after)
 
 

@@ -97,6 +97,8 @@ def smallest(run: Executor, config: SmallestConfig) -> Graph:
         doubt=doubt,
     )
     dense = candidates.scores(search.reference, "evaluation") if opening else {}
+    succeeded = {str(run.result(node).key): node for node in run.begun() if not run.failures(node)}
+    used = [succeeded[key] for key in sorted(succeeded)]  # in the same order, whatever executes the search
     prompts = base.prompts.evaluation if opening else {}
     report = stages.smallest(
         "report",
@@ -104,7 +106,7 @@ def smallest(run: Executor, config: SmallestConfig) -> Graph:
         candidates=[search.tried[rung].parts(proving.get(rung, {})) for rung in rungs],
         reference=dense,
         prompts=prompts,
-        used=run.made(),
+        used=used,
     )
     exports = {}
     if answer.proven is not None and (target := answer_folder(config)):
@@ -241,6 +243,7 @@ def _open(search: Search, order: Sequence[Measured], sets: Sets) -> tuple[int, s
     plan = {"margin": goal.lose_at_most, "confidence": goal.confidence, "measure": goal.measure, "tested": tested}
     rows = sorted(own["proving"].digest for own in sets.values())
     dense = sorted(run.result(node).digest for base in search.bases for node in nodes_in(base.dense.checkpoint))
+    run.commit()
     artifacts = store.ArtifactStore(config.store.root)
     opening, record = store.record_opening(artifacts, _digest([rows, dense])[:32], _digest(plan))
     level = evaluation.level_of(opening, goal.confidence)

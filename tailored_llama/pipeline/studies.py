@@ -49,8 +49,12 @@ def sweep(run: Executor, config: SweepConfig) -> Graph:
         row = SweptCell(cell.label, cell.run.pruning.ratios[0], cell.run.seed, cell.curve, cell.place)
         cells.append(_pruned_row(config, cell.run, row))
     report = stages.sweep("sweep report", settings=SweepSettings(as_shown(config)), cells=cells)
-    first = nodes_in(dense) if len(models) == 1 and not run.ahead else ()
-    return Graph(report, first)  # without its dense model no cell says anything
+    if len(models) > 1:
+        return Graph(report)
+    (own,) = models.values()  # without its dense model no cell says anything
+    prompts = _prompts(config, own)
+    first = steps.check_answers(own, prompts, *prompts.shots)
+    return Graph(report, first if run.ahead else [*first, *nodes_in(dense)])
 
 
 def _dense_row(config: SweepConfig, run_config: RunConfig, row: Row, tuned: bool = False) -> Row:

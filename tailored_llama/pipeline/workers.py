@@ -59,9 +59,10 @@ class Workers:
             facts: Facts = call_in([worker], _run, arguments, work.progress, check)
         except Killed as error:
             raise MemoryError(f"{work.name}: {error}, perhaps because memory ran out") from None
-        finally:
-            if worker.process.is_alive():
-                self._idle.append(worker)
+        except BaseException:
+            worker.kill()  # a stage that failed may leave memory behind, or a GPU that answers no more
+            raise
+        self._idle.append(worker)
         return facts
 
     def _idle_worker(self) -> Worker | None:
@@ -103,8 +104,7 @@ def _run(rank: int, progress: Progress, name: str, inputs: Any, settings: Any, w
     stage, threads = STAGES[name], _threads()
     torch.set_num_threads(threads if stage.timed else max(1, threads // work.execution.processes))
     reset_peak_memory()
-    try:
-        facts = run_stage(stage, inputs, settings, replace(work, progress=progress))
-        return {**(facts or {}), "peak_memory_bytes": peak_memory()}
-    finally:
-        free_caches()
+    facts = run_stage(stage, inputs, settings, replace(work, progress=progress))
+    peak = peak_memory()
+    free_caches()
+    return {**(facts or {}), "peak_memory_bytes": peak}

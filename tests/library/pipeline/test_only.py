@@ -47,7 +47,7 @@ def test_a_stage_runs_with_what_it_reads_and_the_pipeline_finds_what_it_made(
     assert new("teach text for healing") == ["calibration", "teacher"]
     assert new("heal @ 0.20") == ["healed"]
     assert new("perplexity pruned @ 0.20") == ["perplexity"]
-    assert new("tune colours @ 0.20") == ["adapter"]
+    assert new("tune colours @ 0.20") == ["adapter", "answers", "answers", "prompts"]
     assert new("tune colours @ 0.20") == []
     before = built(root)
     compose("tailor", validate_config(own_run))
@@ -76,13 +76,11 @@ def test_an_unknown_name_is_refused_with_all_that_there_are_before_heavy_work(
     assert not HEAVY & set(kinds(two["store"]["root"]))
 
 
-def test_a_search_has_no_stage_of_its_own_to_run(own_run: dict[str, Any], file: Path) -> None:
+def test_a_search_knows_only_what_does_not_depend_on_values(own_run: dict[str, Any], file: Path) -> None:
     file.write_text(as_toml(own_run) + '[goal]\nlose_at_most = 50\nruntime = "transformers"\n')
     status, _, errors = run_command(file, "--study", "smallest", "--only", "tune colours @ 0.20")
-    message = (
-        "error: only: got 'tune colours @ 0.20'; allowed: in the other flows, as a search goes by its stages' scores"
-    )
-    assert (status, errors.splitlines()[-1]) == (2, message)
+    told = "error: only: got 'tune colours @ 0.20'; allowed: load colours; and what depends on the result of load"
+    assert (status, errors.splitlines()[-1]) == (2, f"{told} colours, once that is there")
     assert not HEAVY & set(kinds(own_run["store"]["root"]))
 
 

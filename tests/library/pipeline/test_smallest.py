@@ -21,7 +21,7 @@ from tailored_llama.config import SmallestConfig, build_config
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer, loss_bound, read_answer
 from tailored_llama.models import open_gguf
-from tailored_llama.pipeline import COMPOSITIONS, FolderExecutor, read_certificate, verify_certificate
+from tailored_llama.pipeline import COMPOSITIONS, FolderExecutor, plan_run, read_certificate, verify_certificate
 from tailored_llama.pipeline.rows import rows_of_search
 from tailored_llama.reports import verdict
 from tailored_llama.store import read_table
@@ -117,6 +117,14 @@ def test_the_smallest_proven_model_is_shipped_and_found_again(run: dict[str, Any
     before = built(run["store"]["root"])
     assert answer_to(run) == answer
     assert kinds(run["store"]["root"], before) == []
+
+
+def test_a_plan_opens_no_proving_rows(run: dict[str, Any]) -> None:
+    run["pruning"] = {"ratios": [0.1386]}  # that of 0.4 cannot be reached, and what failed is not in a store
+    planned = plan_run(COMPOSITIONS["smallest"].compose, build_config(SmallestConfig, run))
+    assert planned.open_after == "the candidates' choice, before the proving rows are opened"
+    assert all(node.found for node in planned.nodes)
+    assert answer_to(run).opening == 1
 
 
 def test_the_answer_is_published_with_all_that_is_exported(run: dict[str, Any], tmp_path: Path) -> None:

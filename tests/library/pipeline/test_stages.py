@@ -74,7 +74,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
         for name, config in configs.items():
             run = StoreExecutor(config.store, config.execution)
             COMPOSITIONS[name].make(run, config)
-            for node in run.made():
+            for node in run.begun():
                 calls[node.stage.name].append(run.ready(node))
     return calls
 
