@@ -1,40 +1,40 @@
 """Run a flow from a configuration file: python -m flows NAME CONFIG.toml [--set KEY=VALUE …]."""
 
-import argparse
 import atexit
 import os
 import signal
 import sys
 from threading import Timer
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from tailored_llama.pipeline import COMPOSITIONS, Composition, run_composition
 from tailored_llama.store import ArtifactRef
 
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one field")]
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help="Run a flow from a configuration file.")
 LAST_WORDS = 60.0  # seconds that Prefect has, after a run, to send its events to the server
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a flow, and print its table and where its report and models are.
+def _add_command(name: str, composition: Composition) -> None:
+    def run(
+        config: Annotated[str, typer.Argument(metavar="CONFIG", help=f"a TOML file such as {composition.example}")],
+        overrides: Overrides = None,
+        only: Annotated[str | None, typer.Option(metavar="STAGE", help="run one alone: 'tune arc_easy @ 0.20'")] = None,
+    ) -> None:
+        def execute(_: Composition, loaded: Any) -> ArtifactRef:
+            from flows.compositions import FLOWS  # with Prefect, which takes a second that a wrong value needs not
 
-    Returns:
-        The exit status: 0; 1 if stages failed; or 2 for bad input.
-    """
-    parser = argparse.ArgumentParser(prog="python -m flows", description="Run a flow from a configuration file.")
-    names = parser.add_subparsers(dest="name", metavar="NAME", required=True)
-    for name, composition in COMPOSITIONS.items():
-        flow = names.add_parser(name, help=composition.about, description=composition.about)
-        flow.add_argument("config", metavar="CONFIG", help=f"a TOML file such as {composition.example}")
-        flow.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one field")
-        flow.add_argument("--only", metavar="STAGE", help="run one stage alone, such as 'tune arc_easy @ 0.20'")
-    options = parser.parse_args(arguments)
+            return FLOWS[name](loaded, only)
 
-    def execute(composition: Composition, config: Any) -> ArtifactRef:
-        from flows.compositions import FLOWS  # with Prefect, which takes a second that a wrong value need not wait for
+        raise typer.Exit(run_composition(name, config, overrides or [], execute))
 
-        return FLOWS[options.name](config, options.only)
+    app.command(name, help=composition.about)(run)
 
-    return run_composition(options.name, options.config, options.set, execute)
+
+for _name, _composition in COMPOSITIONS.items():
+    _add_command(_name, _composition)
 
 
 def run_and_leave() -> None:
@@ -47,12 +47,9 @@ def run_and_leave() -> None:
     status = 1
     atexit.register(lambda: _leave(status))
     try:
-        status = main()
-    except SystemExit as end:  # of the parser, or after a SIGTERM
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        raise
-    except KeyboardInterrupt:
-        status = 128 + signal.SIGINT
+        app()
+    except SystemExit as end:  # of Typer: 0, 1 if stages failed, 2 for bad input; or after a SIGTERM
+        status = end.code if isinstance(end.code, int) else 1
     finally:
         timer = Timer(LAST_WORDS, lambda: _leave(status))
         timer.daemon = True

@@ -5,12 +5,12 @@ from typing import Any
 from prefect import Flow, flow, get_run_logger
 from prefect.runtime import deployment, flow_run
 
-from tailored_llama.config import ExecutionConfig, RunConfig, StoreConfig
-from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun, run_only
+from tailored_llama.config import ExecutionConfig, RunConfig, StoreConfig, resolve
+from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun, plan_run
 from tailored_llama.store import ArtifactRef
-from tasks._dispatch import THREADED, Ordered
-from tasks._pages import keep_report
-from tasks.runner import PrefectRunner
+from tasks._dispatch import THREADED, Ordered, nodes_of
+from tasks._pages import keep_report, show_plan
+from tasks.executor import PrefectExecutor
 
 
 def run_name() -> str:
@@ -47,16 +47,21 @@ def compose(name: str, config: RunConfig, only: str | None = None) -> ArtifactRe
     Raises:
         IncompleteRun: at the end, if stages failed.
     """
-    composition = COMPOSITIONS[name]
+    composition, config = COMPOSITIONS[name], resolve(config)  # a deployment's files are where it runs
     if deployment.id:  # the command line checks before it starts a run
         composition.check(config)
         for line in composition.announce(config):
             get_run_logger().info("%s", line)
+    if not only:
+        try:
+            show_plan(plan_run(composition.compose, config))
+        except Exception as error:  # the run itself will say what is wrong
+            get_run_logger().warning("there is no plan: %s", error)
     if only:  # computed in this process: a run that waits for its own pool would hold the pool's only slot
-        run = PrefectRunner(config.store, config.execution.model_copy(update={"dispatch": None, "processes": 1}))
-        return run_only(lambda runner: composition.compose(runner, config), run, only)
+        run = PrefectExecutor(config.store, config.execution.model_copy(update={"dispatch": None, "processes": 1}))
+        return composition.make(run, config, only)
     try:
-        report = composition.compose(PrefectRunner(config.store, config.execution), config)
+        report = composition.make(PrefectExecutor(config.store, config.execution), config)
     except IncompleteRun as error:
         _keep(config, error.report)
         raise
@@ -81,11 +86,5 @@ def stage(calls: list[Ordered], store: StoreConfig, execution: ExecutionConfig) 
     Raises:
         IncompleteRun: some failed; none stops those after it.
     """
-    run, failed = PrefectRunner(store, execution), {}
-    for call in (ordered.call() for ordered in calls):
-        try:
-            run(call.stage, call.settings, call.name, **call.inputs)
-        except Exception as error:
-            failed[call.name] = error
-    if failed:
+    if failed := PrefectExecutor(store, execution).failures(nodes_of(calls)):
         raise IncompleteRun(failed)

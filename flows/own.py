@@ -1,17 +1,19 @@
 """Deploy a configuration of your own, to run every night in this folder: python -m flows.own CONFIG.toml."""
 
-import argparse
 import os
 import re
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tailored_llama.config import RunConfig, assign, read_config_data, study_of, validate_as
+import typer
+
+from tailored_llama.config import RunConfig, assign, build_config, read_config_data, study_of
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import COMPOSITIONS
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 NIGHTLY = "0 2 * * *"
 OWN = "own"  # tag of the deployments that are made here; no other one is replaced
 TIMEZONE = os.environ.get("TAILORED_LLAMA_TIMEZONE", "UTC")
@@ -23,22 +25,21 @@ DEPLOYED = {  # where the file does not say otherwise
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Make or update the deployment; returns the exit status: 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="deploy.sh", description="Run a configuration of your own every night.")
-    parser.add_argument("config", metavar="CONFIG", help="a TOML file; its fields say what it is for")
-    parser.add_argument("--name", help="name of the deployment; absent: that of the file")
-    parser.add_argument("--cron", default=NIGHTLY, help=f"when it runs, in {TIMEZONE}; absent: '{NIGHTLY}'")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one field")
-    options = parser.parse_args(arguments)
+@app.command()
+def deploy(
+    file: Annotated[str, typer.Argument(metavar="CONFIG", help="a TOML file; its fields say what it is for")],
+    name: Annotated[str | None, typer.Option(help="name of the deployment; absent: that of the file")] = None,
+    cron: Annotated[str, typer.Option(help=f"when it runs, in {TIMEZONE}")] = NIGHTLY,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a field")] = None,
+) -> None:
+    """Run a configuration of your own every night."""
     try:
-        study, config = _read(options.config, options.set)
-        name = _deploy(study, options.name or Path(options.config).stem, options.cron, parameters_of(config))
+        study, config = _read(file, overrides or [])
+        made = _deploy(study, name or Path(file).stem, cron, parameters_of(config))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"deployment: {name}, {options.cron} {TIMEZONE}")
-    return 0
+        raise typer.Exit(2) from None
+    print(f"deployment: {made}, {cron} {TIMEZONE}")
 
 
 def parameters_of(config: RunConfig) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def _read(file: str, overrides: list[str]) -> tuple[str, RunConfig]:
         if name not in given.get(section, {}):
             assign(given, field, value)
     composition = COMPOSITIONS[study]
-    config = validate_as(composition.kind, given)
+    config = build_config(composition.kind, given)
     composition.check(config)
     return study, config
 
@@ -112,4 +113,4 @@ def _deploy(study: str, name: str, cron: str, parameters: dict[str, Any]) -> str
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    app(prog_name="deploy.sh")

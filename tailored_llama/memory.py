@@ -19,6 +19,15 @@ def peak_memory() -> int:
     return _field("/proc/self/status", "VmHWM:") or 0
 
 
+def free_caches() -> None:
+    """Give back what a stage has left behind, for the next one in this process or for another process on the GPU."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 @contextlib.contextmanager
 def without_gc() -> Iterator[None]:
     """Do not look for garbage while a library or a tokenizer is loaded: a search goes through a million objects."""

@@ -147,34 +147,25 @@ def _check_device(run: config.RunConfig, does: Collection[str]) -> None:
     Dispatched stages work on another machine, of which nothing is known. Models that are not folders tell their size
     when they are loaded.
     """
-    execution, pruning, quantization = run.execution, run.pruning, run.model.quantization
+    execution = run.execution
     if execution.dispatch and execution.device == "auto":
         raise InputError(
             "execution.device: got 'auto'; allowed with execution.dispatch: cpu, cuda, cuda:N or balanced, because "
             "another machine would choose"
         )
-    device = execution.device if execution.dispatch else models.pick_device(execution.device)
-    if quantization != "none":
-        if not execution.dispatch:
-            config.check_installed("bitsandbytes", f"model.quantization: got {quantization!r}", "none", "nf4")
-        if device == "cpu" and "mlp" in pruning.kinds and pruning.channel_multiple % config.NF4_MULTIPLE:
-            raise InputError(
-                f"pruning.channel_multiple: got {pruning.channel_multiple}; allowed with model.quantization = "
-                f"{quantization!r} on a CPU: a multiple of {config.NF4_MULTIPLE}"
-            )
     if execution.dispatch:
         return
+    models.pick_device(execution.device)
     if run.tuning.examples != "none" or run.healing.tokens:
         config.check_logs(execution)
     source = models.find_model(run.model)
     if source.kind != "folder":
         return
-    models.check_quantizable(source.path, quantization, execution.device)
     if "prune" in does:
-        structure, left = models.read_structure(source.path), 1 - max(pruning.ratios)
+        structure, left = models.read_structure(source.path), 1 - max(run.pruning.ratios)
         if run.healing.tokens and run.healing.variant == "full":
             models.check_whole_training(int(left * structure.parameters), execution.device)
-        if any(pruning.ratios):
+        if any(run.pruning.ratios):
             models.check_solver(structure, run.reconstruction.method, execution.device)
 
 
@@ -186,11 +177,10 @@ def _check_streaming(run: config.RunConfig, does: Collection[str]) -> None:
         [benchmark.name for benchmark in run.benchmarks if config.is_written(benchmark)] if "score" in does else []
     )
     whole = [f"the written answers of {name}" for name in written]
-    if run.model.quantization == "none":  # in 4 bits an adapter is trained on the whole model
-        if run.healing.tokens and "prune" in does:
-            whole.append(f"healing.tokens = {run.healing.tokens}")
-        if run.tuning.examples != "none" and "tune" in does:
-            whole.append(f"tuning.examples = {run.tuning.examples!r}")
+    if run.healing.tokens and "prune" in does:
+        whole.append(f"healing.tokens = {run.healing.tokens}")
+    if run.tuning.examples != "none" and "tune" in does:
+        whole.append(f"tuning.examples = {run.tuning.examples!r}")
     if whole:
         raise InputError(
             f"execution.streaming: got 'always' with {whole[0]}, which needs the whole model; allowed: auto or never"

@@ -1,22 +1,27 @@
-"""Work in other processes of this machine, which end with this one and whose messages arrive here."""
+"""Worker processes of this machine: they stay warm between two calls, and end with the process that started them.
 
+`concurrent.futures` has no way to pass on progress and logs, nor to replace the one process that was killed.
+"""
+
+import atexit
 import logging
 import os
 import queue
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
+from functools import cache
 from logging.handlers import QueueHandler
-from multiprocessing import parent_process
-from threading import Thread, main_thread
+from multiprocessing.connection import Connection, wait
+from threading import Lock, Thread, main_thread
 from typing import Any
 
 from tailored_llama.console import quiet_libraries
-from tailored_llama.progress import Progress
+from tailored_llama.progress import Progress, silent
 
-_LOOK = 0.2  # seconds between two looks for messages
+_LOOK = 0.2  # seconds between two calls of a check
 
 
 class Killed(RuntimeError):
@@ -29,13 +34,85 @@ def check_main() -> None:
         raise RuntimeError("the program has ended")
 
 
+@cache
 def forking() -> Any:
     """The context of processes that are forked from one which has imported what stages need, and has used no GPU."""
-    from torch.multiprocessing import get_context  # late: seconds, which a run that finds everything need not wait
+    from multiprocessing import get_context
 
     context = get_context("forkserver")
     context.set_forkserver_preload(["tailored_llama.pipeline.forked"])
     return context
+
+
+class Worker:
+    """A process that makes one call after another."""
+
+    def __init__(self) -> None:
+        self.connection, there = forking().Pipe()
+        self.process = forking().Process(target=_serve, args=(there,))
+        self.process.start()
+        there.close()  # so that the end of the process is the end of the connection
+        atexit.register(self.kill)
+
+    def kill(self) -> None:
+        atexit.unregister(self.kill)
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def call_in(
+    workers: Sequence[Worker],
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    progress: Progress,
+    check: Callable[[], None] = check_main,
+) -> Any:
+    """Call a function in some workers at once; returns what the first of them returned.
+
+    Args:
+        workers: all are killed if one has not answered when the call ends.
+        function: called with its rank, what reports progress, and `arguments`; all can be pickled.
+        progress: called with the progress of the first worker. Its log records are passed on, too.
+        check: called a few times a second; what it raises ends the call.
+
+    Raises:
+        Exception: the first that a worker raised; others only follow from it.
+        Killed: a worker was killed.
+    """
+    for rank, worker in enumerate(workers):
+        with suppress(BrokenPipeError):  # it is killed: the answer says so
+            worker.connection.send((function, rank, arguments))
+    waiting = {worker.connection: rank for rank, worker in enumerate(workers)}
+    results: dict[int, Any] = {}
+    try:
+        while waiting:
+            for connection in wait(list(waiting), _LOOK):
+                assert isinstance(connection, Connection)
+                rank = waiting[connection]
+                try:
+                    kind, message = connection.recv()
+                except (EOFError, ConnectionError):
+                    workers[rank].process.join()
+                    if (code := workers[rank].process.exitcode) == -signal.SIGKILL:
+                        raise Killed(f"process {rank} was killed") from None
+                    raise RuntimeError(f"process {rank} ended with {code}") from None
+                if kind == "log":
+                    if (log := logging.getLogger(message.name)).isEnabledFor(message.levelno):
+                        log.handle(message)
+                elif kind == "progress":
+                    progress(*message)
+                else:
+                    del waiting[connection]
+                    results[rank] = message
+                    if kind == "error":
+                        raise message
+            check()
+    finally:
+        if waiting:
+            for worker in workers:
+                worker.kill()
+    return results[0]
 
 
 def run_processes(
@@ -46,85 +123,63 @@ def run_processes(
     count: int = 1,
     check: Callable[[], None] = check_main,
 ) -> dict[str, Any]:
-    """Run a function in new processes, and return what the first of them returned.
-
-    Args:
-        function: called with its rank, what reports progress, and `arguments`; all can be pickled.
-        progress: called with the progress of the first process. Its log records are passed on, too.
-        check: called a few times a second; what it raises ends the processes.
-
-    Raises:
-        Exception: the first that a process raised.
-        Killed: a process was killed.
-    """
-    from torch.multiprocessing.spawn import ProcessException, start_processes  # late, as torch below
-
-    messages = forking().Queue()
-    returned: list[dict[str, Any]] = []
-    errors: list[Exception] = []
-
-    def listen() -> None:
-        """Pass on what was reported, after waiting a little for the first report."""
-        wait = _LOOK
-        with suppress(queue.Empty):
-            while True:
-                message = messages.get(timeout=wait)
-                wait = 0.0
-                if isinstance(message, Exception):
-                    errors.append(message)
-                elif isinstance(message, logging.LogRecord):
-                    if (log := logging.getLogger(message.name)).isEnabledFor(message.levelno):
-                        log.handle(message)
-                elif isinstance(message, dict):
-                    returned.append(message)
-                else:
-                    progress(*message)
-
-    started = (_member, (function, arguments, messages), count)
-    members: Any = start_processes(*started, join=False, start_method="forkserver")
+    """Call a function in new processes, as `call_in` does in workers; returns what the first of them returned."""
+    workers = [Worker() for _ in range(count)]
     try:
-        while not members.join(timeout=0):
-            listen()
-            check()
-        listen()
-    except ProcessException as ended:
-        listen()
-        killed = [n for n, member in enumerate(members.processes) if member.exitcode == -signal.SIGKILL]
-        if killed:
-            raise Killed(f"process {killed[0]} was killed") from None
-        raise (errors[0] if errors else RuntimeError(ended.msg.strip())) from None  # others only follow from the first
+        returned: dict[str, Any] = call_in(workers, function, arguments, progress, check)
+        return returned
     finally:
-        for member in members.processes:
-            member.kill()
-            member.join()
-    if not returned:
-        raise RuntimeError("a process ended without a result")
-    return returned[0]
+        for worker in workers:
+            worker.kill()
 
 
-def _end_with_parent() -> None:
-    """End this process once that which started it has ended, in whatever way; else it would work on for nobody."""
-    if parent := parent_process():
-        parent.join()
-        os.kill(os.getpid(), signal.SIGKILL)
+def _serve(connection: Connection) -> None:
+    """The work of a worker: answer calls until the process that started it has ended, in whatever way."""
+    lock = Lock()
 
+    def send(kind: str, message: Any) -> None:
+        with lock:
+            connection.send((kind, message))
 
-def _member(rank: int, function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], messages: Any) -> None:
-    """One of the processes; what the first one reports is passed on."""
-    Thread(target=_end_with_parent, daemon=True).start()
-    quiet_libraries()
-    if not rank:
-        log = logging.getLogger("tailored_llama")
-        log.addHandler(QueueHandler(messages))
-        log.setLevel(logging.INFO)
-    try:
-        result = function(rank, lambda done, total: rank or messages.put((done, total)), *arguments)
-    except Exception as error:
-        error.add_note(traceback.format_exc())
+    def read() -> None:
         try:
-            messages.put(copy(error))  # made anew from its arguments, as on the other side
-        except Exception:  # it takes other arguments than it keeps
-            messages.put(RuntimeError(f"{type(error).__name__}: {error}"))
-        raise
-    if not rank:
-        messages.put(result)
+            while True:
+                inbox.put(connection.recv())
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)  # else it would work on for nobody
+
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the program, and that its workers
+    Thread(target=read, daemon=True).start()
+    quiet_libraries()
+    handler = _Sender(send)
+    log = logging.getLogger("tailored_llama")
+    log.setLevel(logging.INFO)
+
+    def tell(done: int, total: int) -> None:
+        send("progress", (done, total))
+
+    while True:
+        function, rank, arguments = inbox.get()
+        log.handlers[:] = [] if rank else [handler]
+        try:
+            result = function(rank, silent if rank else tell, *arguments)
+        except BaseException as error:  # a library in Rust panics with one that is no Exception
+            error.add_note(traceback.format_exc())
+            try:
+                send("error", copy(error))  # made anew from its arguments, as on the other side
+            except Exception:  # it takes other arguments than it keeps
+                send("error", RuntimeError(f"{type(error).__name__}: {error}"))
+        else:
+            send("result", None if rank else result)
+
+
+class _Sender(QueueHandler):
+    """Sends log records to the process that started this one."""
+
+    def __init__(self, send: Callable[[str, Any], None]) -> None:
+        super().__init__(None)  # type: ignore[arg-type]
+        self.send = send
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self.send("log", record)

@@ -1,9 +1,9 @@
-"""Leaving a stage to a worker: its run is created, waited for, and cancelled together with the run that needs it."""
+"""Leaving nodes to workers: their run is created, waited for, and cancelled together with the run that needs it."""
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from functools import partial
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from threading import Event, Lock
 from typing import Any, Self, cast
 from uuid import UUID
@@ -14,88 +14,120 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelling, Completed
+from prefect.states import Cancelling
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from tailored_llama.config import ExecutionConfig, StoreConfig
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import STAGES, Call, Cancelled
-from tailored_llama.store import ArtifactRef
+from tailored_llama.pipeline import STAGES, Cancelled, Node
+from tailored_llama.store import ArtifactRef, ArtifactStore
 
 FLOW = "stage"  # in flows/compositions.py
-THREADS = 64  # stages that one flow has under way at once
-EVERY = 1.0  # seconds between two looks at a dispatched run, and as many more for each ten stages under way
-GATHER = 2.0  # seconds for which a stage waits for others to share its runs
-NOT_NEEDED: State[Any] = Completed(name="NotNeeded", message="Other runs have made all artifacts of this one.")
+THREADS = 64  # nodes that one flow has under way at once
+Result = Callable[[Node], ArtifactRef]
+EVERY = 1.0  # seconds between two looks at a dispatched run, and as many more for each ten nodes under way
 
 
 class CrashedElsewhere(ConnectionError):
-    """The worker or the process that ran a stage died; another worker may run it."""
+    """The worker or the process that ran a node died; another worker may run it."""
 
 
 class Ordered(BaseModel):
-    """A call of a stage as JSON, for a worker."""
+    """A node as JSON, for a worker. An input is made already, or is the position of an earlier node of the order."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     stage: str
-    settings: dict[str, Any]
-    inputs: dict[str, ArtifactRef | dict[str, ArtifactRef] | None]
+    settings: dict[str, Any] | None
+    inputs: dict[str, ArtifactRef | int | dict[str, ArtifactRef | int] | None]
 
     @classmethod
-    def of(cls, call: Call[Any]) -> Self:
-        settings = TypeAdapter(call.stage.settings).dump_python(call.settings, mode="json")
-        return cls(name=call.name, stage=call.stage.name, settings=settings, inputs=dict(call.inputs))
+    def of(cls, node: Node) -> Self:
+        settings = TypeAdapter(node.stage.settings).dump_python(node.settings, mode="json")
+        return cls(name=node.name, stage=node.stage.name, settings=settings, inputs=dict(node.inputs))
 
-    def call(self) -> Call[Any]:
-        stage = STAGES[self.stage]
-        return Call(stage, TypeAdapter(stage.settings).validate_python(self.settings), self.inputs, self.name)
+
+def nodes_of(order: Iterable[Ordered]) -> list[Node]:
+    """The nodes of an order."""
+    nodes: list[Node] = []
+    for own in order:
+        stage = STAGES[own.stage]
+        node = Node(stage, TypeAdapter(stage.settings).validate_python(own.settings), own.inputs, own.name)
+        nodes.append(node.with_inputs(lambda leaf: nodes[leaf] if isinstance(leaf, int) else leaf))
+    return nodes
+
+
+@dataclass(eq=False)
+class Batch:
+    """Nodes that one run of a worker makes one after another: a chain, or such as are ready at once.
+
+    `run` is the run that is under way, or was, of the nodes `ordered`; `tried` are the nodes that have waited for it.
+    """
+
+    nodes: list[Node] = field(default_factory=list)
+    run: FlowRun | None = None
+    ordered: set[str] = field(default_factory=set)
+    tried: set[str] = field(default_factory=set)
+    lock: Lock = field(default_factory=Lock)
+
+
+class Batches:
+    """The batch of each node that workers make.
+
+    A node joins the batch of the node before it, if it needs nothing else that workers make. Of a stage that is shared,
+    nodes that are ready at once share as many batches as the pool runs at once; None: any number.
+    """
+
+    def __init__(self, at_once: int | None = None) -> None:
+        self.at_once = at_once
+        self.of: dict[str, Batch] = {}
+        self._behind: dict[str, frozenset[Batch]] = {}  # the batches that a node waits for, by node
+        self._siblings: dict[tuple[str, frozenset[Batch]], list[Batch]] = {}
+
+    def add(self, node: Node) -> None:
+        """Put a node, after those that it needs."""
+        if node.id in self._behind:
+            return
+        behind = frozenset(batch for need in node.needs for batch in self._behind[need.id])
+        if node.stage.on_device:
+            batch = self.of[node.id] = self._batch(node, behind)
+            batch.nodes.append(node)
+            behind = frozenset([batch])
+        self._behind[node.id] = behind
+
+    def behind(self, node: Node) -> frozenset[Batch]:
+        """The batches that a node waits for, or is in."""
+        return self._behind[node.id]
+
+    def _batch(self, node: Node, behind: frozenset[Batch]) -> Batch:
+        needed = {need.id for need in node.needs}
+        here = all(need.id in self.of or not self._behind[need.id] for need in node.needs)
+        for batch in behind:
+            if len(behind) == 1 and here and batch.nodes[-1].id in needed:
+                return batch
+        if not node.stage.shared or self.at_once is None:
+            return Batch()
+        siblings = self._siblings.setdefault((node.stage.name, behind), [])
+        if len(siblings) < self.at_once:
+            siblings.append(Batch())
+            return siblings[-1]
+        return min(siblings, key=lambda batch: len(batch.nodes))
 
 
 class Waiting(ThreadPoolTaskRunner[Any]):
-    """Prefect's threads, which wait for dispatched stages; all stop waiting when their flow ends or is cancelled."""
+    """Prefect's threads, which wait for dispatched nodes; all stop waiting when their flow ends or is cancelled."""
 
     def __init__(self, max_workers: int = THREADS) -> None:
         super().__init__(max_workers)
         self.stopped = Event()
         self._under_way, self._looked = 0, 0.0
-        self._gathering: dict[str, tuple[list[Ordered], Future[Sequence[FlowRun]]]] = {}
-        self._lock = Lock()
 
-    def gather(
-        self, call: Ordered, share_out: Callable[[list[Ordered]], Sequence[FlowRun]]
-    ) -> tuple[list[Ordered], Sequence[FlowRun]]:
-        """All calls of a stage that become ready within a moment, and their runs, which the first of them makes."""
-        with self._lock:
-            is_first = call.stage not in self._gathering
-            calls, runs = self._gathering.setdefault(call.stage, ([], Future()))
-            calls.append(call)
-        if is_first:
-            try:
-                try:
-                    self.stopped.wait(GATHER)
-                finally:
-                    with self._lock:
-                        del self._gathering[call.stage]
-                runs.set_result(share_out(calls))
-            except BaseException as error:  # an interrupt, too: the others wait for it
-                runs.set_exception(error)
-        return calls, runs.result()
+    def wait(self, client: SyncPrefectClient, flow_run: UUID, run: FlowRun, is_built: Callable[[], bool]) -> FlowRun:
+        """Wait until an artifact is there or a run has ended; returns the run as it then is.
 
-    def leave(self, call: Ordered, calls: list[Ordered]) -> bool:
-        """Stop waiting for the runs of some calls; returns whether nobody waits any more."""
-        with self._lock:
-            calls.remove(call)
-            return not calls
-
-    def wait(
-        self, client: SyncPrefectClient, flow_run: UUID, runs: Sequence[FlowRun], is_built: Callable[[], bool]
-    ) -> Sequence[FlowRun]:
-        """Wait until an artifact is there or all runs have ended; returns the runs as they then are.
-
-        The more stages are under way, the longer are the pauses between two looks.
+        The more nodes are under way, the longer are the pauses between two looks.
 
         Raises:
             Cancelled: the flow has been stopped, or someone asked for it. A worker stops the process of the flow, but
@@ -103,7 +135,7 @@ class Waiting(ThreadPoolTaskRunner[Any]):
         """
         self._under_way += 1
         try:
-            while not is_built() and not all(_state(run).is_final() for run in runs):
+            while not is_built() and not _state(run).is_final():
                 self.stopped.wait(EVERY * (1 + self._under_way // 10))
                 if time.monotonic() - self._looked > EVERY:  # one thread asks for all
                     self._looked = time.monotonic()
@@ -111,15 +143,14 @@ class Waiting(ThreadPoolTaskRunner[Any]):
                     if state.is_cancelling() or state.is_cancelled():
                         self.stopped.set()
                 self.check()
-                runs = [client.read_flow_run(run.id) for run in runs]
+                run = client.read_flow_run(run.id)
         except Cancelled:
-            for run in runs:
-                if not _state(run).is_final():
-                    client.set_flow_run_state(run.id, Cancelling(message="The run that needs this stage has ended."))
+            if not _state(run).is_final():
+                client.set_flow_run_state(run.id, Cancelling(message="The run that needs this node has ended."))
             raise
         finally:
             self._under_way -= 1
-        return runs
+        return run
 
     def cancel_all(self) -> None:
         self.stopped.set()
@@ -133,12 +164,13 @@ class Waiting(ThreadPoolTaskRunner[Any]):
 THREADED: Any = Waiting()  # the runner of flows that dispatch; each run has a copy
 
 
-def dispatch(call: Call[Any], store: StoreConfig, execution: ExecutionConfig, is_built: Callable[[], bool]) -> None:
-    """Have a worker run a call, and wait until the artifact is there.
+def dispatch(
+    ready: Node, node: Node, batch: Batch, result: Result, store: StoreConfig, execution: ExecutionConfig
+) -> bool:
+    """Have a worker make a node of a batch, and wait until its artifact is there; `ready` has the inputs made.
 
-    If more calls of a shared stage are ready than the pool runs at once, they are shared out among as many runs as it
-    does. Each of these finds or builds all of them, beginning with different ones, so that a worker that is late finds
-    what others made. It saves starting a process for each call.
+    The run of its batch does so, if one is under way; else one begins with this node. `result` returns what another
+    node has become. Returns whether a worker has made it for this flow.
 
     Raises:
         InputError: there is no such deployment, or it works with another store or another version of the code.
@@ -150,67 +182,89 @@ def dispatch(call: Call[Any], store: StoreConfig, execution: ExecutionConfig, is
     assert flow
     assert flow.flow_run
     assert flow.parameters
-    runner = flow.task_runner
+    runner, artifacts = flow.task_runner, ArtifactStore(store.root)
     assert isinstance(runner, Waiting)
     runner.check()
-    here = execution.model_copy(update={"dispatch": None, "processes": 1})
-    common = {"store": store.model_dump(mode="json"), "execution": here.model_dump(mode="json")}
-    deployment = f"{FLOW}/{execution.dispatch}"
-    create = partial(_create, deployment, common, flow.parameters["config"].model.short_name)
-    ordered = Ordered.of(call)
-    with get_client(sync_client=True) as client:
-        try:
-            share_out = partial(_share_out, client, deployment, create)
-            calls, runs = runner.gather(ordered, share_out) if call.stage.shared else ([ordered], ())
-            if not runs:
-                calls, runs = [ordered], [create([ordered])]
-        except ObjectNotFound:
-            raise InputError(
-                f"execution.dispatch: got {execution.dispatch!r}, but there is no deployment {deployment}; "
-                "allowed: a name that `prefect deployment ls` shows"
-            ) from None
-        runs = runner.wait(client, flow.flow_run.id, runs, is_built)
-        if runner.leave(ordered, calls):
-            for run in runs:
-                if not run.start_time and not _state(run).is_final():
-                    client.set_flow_run_state(run.id, NOT_NEEDED)
+
+    def is_built() -> bool:
+        return artifacts.find(ready.stage.name, ready.key) is not None
+
     if is_built():
-        return
-    run = min(runs, key=lambda run: (_state(run).is_completed(), _state(run).is_crashed()))  # a failure says most
+        return node.id in batch.ordered
+    deployment, model = f"{FLOW}/{execution.dispatch}", flow.parameters["config"].model.short_name
+    with get_client(sync_client=True) as client:
+        with batch.lock:
+            if batch.run is None or node.id in batch.tried or node.id not in batch.ordered:
+                order = _order(node, batch, result)
+                batch.ordered = set(order)
+                batch.run = _create(deployment, list(order.values()), model, store, execution)
+            batch.tried.add(node.id)
+            run = batch.run
+        run = runner.wait(client, flow.flow_run.id, run, is_built)
+    if is_built():
+        return True
     state = _state(run)
     if state.is_completed():
         raise InputError(
-            f"execution.dispatch: {execution.dispatch} completed, but store.root {store.root} has no {call.stage.name} "
-            f"{call.key[:12]}; allowed: a deployment with the same store and the same version of the code"
+            f"execution.dispatch: {execution.dispatch} completed, but store.root {store.root} has no "
+            f"{ready.stage.name} {ready.key[:12]}; allowed: a deployment with the same store and the same version of "
+            "the code"
         )
     message = f"{deployment}: flow run {run.name} ended {state.name}: {state.message}"
     raise CrashedElsewhere(message) if state.is_crashed() else RuntimeError(message)
 
 
+def pool_limit(deployment: str) -> int | None:
+    """The number of runs that the deployment's pool has at once; None: any number, or there is no such deployment."""
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        pool = client.read_deployment_by_name(f"{FLOW}/{deployment}").work_pool_name
+        return client.read_work_pool(pool).concurrency_limit if pool else None
+    return None
+
+
+def _order(node: Node, batch: Batch, result: Result) -> dict[str, Ordered]:
+    """The nodes of a batch that have not had their turn, by id; one that waits for what has failed is left out."""
+    left = {own.id: own for own in batch.nodes if own is node or own.id not in batch.tried}
+    order: dict[str, Ordered] = {}
+
+    def made(leaf: Any) -> Any:
+        if not isinstance(leaf, Node):
+            return leaf
+        return list(order).index(leaf.id) if leaf.id in left else result(leaf)
+
+    for own in left.values():
+        try:
+            for check in own.checks:
+                result(check)
+            ready = own.with_inputs(made)
+        except Exception as error:
+            if own is node or isinstance(error, Cancelled):
+                raise
+            continue
+        order[own.id] = Ordered.of(ready)
+    return order
+
+
+def _create(
+    deployment: str, order: list[Ordered], model: str, store: StoreConfig, execution: ExecutionConfig
+) -> FlowRun:
+    here = execution.model_copy(update={"dispatch": None, "processes": 1})
+    parameters = {
+        "calls": [own.model_dump(mode="json") for own in order],
+        "store": store.model_dump(mode="json"),
+        "execution": here.model_dump(mode="json"),
+    }
+    more = f" and {len(order) - 1} more" if len(order) > 1 else ""
+    name = f"{order[0].name}{more}, {model}"
+    try:
+        return cast(FlowRun, run_deployment(deployment, parameters=parameters, flow_run_name=name, timeout=0))
+    except ObjectNotFound:
+        raise InputError(
+            f"execution.dispatch: got {execution.dispatch!r}, but there is no deployment {deployment}; "
+            "allowed: a name that `prefect deployment ls` shows"
+        ) from None
+
+
 def _state(run: FlowRun) -> State[Any]:
     assert run.state
     return run.state
-
-
-def _share_out(
-    client: SyncPrefectClient, deployment: str, create: Callable[[list[Ordered]], FlowRun], calls: list[Ordered]
-) -> Sequence[FlowRun]:
-    """As many runs as the pool has at once, each with all calls; none if it has as many as there are calls."""
-    at_once = _at_once(client, deployment) if len(calls) > 1 else None
-    if at_once is None or at_once >= len(calls):
-        return ()
-    starts = [len(calls) * i // at_once for i in range(at_once)]
-    return [create(calls[start:] + calls[:start]) for start in starts]
-
-
-def _create(deployment: str, common: dict[str, Any], model: str, calls: list[Ordered]) -> FlowRun:
-    more = f" and {len(calls) - 1} more" if len(calls) > 1 else ""
-    parameters = {"calls": [call.model_dump(mode="json") for call in calls], **common}
-    name = f"{calls[0].name}{more}, {model}"
-    return cast(FlowRun, run_deployment(deployment, parameters=parameters, flow_run_name=name, timeout=0))
-
-
-def _at_once(client: SyncPrefectClient, deployment: str) -> int | None:
-    """Return how many runs the deployment's pool has at once; None: any number."""
-    pool = client.read_deployment_by_name(deployment).work_pool_name
-    return client.read_work_pool(pool).concurrency_limit if pool else None

@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from tailored_llama import reports
 from tailored_llama.config import StoreConfig
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import place_report, report_target
+from tailored_llama.pipeline import Plan, place_report, report_target
 from tailored_llama.store import ArtifactRef, ArtifactStore
 
 PAGES = {  # reports that the UI shows, by stage: the Markdown file, the artifact's key, and a few words about it
@@ -30,6 +30,12 @@ def show_report(store: ArtifactStore, ref: ArtifactRef) -> None:
     location = f"{store.root.rstrip('/')}/{ref.stage}/{ref.key}" if store.remote else folder
     text = (folder / f"{page}.md").read_text(encoding="utf-8")
     _show(key, about, with_pictures(f"{text}\nThe whole report:\n\n```\n{location}/{page}.html\n```\n", folder))
+
+
+def show_plan(plan: Plan) -> None:
+    """Show what a run will do as an artifact of this run."""
+    lines = "\n".join(plan.lines())
+    _show("plan", "What this run makes, and what it finds", f"# Plan\n\n```\n{lines}\n```\n")
 
 
 def keep_report(store: StoreConfig, report: ArtifactRef, name: str) -> None:

@@ -8,14 +8,14 @@ import pytest
 from typer.testing import CliRunner
 
 from tailored_llama.cli.main import app
-from tailored_llama.pipeline import COMPOSITIONS, Done, IncompleteRun, StoreRunner
+from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun, StoreExecutor
 from tailored_llama.store import ArtifactStore
 
 
 def compose(name: str, config: Any) -> Path:
     """Run a composition; returns the folder of its report, whose name is the key."""
-    run = StoreRunner(config.store, config.execution)
-    return run.open(Done(COMPOSITIONS[name].compose(run, config)))
+    run = StoreExecutor(config.store, config.execution)
+    return run.folder(COMPOSITIONS[name].make(run, config))
 
 
 def compose_incomplete(name: str, config: Any) -> tuple[Path, Mapping[str, Exception]]:
@@ -32,6 +32,13 @@ def run_command(*arguments: Any) -> tuple[int, str, str]:
     if ended.exception and not isinstance(ended.exception, SystemExit):
         raise ended.exception
     return ended.exit_code, ended.stdout, ended.stderr
+
+
+def status_of(app: Any, arguments: list[str]) -> Any:
+    """The exit status of a command of Typer's that works in this process."""
+    with pytest.raises(SystemExit) as ended:
+        app(arguments)
+    return ended.value.code
 
 
 def built(root: str) -> dict[Path, float]:

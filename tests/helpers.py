@@ -25,9 +25,11 @@ from tailored_llama.config import (
     TuningConfig,
     Work,
     narrow,
+    validate_config,
 )
 from tailored_llama.data import BenchmarkSource, PromptSettings, RenderedSplit, load_benchmark, render_prompts
-from tailored_llama.data.prompts import PROMPTS_SCHEMA, Wording
+from tailored_llama.data.prompts import PROMPTS_SCHEMA
+from tailored_llama.data.settings import Draw, Wording
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
 from tailored_llama.models import Document, Header, distinct, encode_pair, packed_states, target_logprobs
 from tailored_llama.progress import Progress, silent
@@ -203,7 +205,7 @@ def tune_settings(tuning: TuningConfig, **changes: Any) -> TuneSettings:
     """Tuning on one benchmark, `own`, by seed 0, where the changes do not say otherwise."""
     adapter, metrics = narrow(tuning, AdapterConfig), (("own", "acc_norm"),)
     shots = None if tuning.shots == "auto" else tuning.shots
-    return replace(TuneSettings(adapter, metrics, shots, tuning.held_out, "none", 0), **changes)
+    return replace(TuneSettings(adapter, metrics, shots, tuning.held_out, 0), **changes)
 
 
 def tune(
@@ -240,6 +242,12 @@ THINGS = ("sky", "coal", "blood", "grass", "ink", "rust", "leaf", "sea")
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+def read_benchmark(**fields: Any) -> BenchmarkConfig:
+    """A benchmark with what its file decides, as every entry reads it."""
+    (benchmark,) = validate_config({"benchmarks": [fields]}).benchmarks
+    return benchmark
 
 
 def write_own_benchmark(folder: Path, train: int = 24, evaluation: int = 12) -> dict[str, Any]:
@@ -306,8 +314,9 @@ def render_split(
     dense: Path | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Render one split as the stage does; `changes` are further fields of its settings."""
-    settings = PromptSettings(benchmark.name, Wording(template, benchmark), split, **changes)
+    """Render one split as the stage does; `changes` are what is drawn of the train split, and a `count`."""
+    count = changes.pop("count", None)
+    settings = PromptSettings(Wording(template, benchmark), split, Draw(**changes), count)
     return render_prompts(examples, dense, settings=settings, work=Work(out))
 
 

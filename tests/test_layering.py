@@ -36,7 +36,7 @@ MAY_IMPORT = ROOMS | {
     "__init__": ("models", "api"),
 }
 FORBIDDEN = {  # packages that a package never imports
-    "tailored_llama": {"prefect", "tasks", "flows", "deployments"},
+    "tailored_llama": {"prefect", "tasks", "flows", "deployments", "unittest"},
     "tasks": {"flows", "deployments"},
     "flows": {"deployments", "torch", "transformers", "peft", "torch_pruning"},
     "deployments": {"flows", "tasks", "tailored_llama", "torch", "transformers", "peft", "torch_pruning"},

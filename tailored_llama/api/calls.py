@@ -12,10 +12,10 @@ from typing import Any
 
 from tailored_llama import evaluation, models, reports, training
 from tailored_llama.api.models import Small, Smallest
-from tailored_llama.config import RunConfig, SmallestConfig, assign, validate_as
+from tailored_llama.config import RunConfig, SmallestConfig, assign, build_config
 from tailored_llama.console import quietly
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import COMPOSITIONS, Done, StoreRunner, answer_folder, steps
+from tailored_llama.pipeline import COMPOSITIONS, StoreExecutor, answer_folder, steps
 from tailored_llama.store import state_folder
 
 Settings = Mapping[str, Any]  # dotted field of a configuration → value, such as {"tuning.epochs": 5}
@@ -77,8 +77,9 @@ def prune(
         fields |= {"calibration.source": written, "calibration.column": "text"}
     benchmark = None if rows is None else _benchmark(rows)
     run, config = _runner_and_config(model, benchmark, store, fields | dict(settings or {}))
-    prompts = steps.render_train(run, config)
-    pruned = steps.prune_to(run, config, steps.prepare_dense(run, config, prompts), ratio, prompts)
+    prompts = steps.render_train(config)
+    pruned = steps.prune_to(config, steps.prepare_dense(config, prompts), ratio, prompts)
+    run.open(pruned)
     return Small(run, config, pruned, removed=ratio)
 
 
@@ -103,8 +104,8 @@ def tune(model: Small | Source, rows: Rows, store: str | Path | None = None, set
     """
     small = _as_small(model, _benchmark(rows), store, settings or {})
     (name,) = (benchmark.name for benchmark in small.config.benchmarks)
-    prompts = steps.render_train(small.run, small.config)
-    adapter = steps.tune(small.run, small.config, [name], 0.0, small.checkpoint, prompts)
+    prompts = steps.render_train(small.config)
+    adapter = steps.tune(small.config, [name], 0.0, small.checkpoint, prompts)
     comparison = training.read_comparison(small.run.open(adapter))
     ships = training.ships_adapter(small.config.tuning, comparison)
     verdict = reports.verdict_line(comparison) if comparison else ""
@@ -137,8 +138,8 @@ def compare(
     for position, one in enumerate(compared, 1):
         small = _as_small(one, _benchmark(benchmark), None, fields)
         (own,) = small.config.benchmarks
-        prompts = steps.render(small.run, small.config, own.name, "evaluation", steps.load_examples(small.run, own))
-        scored = steps.score(small.run, small.config, own.name, repr(small), small.checkpoint, prompts, small.adapter)
+        prompts = steps.render(small.config, own.name, "evaluation", steps.load_examples(own))
+        scored = steps.score(small.config, own.name, repr(small), small.checkpoint, prompts, small.adapter)
         parameters.append(small.parameters)
         folders[f"{small.name} ({position})" if small.name in folders else small.name] = small.run.open(scored)
     table = pd.DataFrame(evaluation.compare_scores(folders))
@@ -181,7 +182,7 @@ def smallest(
     composition = COMPOSITIONS["smallest"]
     run, config = _runner_and_config(model, _benchmark(rows), store, fields, SmallestConfig)
     composition.check(config)
-    report = run.open(Done(composition.compose(run, config)))
+    report = run.folder(composition.make(run, config))
     answer = evaluation.read_answer(report)
     return Smallest(answer, report, answer_folder(config) if answer.proven is not None else None)
 
@@ -198,14 +199,14 @@ def _new_folder() -> Path:
 
 def _runner_and_config(
     model: Source, benchmark: Any, store: str | Path | None, fields: Settings, kind: type[RunConfig] = RunConfig
-) -> tuple[StoreRunner, Any]:
+) -> tuple[StoreExecutor, Any]:
     """A runner and the configuration of a call."""
     root = Path(_session().name) / "store" if store is None else store
     values = {"model": {"source": _source(model)}, "store": {"root": str(root), "reports": None}}
     config = _configured(values, benchmark, fields, kind)
     models.find_model(config.model)
     models.pick_device(config.execution.device)
-    return StoreRunner(config.store, config.execution), config
+    return StoreExecutor(config.store, config.execution), config
 
 
 def _configured(values: dict[str, Any], benchmark: Any, fields: Settings, kind: type[RunConfig] = RunConfig) -> Any:
@@ -213,16 +214,18 @@ def _configured(values: dict[str, Any], benchmark: Any, fields: Settings, kind: 
     for field, value in fields.items():
         assign(values, field, value)
     if benchmark is None:
-        return validate_as(kind, values).model_copy(update={"benchmarks": ()})
-    return validate_as(kind, values | {"benchmarks": [benchmark]})
+        return build_config(kind, values).model_copy(update={"benchmarks": ()})
+    return build_config(kind, values | {"benchmarks": [benchmark]})
 
 
 def _as_small(model: Small | Source, benchmark: Any, store: str | Path | None, fields: Settings) -> Small:
     """A model that was made here, with the settings that made it, for another job; or a dense one."""
     if isinstance(model, Small):
-        return replace(model, config=_configured(model.config.model_dump(mode="json"), benchmark, fields))
+        config = _configured(model.config.model_dump(mode="json"), benchmark, fields)
+        run = StoreExecutor(config.store, config.execution)  # a new one: files may have changed
+        return replace(model, config=config, run=run)
     run, config = _runner_and_config(model, benchmark, store, fields)
-    return Small(run, config, steps.load_dense(run, config))
+    return Small(run, config, steps.load_dense(config))
 
 
 def _source(model: Source) -> str:

@@ -13,7 +13,7 @@ from tailored_llama.config import RunConfig, as_gguf_type
 from tailored_llama.console import quietly
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer
-from tailored_llama.pipeline import Artifact, StoreRunner
+from tailored_llama.pipeline import Artifact, StoreExecutor
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Small:
     empty if nothing was tuned. `removed` is a share of all parameters. `run` is what made the model, with its store.
     """
 
-    run: StoreRunner
+    run: StoreExecutor
     config: RunConfig
     checkpoint: Artifact
     adapter: Artifact | None = None

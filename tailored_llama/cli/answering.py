@@ -7,6 +7,7 @@ import typer
 
 from tailored_llama.cli.folders import check_new_file, room_for
 from tailored_llama.errors import InputError
+from tailored_llama.serving import CONTEXT
 
 answering = typer.Typer()
 
@@ -20,7 +21,7 @@ def answer(
     folder: Finished,
     rows: Annotated[Path, typer.Argument(help="Rows without answers (.csv, .jsonl, .json, .parquet).")],
     out: Annotated[Path, typer.Option(help="File that gets the rows with answers (.csv, .jsonl, .parquet).")],
-    context: Context = 4096,
+    context: Context = CONTEXT,
 ) -> None:
     """Answer new rows with a finished model: its answers and their probabilities, beside the rows."""
     if out.suffix not in SUFFIXES:
@@ -41,7 +42,7 @@ def answer(
 
 @answering.command(epilog="Example: `tailored-llama serve smallest/my --port 8080`")
 def serve(
-    folder: Finished, port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8080, context: Context = 4096
+    folder: Finished, port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8080, context: Context = CONTEXT
 ) -> None:
     """Serve a finished model by its runtime's own server, llama.cpp's or vLLM, until Ctrl-C; print how to ask it."""
     from tailored_llama.serving import serve as serve_folder

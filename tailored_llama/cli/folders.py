@@ -13,7 +13,7 @@ from pathlib import Path
 from tailored_llama.config import RunConfig, validate_config
 from tailored_llama.data import check_benchmark
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import FolderRunner
+from tailored_llama.pipeline import FolderExecutor
 from tailored_llama.store import NO_ROOM, error_number
 
 
@@ -54,10 +54,10 @@ def check_new_file(file: Path) -> None:
 
 
 @contextmanager
-def scratch_runner(config: RunConfig) -> Iterator[FolderRunner]:
+def scratch_runner(config: RunConfig) -> Iterator[FolderExecutor]:
     """A runner whose folders are gone at the end of the block."""
     with tempfile.TemporaryDirectory() as scratch:
-        yield FolderRunner(Path(scratch), config.store.downloads, config.execution)
+        yield FolderExecutor(Path(scratch), config.store.downloads, config.execution)
 
 
 def with_benchmarks(config: RunConfig, names: Sequence[str], checkpoint: Path | None = None) -> RunConfig:

@@ -21,7 +21,7 @@ from tailored_llama.cli.folders import check_new_file, new_folder, room_for, scr
 from tailored_llama.config import GGUF_TYPES, PROMPTS, StoreConfig, as_gguf_type, healing_text, load_config
 from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import Done, steps
+from tailored_llama.pipeline import steps
 from tailored_llama.preflight import check_texts, texts_of
 
 making = typer.Typer()
@@ -78,7 +78,7 @@ def convert(model: Model, out: Out, config: Config = None, overrides: Overrides 
     """Convert a model to an unpruned safetensors checkpoint, ready to score."""
     run = load_config(config, [*(overrides or []), f"model.source={json.dumps(model)}"])
     with new_folder(out) as folder, scratch_runner(run) as runner:
-        dense = runner.move(steps.load_dense(runner, run), folder)
+        dense = runner.move(steps.load_dense(run), folder)
     print(f"{out}: {dense['parameters']:,} parameters")
 
 
@@ -103,10 +103,10 @@ def prune(
     asked = config or run.calibration.reads(PROMPTS)
     run = with_benchmarks(run, benchmark or ([configured.name for configured in run.benchmarks] if asked else []))
     with new_folder(out) as folder, scratch_runner(run) as runner:
-        prompts = steps.render_train(runner, run)
-        prepared = steps.prepare_dense(runner, run, prompts)
+        prompts = steps.render_train(run)
+        prepared = steps.prepare_dense(run, prompts)
         before = read_structure(runner.open(prepared.checkpoint)).size
-        facts = runner.move(steps.prune_to(runner, run, prepared, ratio, prompts), folder)
+        facts = runner.move(steps.prune_to(run, prepared, ratio, prompts), folder)
     after, body = facts["parameters"], facts["body_ratio"]
     removed = f"{1 - after / before.parameters:.2%} removed, {body:.2%} of the body without embeddings"
     print(f"{out}: {after:,} of {before.parameters:,} parameters ({removed})")
@@ -124,17 +124,16 @@ def heal(checkpoint: Checkpoint, out: Out, dense: Dense, config: Config = None, 
     run = load_config(config, overrides)
     if not run.healing.tokens:
         raise InputError("healing.tokens: got 0; allowed: at least 1")
-    from tailored_llama.models import check_quantizable, check_teacher, pick_device
+    from tailored_llama.models import check_teacher, pick_device
 
     pick_device(run.execution.device)
     check_texts(run, "healing" if run.healing.source else "calibration")
-    check_quantizable(checkpoint, run.model.quantization, run.execution.device)
     check_teacher(dense, checkpoint)
     asked = config or healing_text(run).calibration.reads(PROMPTS)
     run = with_benchmarks(run, [configured.name for configured in run.benchmarks] if asked else [], dense)
     with new_folder(out) as folder, scratch_runner(run) as runner:
-        prompts = steps.render_train(runner, run)
-        healed = steps.heal_if_asked(runner, run, Done(dense), 0.0, Done(checkpoint), prompts)
+        prompts = steps.render_train(run)
+        healed = steps.heal_if_asked(run, dense, 0.0, checkpoint, prompts)
         facts = runner.move(healed, folder)
     print(f"{out}: {facts['tokens']:,} tokens, {facts['tokens_per_second']} tokens/s")
 
@@ -147,16 +146,14 @@ def tune(
     run = load_config(config, overrides)
     if run.tuning.examples != "benchmark":
         raise InputError(f"tuning.examples: got {run.tuning.examples!r}; allowed: 'benchmark' in this command")
-    from tailored_llama.models import check_quantizable
     from tailored_llama.reports import verdict_line
     from tailored_llama.training import read_comparison
 
-    check_quantizable(checkpoint, run.model.quantization, run.execution.device)
     run = with_benchmarks(run, [benchmark], checkpoint)
     benchmark = run.benchmarks[0].name  # of a file, its own
     with new_folder(out) as folder, scratch_runner(run) as runner:
-        prompts = steps.render_train(runner, run)
-        adapter = steps.tune(runner, run, [benchmark], 0.0, Done(checkpoint), prompts)
+        prompts = steps.render_train(run)
+        adapter = steps.tune(run, [benchmark], 0.0, checkpoint, prompts)
         facts = runner.move(adapter, folder)
     print(f"{out}: {facts['epochs']} epochs, {facts['tokens_per_second']} tokens/s")
     if comparison := read_comparison(out):

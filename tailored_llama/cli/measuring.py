@@ -1,6 +1,7 @@
 """Commands that score, time and compare models, find the smallest one for a job, and repeat its proof."""
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -15,10 +16,10 @@ from rich.console import Console
 from tailored_llama.cli.arguments import Adapter, Against, BenchmarkName, Checkpoint, Config, Device, Out, Overrides
 from tailored_llama.cli.folders import new_folder, scratch_runner, with_benchmarks
 from tailored_llama.cli.running import run_in_process
-from tailored_llama.config import SmallestConfig, Work, load_config, validate_as, validate_config
+from tailored_llama.config import SmallestConfig, Work, build_config, load_config, validate_config
 from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import Done, read_certificate, steps, uncovered, verify_certificate
+from tailored_llama.pipeline import read_certificate, steps, uncovered, verify_certificate
 
 if TYPE_CHECKING:
     from tailored_llama.evaluation import LossTest
@@ -42,10 +43,9 @@ def score(
     run = with_benchmarks(run, [benchmark], checkpoint)
     benchmark = run.benchmarks[0].name  # of a file, its own
     with new_folder(out) if out else nullcontext() as folder, scratch_runner(run) as runner:
-        examples = steps.load_examples(runner, run.benchmarks[0])
-        rendered = steps.render(runner, run, benchmark, "evaluation", examples)
-        attached = Done(adapter) if adapter else None
-        scores = steps.score(runner, run, benchmark, "", Done(checkpoint), rendered, attached)
+        examples = steps.load_examples(run.benchmarks[0])
+        rendered = steps.render(run, benchmark, "evaluation", examples)
+        scores = steps.score(run, benchmark, "", checkpoint, rendered, adapter)
         print(json.dumps(read_metrics(runner.open(scores)), indent=1))
         if folder:
             runner.move(scores, folder)
@@ -176,7 +176,7 @@ def verify(
     ] = None,
     url: Annotated[
         str | None,
-        typer.Option(help="A server that has the model, which is asked instead: llama-server, vLLM, Ollama."),
+        typer.Option(help="A server to ask instead: llama-server, vLLM, Ollama; its key stands in OPENAI_API_KEY."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="The name of the model on a server that has several.")] = None,
 ) -> None:
@@ -192,7 +192,8 @@ def verify(
             from tailored_llama.pipeline import verify_server
             from tailored_llama.serving import ChatServer
 
-            tests, differences = verify_server(run, certificate, ChatServer(url, model))
+            key = os.environ.get("OPENAI_API_KEY", "").strip()
+            tests, differences = verify_server(run, certificate, ChatServer(url, model, key))
         else:
             tests = verify_certificate(run, certificate, dense)
     _tell(tests)
@@ -220,7 +221,7 @@ def parity(
     from tailored_llama.pipeline import compare_servers
     from tailored_llama.serving import ChatServer
 
-    config = validate_as(SmallestConfig, {"benchmarks": [str(rows)], "goal": {"lose_at_most": lose_at_most}})
+    config = build_config(SmallestConfig, {"benchmarks": [str(rows)], "goal": {"lose_at_most": lose_at_most}})
     with scratch_runner(config) as run:
         tests = compare_servers(run, config, ChatServer(dense, dense_model), ChatServer(small, small_model))
     _tell(tests)

@@ -41,7 +41,6 @@ from .harness import HarnessTask as HarnessTask
 from .harness import find_task as find_task
 from .harness import is_harness_task as is_harness_task
 from .harness import task_fields as task_fields
-from .inputs import NF4_MULTIPLE as NF4_MULTIPLE
 from .inputs import PROMPTS as PROMPTS
 from .inputs import QUESTIONS as QUESTIONS
 from .inputs import BenchmarkConfig as BenchmarkConfig
@@ -50,11 +49,12 @@ from .inputs import Dtype as Dtype
 from .inputs import Ignored as Ignored
 from .inputs import Metric as Metric
 from .inputs import ModelConfig as ModelConfig
-from .inputs import Quantization as Quantization
 from .inputs import TextConfig as TextConfig
 from .loading import assign as assign
+from .loading import build_config as build_config
 from .loading import load_config as load_config
 from .loading import read_config_data as read_config_data
+from .loading import resolve as resolve
 from .loading import validate_as as validate_as
 from .loading import validate_config as validate_config
 from .schema import DATA_FREE as DATA_FREE

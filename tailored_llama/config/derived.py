@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from tailored_llama.config.execution import GgufType, as_gguf_type
+from tailored_llama.config.forms import WRITTEN
 from tailored_llama.config.harness import is_harness_task
-from tailored_llama.config.inputs import PROMPTS, WRITTEN, BenchmarkConfig
+from tailored_llama.config.inputs import PROMPTS, BenchmarkConfig
 from tailored_llama.config.schema import DATA_FREE, RunConfig
 
 Run = TypeVar("Run", bound=RunConfig)

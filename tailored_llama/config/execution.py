@@ -29,7 +29,7 @@ class ExecutionConfig(Section):
     """auto, cpu, cuda (each stage takes the first free GPU of its machine), cuda:N, or balanced: each stage takes all
     GPUs of its machine, at least two, and puts about the same share of a model on each. Tuning and healing run one
     process on each GPU, which share out the examples of a step (FSDP2). In all other stages, layers work one after
-    another: for models that one GPU cannot hold, and no faster. Not with streaming = always or model.quantization."""
+    another: for models that one GPU cannot hold, and no faster. Not with streaming = always."""
     batch_tokens: int | None = Field(None, ge=64)
     """Tokens in a scoring pass, halved when memory runs out; absent: 1,024 on a CPU, where small models run several
     passes at once, and 16,384 on a GPU. Importance and reconstruction read at most
@@ -53,9 +53,9 @@ class ExecutionConfig(Section):
     """Which stages have exclusive use of their device, among all runs on this machine with the same store.downloads.
     gpu: stages on a GPU; always: also stages on the CPU; never: none."""
     processes: int = Field(1, ge=1)
-    """How many stages that use the device, and do not read one another, run side by side on this machine, each in a
-    process with memory of its own; they divide the CPU's threads, and each takes a free GPU. A stage that measures
-    time runs alone. Not with dispatch, where workers do this."""
+    """How many stages that use the device, and do not read one another, run side by side on this machine, in worker
+    processes that stay warm. They divide the CPU's threads, and each takes a free GPU. A stage that measures time runs
+    alone. Not with dispatch, where workers do this."""
     dispatch: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """Flows `tailor`, `smallest`, `sweep` and `transfer`: stages that use the device run through the deployment `stage`
     of this name, such as gpu, side by side on all workers of its pool; absent: one by one in the flow's process."""

@@ -1,20 +1,17 @@
 """Sections on what goes in: the model, texts, benchmarks and prompts."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tailored_llama.config.forms import WRITTEN as WRITTEN
-from tailored_llama.config.forms import Form, Kind, with_form
-from tailored_llama.config.harness import find_task, is_harness_task, task_fields
+from tailored_llama.config.forms import METRICS, OTHER_SOURCES, SUFFIXES, WRITTEN, Form, Kind, as_benchmark
 from tailored_llama.config.section import Section
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Quantization = Literal["none", "nf4"]
-NF4_MULTIPLE = 64  # weights in a block; on a CPU, rows of nf4 matrices must be whole blocks
 PROMPTS = "prompts"  # calibration source: the training prompts of the run's own benchmarks
 QUESTIONS = "questions"  # calibration source: the questions of their train splits, without answers
 Metric = Literal["acc", "acc_norm", "exact_match", "f1", "json", "tool_call"]
@@ -31,10 +28,6 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
     """Type of the weights, from loading to merging. auto: bfloat16 where this machine computes in it natively, about
     twice as fast; otherwise float32."""
-    quantization: Quantization = "none"
-    """Type of the frozen weights while tuning and healing train an adapter on them. nf4: 4 bits by bitsandbytes (QLoRA,
-    arXiv 2305.14314; extra nf4). The adapter is merged into the weights of type `dtype`, and all else is computed with
-    those. On a CPU widths must be multiples of 64: see pruning.channel_multiple."""
 
     @property
     def short_name(self) -> str:
@@ -211,23 +204,29 @@ class BenchmarkConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_its_source_says(cls, data: Any) -> Any:
-        """Fill in what a file's columns or a task of lm-evaluation-harness decide, so that nobody else looks there."""
+    def _named(cls, data: Any) -> Any:
+        """Name a benchmark by its file; answers in JSON have no end but that of the text."""
+        data = as_benchmark(data)
         if not isinstance(data, dict):
             return data
-        if not is_harness_task(data.get("name")):
-            if isinstance(data.get("data"), str):
-                return with_form(data)
-            is_text = WRITTEN.get(str(data.get("metric")), "written") == "written"
-            return data if is_text or data.get("stop") is not None else {**data, "stop": ()}
-        given = {key: value for key, value in data.items() if value is not None}
-        written = given.get("metric") not in ("acc", "acc_norm")
-        decided = ("stop", "max_new_tokens", "ignore") if written else ()
-        if all(key in given for key in ("metric", *decided)):
-            return data
-        source = given.get("source")
-        task = find_task(given["name"], source if isinstance(source, str) else None)
-        return task_fields(task, given.get("metric")) | given
+        if isinstance(file := data.get("data"), str):
+            name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(file).stem).lstrip("-._")
+            return {**data, "name": data.get("name") or name}
+        is_text = WRITTEN.get(str(data.get("metric")), "written") == "written"
+        return data if is_text or data.get("stop") is not None else {**data, "stop": ()}
+
+    def contradictions(self) -> Iterator[str]:
+        if self.data is None:
+            return
+        where = f"benchmarks.{self.name}.data: got {self.data!r}"
+        for field in OTHER_SOURCES:
+            if (value := getattr(self, field)) is not None:
+                yield f"{where} with {field} = {value!r}; allowed: data alone, or {field}"
+        if Path(self.data).suffix not in SUFFIXES:
+            yield f"{where}; allowed: a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
+        if self.kind and self.metric and self.metric not in METRICS[self.kind]:
+            got = f"benchmarks.{self.name}.metric: got {self.metric!r} with kind = {self.kind!r}"
+            yield f"{got}; allowed: {' or '.join(METRICS[self.kind])}"
 
 
 class PromptConfig(Section):

@@ -9,18 +9,37 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from tailored_llama.config.resolving import resolved_fields
 from tailored_llama.config.schema import RunConfig
 from tailored_llama.config.section import Section
 from tailored_llama.errors import InputError
 
 Model = TypeVar("Model", bound=Section)
+Run = TypeVar("Run", bound=RunConfig)
 
 
 def load_config(
     path: str | Path | None, overrides: list[str] | None = None, kind: type[RunConfig] = RunConfig
 ) -> RunConfig:
     """Read a configuration with overrides; its paths are relative to the working directory."""
-    return validate_as(kind, read_config_data(path, overrides))
+    return build_config(kind, read_config_data(path, overrides))
+
+
+def build_config(kind: type[Run], data: dict[str, Any]) -> Run:
+    """Build a configuration of class `kind` from plain data: validate it first, then look into the files it names."""
+    return resolve(validate_as(kind, data))
+
+
+def resolve(config: Run) -> Run:
+    """The same configuration with what the files of its benchmarks decide; itself if they decide nothing more.
+
+    Raises:
+        InputError: a file cannot be read or does not say what is needed, or contradicts the configuration.
+    """
+    tables = [resolved_fields(benchmark) for benchmark in config.benchmarks]
+    if tables == [benchmark.model_dump(exclude_none=True) for benchmark in config.benchmarks]:
+        return config
+    return validate_as(type(config), config.model_dump(exclude_unset=True) | {"benchmarks": tables})
 
 
 def read_config_data(path: str | Path | None, overrides: list[str] | None = None) -> dict[str, Any]:
@@ -48,12 +67,12 @@ def read_config_data(path: str | Path | None, overrides: list[str] | None = None
 
 
 def validate_config(data: dict[str, Any]) -> RunConfig:
-    """Build a RunConfig from plain data; all problems go into one InputError."""
-    return validate_as(RunConfig, data)
+    """Build a RunConfig from plain data, as `build_config` does."""
+    return build_config(RunConfig, data)
 
 
 def validate_as(kind: type[Model], data: dict[str, Any]) -> Model:
-    """Build a configuration of class `kind` from plain data; all problems go into one InputError."""
+    """Validate plain data as a `kind`, without opening any file; all problems go into one InputError."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:

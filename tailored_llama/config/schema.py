@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tailored_llama.config.execution import ExecutionConfig, StoreConfig
 from tailored_llama.config.forms import as_benchmark
@@ -106,13 +106,10 @@ class ProfileConfig(Section):
     repeats: int = Field(5, ge=1, le=1000, description="Timed passes; the median is reported.")
 
 
-Benchmark = Annotated[BenchmarkConfig, BeforeValidator(as_benchmark)]
-
-
 class RunConfig(Section):
     """Everything one run of the pipeline needs."""
 
-    benchmarks: tuple[Benchmark, ...] = Field((BenchmarkConfig(name="arc_easy"),), min_length=1)
+    benchmarks: tuple[BenchmarkConfig, ...] = Field((BenchmarkConfig(name="arc_easy"),), min_length=1)
     """Names of benchmarks, files with one, or tables that define one."""
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all random draws: calibration, shots, adapters, dropout.")
     model: ModelConfig = ModelConfig()
@@ -160,15 +157,7 @@ class RunConfig(Section):
             yield f"benchmarks: {', '.join(twice)} is named twice; allowed: each name once"
         if set(self.pruning.kinds) == {"vocabulary"}:
             yield "pruning.kinds: got vocabulary alone; allowed: with attention or mlp, for the rest of it"
-        yield from self._untrainable()
         yield from self._unread_texts()
-
-    def _untrainable(self) -> Iterator[str]:
-        in_4_bits = self.model.quantization != "none"
-        if in_4_bits and self.healing.variant == "full":
-            yield "healing.variant: got 'full' with model.quantization = 'nf4'; allowed: lora, rslora or dora"
-        if in_4_bits and self.execution.device == "balanced":
-            yield "execution.device: got 'balanced' with model.quantization = 'nf4'; allowed: cuda"
 
     def _unread_texts(self) -> Iterator[str]:
         """Texts of a mixture that weigh too little for a sequence of their own."""

@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 
 from tailored_llama.config.derived import GENERIC, healing_text
 from tailored_llama.config.execution import GgufType
-from tailored_llama.config.inputs import WRITTEN
-from tailored_llama.config.loading import assign, read_config_data, validate_config
+from tailored_llama.config.forms import WRITTEN
+from tailored_llama.config.loading import assign, read_config_data, validate_as
 from tailored_llama.config.schema import RunConfig
 from tailored_llama.config.section import Section, with_defaults
 from tailored_llama.errors import InputError
@@ -99,7 +99,7 @@ def _runs(shared: dict[str, Any], settings: dict[str, Any]) -> list[RunConfig]:
     try:
         for field, value in settings.items():
             assign(data, field, [value] if field == RATIOS else value)
-        run = validate_config(data)
+        run = validate_as(RunConfig, data)
     except InputError as error:
         raise InputError(f"grid, cell {settings}: {error}") from None
     if not run.healing.tokens:  # a text that nothing reads makes no further cell

@@ -1,6 +1,8 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
 from . import benchmarks as benchmarks
 from . import worked_example as worked_example
+from .answers import AnswersSettings as AnswersSettings
+from .answers import check_answers as check_answers
 from .benchmarks import BenchmarkSource as BenchmarkSource
 from .benchmarks import Example as Example
 from .benchmarks import headline_metric as headline_metric
@@ -19,6 +21,8 @@ from .chat import read_chat as read_chat
 from .chat import write_chat as write_chat
 from .custom import check_benchmark as check_benchmark
 from .custom import named_columns as named_columns
+from .drawing import select_train as select_train
+from .drawing import without as without
 from .likelihoods import Score as Score
 from .likelihoods import choice_scores as choice_scores
 from .likelihoods import encode_answer as encode_answer
@@ -27,20 +31,17 @@ from .likelihoods import encode_prompt as encode_prompt
 from .likelihoods import loglikelihoods as loglikelihoods
 from .likelihoods import shared_header as shared_header
 from .prompts import Prompt as Prompt
-from .prompts import PromptSettings as PromptSettings
 from .prompts import PromptSplit as PromptSplit
-from .prompts import RenderedSplit as RenderedSplit
-from .prompts import check_answers as check_answers
 from .prompts import draw_train as draw_train
 from .prompts import first_prompt as first_prompt
 from .prompts import read_prompts as read_prompts
 from .prompts import render as render
 from .prompts import render_prompts as render_prompts
 from .prompts import rows_digest as rows_digest
-from .prompts import select_train as select_train
-from .prompts import without as without
 from .questions import Question as Question
 from .questions import read_questions as read_questions
+from .settings import PromptSettings as PromptSettings
+from .settings import RenderedSplit as RenderedSplit
 from .splits import PURPOSE as PURPOSE
 from .splits import Split as Split
 from .templates import candidates as candidates

@@ -41,7 +41,7 @@ def load_calibration(
         source = part.source
         if source.kind == "prompts":
             shots = [prompt for folder in prompts.values() for prompt in read_prompts(folder, "shots")]
-            documents = ["\n\n".join(p.contexts[p.answer] + p.continuations[p.answer] for p in shots)]
+            documents = ["\n\n".join(prompt.solved for prompt in shots)]
         else:
             documents = load_texts(source, work.downloads)
         rng = np.random.default_rng([seed, i] if i else seed)

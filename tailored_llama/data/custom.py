@@ -5,6 +5,7 @@ import json
 import re
 import string
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tailored_llama.config import (
@@ -57,8 +58,9 @@ def _check_own(benchmark: BenchmarkConfig) -> None:
     choices = () if is_written(benchmark) or benchmark.labels else ("choices",)
     needed = ("context", *choices, "answer")
     missing = [key for key in needed if not getattr(benchmark, key)]
-    if benchmark.data and missing:  # its columns are looked for when the configuration is loaded
-        got = f"{benchmark.data!r}, no such file"
+    if benchmark.data and missing:
+        is_there = Path(benchmark.data).expanduser().is_file()
+        got = f"{benchmark.data!r}, {'whose columns config.resolve has not found yet' if is_there else 'no such file'}"
         raise InputError(f"{where}.data: got {got}; allowed: a .csv, .jsonl or .parquet file")
     if not any((benchmark.source, benchmark.evaluation, benchmark.data)):
         missing.append("evaluation")

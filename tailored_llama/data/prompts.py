@@ -7,27 +7,26 @@ the sentence's rest is the continuation. Other shipped sets score the choice or 
 import hashlib
 import json
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailored_llama import models
-from tailored_llama.config import FEW_SHOTS, BenchmarkConfig, RunConfig, Work, is_json, is_written, stop_strings
+from tailored_llama.config import FEW_SHOTS, BenchmarkConfig, RunConfig, Work, is_json
 from tailored_llama.data.benchmarks import Example, read_examples
 from tailored_llama.data.chat import answer_end, find_chat, frozen, named_example, write_chat
+from tailored_llama.data.drawing import select_evaluation, select_train, without
 from tailored_llama.data.schema import find_schema
+from tailored_llama.data.settings import PromptSettings
 from tailored_llama.data.templates import LETTERS, Layout, Template, layout_of, load_template, names_in
 from tailored_llama.data.turns import Turns, find_turns
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
 
 PromptSplit = Literal["shots", "held_out", "selection", "evaluation"]
-RenderedSplit = Literal["train", "selection", "evaluation"]  # train: shots and held_out
 
 BYTES_A_TOKEN = 4  # of English, whichever the tokenizer
 
@@ -61,6 +60,11 @@ class Prompt:
     choice_lengths: tuple[int, ...]
     end: str = ""
     messages: str = ""
+
+    @property
+    def solved(self) -> str:
+        """The prompt with its right answer."""
+        return self.contexts[self.answer] + self.continuations[self.answer]
 
 
 def render(
@@ -141,50 +145,6 @@ def _fill(template: Template, layout: Layout, example: Example, choice: int) -> 
     return layout.layout.format(**values), delimiter, layout.continuation.format(**values)
 
 
-@dataclass(frozen=True)
-class Wording:
-    """The wording of a benchmark in a template set; it is identified by its text, not by its file."""
-
-    template: str  # the name of a shipped set, or the path of a file
-    benchmark: BenchmarkConfig
-
-    def identity(self) -> dict[str, Any]:
-        """Return what prompts are made of besides the examples."""
-        template = load_template(self.template)
-        layout = layout_of(template, self.benchmark)
-        shown = template.shown if "listed" in layout.in_context else None
-        return {"name": template.name, **layout.model_dump(), "shown": shown}
-
-
-@dataclass(frozen=True)
-class PromptSettings:
-    """Which examples are rendered, and how."""
-
-    benchmark: str
-    wording: Wording
-    split: RenderedSplit
-    shots: int | None = 0  # rendered for train, and left out of selection; None: as many as `tokens` allows
-    held_out: int = 0  # likewise
-    selection: int = 0  # to choose on: from the rest of train, or from a divided file's rows to choose with
-    limit: int | None = None  # of evaluation, evenly spaced; None: all
-    num_fewshot: int = 0  # solved examples before each question
-    seed: int | None = 0  # of what is drawn; None: nothing is
-    stop: str = ""  # what ends an answer that the model is to learn to write
-    tokens: int = 0  # of the shots, each read once
-
-    @classmethod
-    def of(cls, config: RunConfig, benchmark: BenchmarkConfig, split: RenderedSplit, selection: int = 0) -> Self:
-        tuning, num_fewshot = config.tuning, config.scoring.num_fewshot
-        settings = cls(benchmark.name, Wording(config.prompts.template, benchmark), split, num_fewshot=num_fewshot)
-        if split == "evaluation":
-            return replace(settings, limit=config.scoring.limit, seed=config.seed if num_fewshot else None)
-        stop = "".join(stop_strings(benchmark)[:1]) if split == "train" and is_written(benchmark) else ""
-        shots, parts = config.shots_of(benchmark), len(config.benchmarks) if tuning.examples == "mixture" else 1
-        tokens = tuning.tokens // (tuning.epochs * parts) if shots is None else 0
-        drawn = replace(settings, shots=shots, tokens=tokens, held_out=tuning.held_out, selection=selection)
-        return replace(drawn, seed=config.seed, stop=stop)
-
-
 def render_prompts(
     examples: Path, dense: Path | None = None, *, settings: PromptSettings, work: Work
 ) -> dict[str, Any]:
@@ -200,19 +160,19 @@ def render_prompts(
     """
     benchmark, template = settings.wording.benchmark, load_template(settings.wording.template)
     turns = find_turns(dense, benchmark)
-    if turns and (shown := settings.num_fewshot):
+    if turns and (shown := settings.draw.num_fewshot):
         allowed = "0 for rows that the base's chat template asks"
         raise InputError(f"scoring.num_fewshot: got {shown} with {benchmark.name}; allowed: {allowed}")
     solved, chosen = _choose(examples, settings)
     header = few_shot_header(benchmark, template, solved)
-    rows = [
-        (name, render(benchmark, template, example, header, settings.stop, turns))
-        for name, members in chosen.items()
+    prompts = [
+        render(benchmark, template, example, header, settings.ending, turns)
+        for members in chosen.values()
         for example in members
     ]
-    prompts = [prompt for _, prompt in rows]
     columns = {field.name: [getattr(p, field.name) for p in prompts] for field in fields(Prompt) if field.name != "end"}
-    columns |= {"split": [name for name, _ in rows], "template": [template.name] * len(rows)}
+    splits = [name for name, members in chosen.items() for _ in members]
+    columns |= {"split": splits, "template": [template.name] * len(prompts)}
     write_table(work.out / "prompts.parquet", columns, PROMPTS_SCHEMA)
     named = render(benchmark, template, named_example(benchmark), header, turns=turns)
     asked, *others = ((prompt.contexts, prompt.continuations) for prompt in (named, *prompts))
@@ -226,20 +186,21 @@ def render_prompts(
 
 def _choose(examples: Path, settings: PromptSettings) -> tuple[list[Example], dict[PromptSplit, list[Example]]]:
     """The solved examples before each question, and the examples to render by split."""
-    train = read_examples(examples, "train") if settings.split != "evaluation" or settings.num_fewshot else []
-    solved, tuned, held = draw_train(settings, train)
+    draw, count = settings.draw, settings.count
+    train = read_examples(examples, "train") if settings.split != "evaluation" or draw.num_fewshot else []
+    solved, shots, held_out = draw_train(settings, train)
     if settings.split == "evaluation":
-        return solved, {"evaluation": select_evaluation(read_examples(examples, "evaluation"), settings.limit)}
+        return solved, {"evaluation": select_evaluation(read_examples(examples, "evaluation"), count)}
     if settings.split == "train":
-        return solved, {"shots": tuned, "held_out": held}
-    rest = read_examples(examples, "selection") or without(train, solved + tuned + held)
-    if settings.selection > len(rest):
+        return solved, {"shots": shots, "held_out": held_out}
+    rest = read_examples(examples, "selection") or without(train, solved + shots + held_out)
+    if (count := len(rest) if count is None else count) > len(rest):
         raise InputError(
-            f"examples: got {settings.selection}; allowed: at most {len(rest)} ({settings.benchmark} has so many "
+            f"examples: got {count}; allowed: at most {len(rest)} ({settings.wording.benchmark.name} has so many "
             "examples that are neither tuned on, held out, shown as solved nor reported on)"
         )
     # Answers are not balanced, because those of the split that results are reported on are not either.
-    return solved, {"selection": random.Random(settings.seed or 0).sample(rest, settings.selection)}
+    return solved, {"selection": random.Random(draw.seed).sample(rest, count)}
 
 
 def draw_train(settings: PromptSettings, train: Sequence[Example]) -> tuple[list[Example], ...]:
@@ -248,20 +209,19 @@ def draw_train(settings: PromptSettings, train: Sequence[Example]) -> tuple[list
     The size of a divided file's train part varies with its rows. If too few are left beside the shots, fewer are held
     out, at least one. InputError: more are requested than the split holds.
     """
-    name, seed, num_fewshot, held_out = settings.benchmark, settings.seed or 0, settings.num_fewshot, settings.held_out
-    if num_fewshot > len(train):
+    draw, name, divided = settings.draw, settings.wording.benchmark.name, settings.wording.benchmark.data
+    if draw.num_fewshot > len(train):
         allowed = f"at most {len(train)} (examples in the train split of {name})"
-        raise InputError(f"scoring.num_fewshot: got {num_fewshot}; allowed: {allowed}")
-    solved, _ = select_train(train, num_fewshot, 0, seed, benchmark=name)
+        raise InputError(f"scoring.num_fewshot: got {draw.num_fewshot}; allowed: {allowed}")
+    solved, _ = select_train(train, draw.num_fewshot, 0, draw.seed, benchmark=name)
     pool = without(train, solved)
-    shots = _affordable(settings, solved, pool) if settings.shots is None else settings.shots
-    if settings.wording.benchmark.data:
-        held_out = min(held_out, max(len(pool) - shots, 1))
-    if settings.shots is None and shots + held_out <= len(pool):
+    shots = _affordable(settings, solved, pool) if draw.shots is None else draw.shots
+    count = min(draw.held_out, max(len(pool) - shots, 1)) if divided else draw.held_out
+    if draw.shots is None and shots + count <= len(pool):
         # First, and unbalanced: nearly all rows are shots, and would leave only the commonest answers to hold out.
-        held = random.Random(seed).sample(pool, held_out)
-        return solved, select_train(without(pool, held), shots, 0, seed, benchmark=name)[0], held
-    return solved, *select_train(pool, shots, held_out, seed, benchmark=name)
+        held_out = random.Random(draw.seed).sample(pool, count)
+        return solved, select_train(without(pool, held_out), shots, 0, draw.seed, benchmark=name)[0], held_out
+    return solved, *select_train(pool, shots, count, draw.seed, benchmark=name)
 
 
 def _affordable(settings: PromptSettings, solved: Sequence[Example], pool: Sequence[Example]) -> int:
@@ -275,62 +235,10 @@ def _affordable(settings: PromptSettings, solved: Sequence[Example], pool: Seque
     def size(example: Example) -> int:
         if messages := example.fields.get("messages"):
             return len((messages + example.choices[example.answer]).encode())
-        prompt = render(benchmark, template, example, header)
-        return len((prompt.contexts[prompt.answer] + prompt.continuations[prompt.answer]).encode())
+        return len(render(benchmark, template, example, header).solved.encode())
 
-    most = max(len(pool) - settings.held_out, min(FEW_SHOTS, len(pool) - 1))
-    return max(1, min(most, settings.tokens * BYTES_A_TOKEN * len(some) // max(sum(map(size, some)), 1)))
-
-
-def select_train(
-    examples: Sequence[Example], shots: int, held_out: int, seed: int, *, benchmark: str
-) -> tuple[list[Example], list[Example]]:
-    """Draw the shots and the held-out examples from the train split, by seed, without overlap.
-
-    Each draw has as equal numbers of every answer index as the split allows, in shuffled order. The shots do not
-    depend on how many examples are held out. InputError: more are requested than the split holds.
-    """
-    if shots + held_out > (size := len(examples)):
-        (field, got), (other, taken) = ("shots", shots), ("held_out", held_out)
-        if held_out >= size:
-            (field, got), (other, taken) = (other, taken), (field, got)
-        raise InputError(
-            f"tuning.{field}: got {got}; allowed: at most {max(size - taken, 0)} ({benchmark} has {size} train "
-            f"examples to draw from, and tuning.{other} takes {taken})"
-        )
-    generator = random.Random(seed)
-    remaining: dict[int, list[Example]] = {}
-    for example in examples:
-        remaining.setdefault(example.answer, []).append(example)
-    for label in sorted(remaining):
-        generator.shuffle(remaining[label])
-    return _draw(remaining, shots, generator), _draw(remaining, held_out, generator)
-
-
-def _draw(remaining: dict[int, list[Example]], count: int, generator: random.Random) -> list[Example]:
-    """Take `count` examples out of `remaining`, one of every label in turn while they last."""
-    drawn: list[Example] = []
-    while len(drawn) < count:
-        labels = sorted(label for label, examples in remaining.items() if examples)
-        generator.shuffle(labels)  # decides which labels get one more if the count does not divide evenly
-        drawn += [remaining[label].pop() for label in labels[: count - len(drawn)]]
-    generator.shuffle(drawn)
-    return drawn
-
-
-def without(examples: Sequence[Example], others: Sequence[Example]) -> list[Example]:
-    used = {example.index for example in others}
-    return [example for example in examples if example.index not in used]
-
-
-def select_evaluation(examples: Sequence[Example], limit: int | None) -> list[Example]:
-    """`limit` examples evenly spaced over the split, in order, starting with its first; all if it has no more.
-
-    The first rows of a split need not be like the rest: HellaSwag's first 3,243 all come from ActivityNet.
-    """
-    if limit is None or limit >= len(examples):
-        return list(examples)
-    return [examples[i * len(examples) // limit] for i in range(limit)]
+    most = max(len(pool) - settings.draw.held_out, min(FEW_SHOTS, len(pool) - 1))
+    return max(1, min(most, settings.draw.tokens * BYTES_A_TOKEN * len(some) // max(sum(map(size, some)), 1)))
 
 
 def read_prompts(folder: Path, split: PromptSplit) -> list[Prompt]:
@@ -338,20 +246,6 @@ def read_prompts(folder: Path, split: PromptSplit) -> list[Prompt]:
     table, end = read_table(folder / "prompts.parquet", PROMPTS_SCHEMA), answer_end(folder)
     rows = table.filter(pc.equal(table["split"], split)).drop_columns(["split", "template"]).to_pylist()
     return [Prompt(**{name: frozen(value) for name, value in row.items()}, end=end) for row in rows]
-
-
-def check_answers(checkpoint: Path, folder: Path, written: bool) -> None:
-    """Check that a model's context holds every answer of rendered prompts; InputError: the first that it does not."""
-    limit = int(models.read_config(checkpoint).get("max_position_embeddings", sys.maxsize))
-    table = read_table(folder / "prompts.parquet", PROMPTS_SCHEMA)
-    if pc.max(pc.binary_length(pc.list_flatten(table["continuations"]))).as_py() < limit:
-        return  # a token has a byte or more, so that no tokenizer is needed
-    from tailored_llama.data.likelihoods import encode_prompt
-
-    tokenizer, end = models.load_tokenizer(checkpoint), [0] * written
-    for split in get_args(PromptSplit):
-        for prompt in read_prompts(folder, split):
-            encode_prompt(tokenizer, prompt, limit, end)
 
 
 def rows_digest(prompts: Sequence[Prompt]) -> str:

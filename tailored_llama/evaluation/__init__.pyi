@@ -1,6 +1,6 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
 from .answer import Answer as Answer
-from .answer import Candidate as Candidate
+from .answer import CandidateFigures as CandidateFigures
 from .answer import FileType as FileType
 from .answer import RowSet as RowSet
 from .answer import is_proven as is_proven

@@ -23,7 +23,7 @@ class RowSet:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CandidateFigures:
     """A model that was measured; losses by benchmark are shares, on the choosing rows, against the reference."""
 
     base: str
@@ -58,7 +58,7 @@ class Answer:
 
     goal: GoalConfig
     reference: str  # the dense model that candidates are compared with, in words
-    candidates: Sequence[Candidate]  # all that were measured, by cost, the largest first
+    candidates: Sequence[CandidateFigures]  # all that were measured, by cost, the largest first
     order: Sequence[int]  # of candidates to test, by position, the safest first; empty if none passed on choosing rows
     tests: Sequence[Mapping[str, LossTest]]  # in that order, by benchmark; the first that fails ends the sequence
     opening: int | None  # how often the proving rows have been opened for this goal, from 1; None: they were not

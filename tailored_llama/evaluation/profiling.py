@@ -1,11 +1,13 @@
 """Measure what a checkpoint costs to run, alone or compared with another: tokens per second and memory."""
 
 import time
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
+from itertools import chain, count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -81,57 +83,59 @@ def profile_checkpoint(checkpoint: Path, against: Path | None = None, *, setting
     """
     profile, device = settings.profile, models.pick_device(settings.device)
     folders = {"checkpoint": checkpoint} | ({"against": against} if against is not None else {})
-    names = dict(zip(folders, settings.labels or map(str, folders.values()), strict=False))
-    parameters = {role: models.read_structure(folder).parameters for role, folder in folders.items()}
-    tokens = profile.prompt_tokens + profile.new_tokens
-    for folder in folders.values():
-        if tokens > (limit := _context(folder)):
-            told = f"allowed: at most {limit}, the context of {folder}"
-            raise InputError(f"prompt_tokens + new_tokens: got {tokens}; {told}")
-    rows: list[ProfileRow] = []
+    names = settings.labels or map(str, folders.values())
+    facts = {role: _facts(folders[role]) | {"checkpoint": name} for role, name in zip(folders, names, strict=False)}
+    _check_contexts(folders.values(), profile)
+    rows: dict[str, list[ProfileRow]] = {role: [] for role in folders}
+    measured = profile.model_dump(exclude={"batches"}) | {"device": device, "threads": torch.get_num_threads()}
     with ExitStack() as stack:
         workers = {role: stack.enter_context(_process()) for role in folders}
         for role, worker in workers.items():  # both load at the same time; its first pass tells of one that cannot
             worker.submit(_load, folders[role], device)
         batches = sorted(set(profile.batches))
-        done, total = 0, len(batches) * (profile.repeats + 1) * len(folders)
+        done, total = count(1), len(batches) * (profile.repeats + 1) * len(folders)
         for batch in batches:  # ascending: a larger batch leaves memory that would count for a smaller one
             passes: dict[str, list[Pass]] = {role: [] for role in folders}
             for turn in range(profile.repeats + 1):
                 for role in list(folders)[:: -1 if turn % 2 else 1]:  # neither always goes first
                     passes[role].append(_ask(workers[role], folders[role], device, batch, profile))
-                    work.progress(done := done + 1, total)
-            for role, (_, *timed) in passes.items():
-                reading, writing = batch * profile.prompt_tokens, batch * (profile.new_tokens - 1)
-                row = ProfileRow(
-                    role,
-                    names[role],
-                    parameters=parameters[role],
-                    weight_bytes=models.weight_bytes(folders[role]),
-                    batch=batch,
-                    prompt_tokens=profile.prompt_tokens,
-                    new_tokens=profile.new_tokens,
-                    repeats=profile.repeats,
-                    device=device,
-                    threads=torch.get_num_threads(),
-                    dtype=str(models.stored_dtype(folders[role])).removeprefix("torch."),
-                    prefill_tokens_per_second=reading / median(timing.prefill for timing in timed),
-                    decode_tokens_per_second=writing / median(timing.decode for timing in timed),
-                    peak_memory_bytes=max(timing.peak_memory for timing in passes[role]),
-                    base_memory_bytes=passes[role][0].base_memory,
-                )
-                compared = role == "checkpoint" and against is not None
-                rows.append(replace(row, **_speedups(passes)) if compared else row)
-    rows.sort(key=lambda row: (row.role != "checkpoint", row.batch))
-    write_rows(work.out / "profile.parquet", rows, ProfileRow)
+                    work.progress(next(done), total)
+            for role, own in passes.items():
+                figures = _figures(own, batch, profile)
+                if role == "checkpoint" and against is not None:
+                    figures |= _speedups(passes)
+                rows[role].append(ProfileRow(role=role, batch=batch, **facts[role], **measured, **figures))
+    write_rows(work.out / "profile.parquet", [*chain(*rows.values())], ProfileRow)
 
 
-def _context(folder: Path) -> int:
-    """The context of a checkpoint, stated or its model class's."""
-    try:
-        return int(AutoConfig.from_pretrained(folder).max_position_embeddings)
-    except Exception as error:  # transformers raises many types for invalid fields
-        raise InputError(f"{folder / 'config.json'}: cannot be read ({one_line(error)[:200]})") from None
+def _facts(folder: Path) -> dict[str, Any]:
+    """What is known of a checkpoint without running it, as fields of a row."""
+    facts = {"parameters": models.read_structure(folder).parameters, "weight_bytes": models.weight_bytes(folder)}
+    return facts | {"dtype": str(models.stored_dtype(folder)).removeprefix("torch.")}
+
+
+def _check_contexts(folders: Iterable[Path], profile: ProfileConfig) -> None:
+    """Check that the context of each checkpoint, stated or its model class's, holds prompt and answer."""
+    tokens = profile.prompt_tokens + profile.new_tokens
+    for folder in folders:
+        try:
+            limit = int(AutoConfig.from_pretrained(folder).max_position_embeddings)
+        except Exception as error:  # transformers raises many types for invalid fields
+            raise InputError(f"{folder / 'config.json'}: cannot be read ({one_line(error)[:200]})") from None
+        if tokens > limit:
+            told = f"allowed: at most {limit}, the context of {folder}"
+            raise InputError(f"prompt_tokens + new_tokens: got {tokens}; {told}")
+
+
+def _figures(passes: Sequence[Pass], batch: int, profile: ProfileConfig) -> dict[str, Any]:
+    """Speed and memory, as fields of a row; the first pass is not timed."""
+    reading, writing = batch * profile.prompt_tokens, batch * (profile.new_tokens - 1)
+    return {
+        "prefill_tokens_per_second": reading / median(own.prefill for own in passes[1:]),
+        "decode_tokens_per_second": writing / median(own.decode for own in passes[1:]),
+        "peak_memory_bytes": max(own.peak_memory for own in passes),
+        "base_memory_bytes": passes[0].base_memory,
+    }
 
 
 def _speedups(passes: dict[str, list[Pass]]) -> dict[str, Any]:

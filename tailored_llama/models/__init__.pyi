@@ -1,8 +1,6 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
 from . import modeling_tailored_llama as modeling_tailored_llama
 from .adapters import add_adapter as add_adapter
-from .adapters import check_quantizable as check_quantizable
-from .adapters import load_base as load_base
 from .adapters import merge_adapter as merge_adapter
 from .adapters import save_adapter as save_adapter
 from .adapters import save_changed as save_changed

@@ -1,4 +1,4 @@
-"""Adapters: their base, also in 4 bits (QLoRA: arXiv 2305.14314); adding, saving, merging and computing them."""
+"""Adapters: adding, saving, merging and computing them."""
 
 import json
 import shutil
@@ -11,74 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from transformers import BitsAndBytesConfig
 
-from tailored_llama.config import NF4_MULTIPLE, Dtype, ExecutionConfig, Quantization, TrainingConfig, check_installed
-from tailored_llama.errors import InputError
+from tailored_llama.config import Dtype, ExecutionConfig, TrainingConfig
 from tailored_llama.models.cards import merged_card
-from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, drop_paths, read_structure, weights_digest
-from tailored_llama.models.devices import pick_device
+from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, drop_paths, weights_digest
 from tailored_llama.models.id_table import TABLE
-from tailored_llama.models.load import BASE_FILE, load_model, load_weights, stored_dtype
+from tailored_llama.models.load import BASE_FILE, load_model
 from tailored_llama.models.sources import CARD, copy_licence
-from tailored_llama.models.streaming import open_model
-
-
-def load_base(
-    folder: Path,
-    quantization: Quantization,
-    training: TrainingConfig,
-    execution: ExecutionConfig,
-    scratch: Path,
-    work: str,
-) -> Any:
-    """Load the checkpoint that an adapter is trained on: as it is, or with its projections in 4 bits.
-
-    In nf4, each block of 64 weights has a scale of its own, in float32, and products are in `training.precision`.
-    Embeddings, head and norms keep their type; in float32, as PEFT's `prepare_model_for_kbit_training` casts them,
-    embeddings would take back the memory that 4 bits save. `work`, in words, needs the whole model. The rest, and what
-    is raised, is as of `open_model` and `check_quantizable`.
-    """
-    if quantization == "none":
-        return open_model(folder, execution, scratch, whole=work)
-    check_quantizable(folder, quantization, execution.device)
-    read_structure(folder)  # refuses a broken one
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=getattr(torch, training.precision)
-    )
-    places = {"": pick_device(execution.device)}  # each weight is quantised as it arrives there
-    dtype = stored_dtype(folder)
-    model = load_weights(folder, dtype, str(folder), quantization_config=settings, device_map=places)
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            # Else the first pass without gradients, such as a held-out loss, packs the weights for inference for good
-            # and rounds their scales to bfloat16.
-            module.support_avx512bf16_for_cpu = False
-    model.requires_grad_(False)
-    return model.eval()
-
-
-def check_quantizable(folder: Path, quantization: Quantization, device: str) -> None:
-    """Raise InputError if a checkpoint cannot be loaded in 4 bits here: bitsandbytes is missing, or a width unfit.
-
-    On a CPU with AVX-512, bitsandbytes 0.50 silently reads the wrong scales where a row has half a block too many.
-    """
-    if quantization == "none":
-        return
-    check_installed("bitsandbytes", f"model.quantization: got {quantization!r}", "none", "nf4")
-    if pick_device(device) != "cpu":
-        return
-    structure = read_structure(folder)
-    widths = {"hidden size": structure.hidden_size}  # the lengths of the rows of the projections
-    for index, layer in enumerate(structure.layers):
-        widths[f"layer {index}'s attention width"] = layer.heads * structure.head_dim
-        widths[f"layer {index}'s MLP width"] = layer.channels
-    for name, width in widths.items():
-        if width % NF4_MULTIPLE:
-            raise InputError(
-                f"model.quantization: got {quantization!r} for {folder}, whose {name} is {width}; allowed on a "
-                f"CPU: multiples of {NF4_MULTIPLE}, as from pruning.channel_multiple = {NF4_MULTIPLE}"
-            )
 
 
 def add_adapter(base: Any, training: TrainingConfig, execution: ExecutionConfig) -> Any:
@@ -152,7 +91,7 @@ def save_changed(model: Any, checkpoint: Path, out: Path, card: str | None = Non
 def join_projections(model: Any) -> None:
     """Let LoRA layers that read the same input share x·Aᵀ in bfloat16; PEFT takes six thin products and casts for each.
 
-    Layers with dropout, DoRA or 4 bits stay as they are. Adapters stay in float32 in the optimiser.
+    Layers with dropout or DoRA stay as they are. Adapters stay in float32 in the optimiser.
     """
     from peft.tuners.lora import Linear
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import gguf
 import torch
@@ -21,7 +20,7 @@ from tailored_llama.memory import without_gc
 from tailored_llama.models import checkpoints
 from tailored_llama.models.cards import base_of, dense_card
 from tailored_llama.models.embedded import EMBEDDED_MODELS
-from tailored_llama.models.load import empty_model, load_tokenizer, load_weights
+from tailored_llama.models.load import empty_model, load_tokenizer, load_weights, replaced
 from tailored_llama.models.sources import CARD, DenseSettings, ModelSource, copy_licence, fetch_model, read_gguf
 from tailored_llama.models.tokens import pre_tokenizer
 from tailored_llama.models.writing import is_unchanged, link, tensor_reader, write_shards
@@ -148,10 +147,9 @@ def _parsed_once(reader: GGUFReader) -> Iterator[None]:
     all the rest. It also overlooks the head width of Qwen and Phi-3, which pruning heads leaves as it is.
     """
     names = functools.cache(gguf.get_tensor_name_map)
-    fields = GGUF_CONFIG_MAPPING[reader.fields["general.architecture"].contents()]
+    fields: Any = GGUF_CONFIG_MAPPING[reader.fields["general.architecture"].contents()]
     with (
-        patch("gguf.GGUFReader", lambda *_: reader),
-        patch("gguf.get_tensor_name_map", names),
-        patch.dict(fields, {"attention.key_length": "head_dim"}),
+        replaced(vars(gguf), GGUFReader=lambda *_: reader, get_tensor_name_map=names),
+        replaced(fields, **{"attention.key_length": "head_dim"}),
     ):
         yield

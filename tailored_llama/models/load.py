@@ -1,7 +1,8 @@
 """Loading checkpoints, adapters and tokenizers, onto one device or several."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,19 @@ def load_weights(folder: Path, dtype: torch.dtype, shown: str, **options: Any) -
     check_tensors(shown, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
     model.name_or_path = model.config._name_or_path = ""  # keeps local paths out of saved files
     return model
+
+
+@contextmanager
+def replaced(table: dict[str, Any], **values: Any) -> Iterator[None]:
+    """Put other values into a table, such as the attributes of a module, until the block ends."""
+    before = {name: table[name] for name in values if name in table}
+    table.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            del table[name]
+        table.update(before)
 
 
 def check_tensors(

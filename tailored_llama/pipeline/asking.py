@@ -15,9 +15,9 @@ from tailored_llama.data import Chat
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answers, LossTest, ScoreSettings
 from tailored_llama.pipeline import stages, steps
+from tailored_llama.pipeline.executor import FolderExecutor
 from tailored_llama.pipeline.proven import Certificate, certified_rows
 from tailored_llama.pipeline.reporting import answers_of
-from tailored_llama.pipeline.runner import FolderRunner
 from tailored_llama.serving import ChatServer
 from tailored_llama.store import sha256_file
 
@@ -34,7 +34,7 @@ class ServedAnswers:
 
 
 def verify_server(
-    run: FolderRunner, certificate: Certificate, server: ChatServer
+    run: FolderExecutor, certificate: Certificate, server: ChatServer
 ) -> tuple[dict[str, LossTest], list[str]]:
     """Ask a server every proving row as it was asked for the certificate, and test again; also what differs.
 
@@ -73,7 +73,7 @@ def verify_server(
 
 
 def compare_servers(
-    run: FolderRunner, config: SmallestConfig, dense: ChatServer, small: ChatServer
+    run: FolderExecutor, config: SmallestConfig, dense: ChatServer, small: ChatServer
 ) -> dict[str, LossTest]:
     """Ask two servers all rows of each benchmark in a chat, and test what the second loses; no certificate is needed.
 
@@ -83,11 +83,11 @@ def compare_servers(
     """
     servers, tests, level = (dense.named(), small.named()), {}, evaluation.level_of(1, config.goal.confidence)
     for benchmark in config.benchmarks:
-        name, examples = benchmark.name, steps.load_examples(run, benchmark)
+        name, examples = benchmark.name, steps.load_examples(benchmark)
         if benchmark.data:  # no row is tuned on here
             data.join_splits(run.open(examples))
         settings = data.PromptSettings.of(config, benchmark, "evaluation")  # no base's chat template asks them
-        prompts = run.open(run(stages.PROMPTS, settings, f"render {name}", examples=examples))
+        prompts = run.open(stages.prompts(f"render {name}", settings=settings, examples=examples))
         if (chat := data.read_chat({name: prompts})) is None:
             told = "got prompts that no chat asks; allowed: rows that differ in one part of the prompt"
             raise InputError(f"{name}: {told}")
@@ -107,7 +107,7 @@ def _requests(config: SmallestConfig, name: str, prompts: Path, chat: Chat | Non
 
 
 def _ask(
-    run: FolderRunner,
+    run: FolderExecutor,
     config: SmallestConfig,
     name: str,
     prompts: Path,

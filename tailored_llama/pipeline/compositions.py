@@ -22,9 +22,10 @@ from tailored_llama.config import (
 )
 from tailored_llama.console import console
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.pipeline.futures import IncompleteRun
+from tailored_llama.pipeline.executor import Executor, IncompleteRun, execute
+from tailored_llama.pipeline.graph import Graph
+from tailored_llama.pipeline.plan import Planner, known_nodes
 from tailored_llama.pipeline.rows import rows_of, rows_of_search
-from tailored_llama.pipeline.runner import Runner
 from tailored_llama.pipeline.smallest import check_smallest, shipped, smallest
 from tailored_llama.pipeline.studies import prompts, sweep, transfer
 from tailored_llama.pipeline.tailor import tailor
@@ -39,10 +40,27 @@ class Composition:
     example: str  # a configuration file
     kind: type[RunConfig]
     check: Callable[[Any], None]  # of a configuration, before any work
-    compose: Callable[[Runner, Any], ArtifactRef]  # returns the reference of the report
+    compose: Callable[[Executor, Any], Graph]
     # The folders of finished models, from the report's folder.
     finished: Callable[[Any, Path], Iterable[Path]] = lambda config, report: ()
     announce: Callable[[Any], Iterable[str]] = rows_of  # what to say of a configuration before the run starts
+
+    def make(self, run: Executor, config: Any, only: str | None = None) -> ArtifactRef:
+        """Make the graph of a configuration, or `only` the node of this name with what it needs.
+
+        Raises:
+            InputError: there is no node of this name; the message lists those that there are.
+            Exception: as `execute`.
+        """
+        if only is None:
+            return execute(run, self.compose(run, config))
+        nodes, asked = known_nodes(Planner(config.store), self.compose, config)
+        named = {node.name: node for node in reversed(nodes)}
+        if only not in named:
+            rest = f"; and what depends on the result of {asked}, once that is there" if asked else ""
+            raise InputError(f"only: got {only!r}; allowed: {'; '.join(reversed(named))}{rest}")
+        reference: ArtifactRef = run.result(named[only])
+        return reference
 
 
 COMPOSITIONS = {
@@ -88,11 +106,11 @@ COMPOSITIONS = {
 
 
 def run_composition(
-    name: str, file: str | None, overrides: list[str], execute: Callable[[Composition, Any], ArtifactRef]
+    name: str, file: str | None, overrides: list[str], make: Callable[[Composition, Any], ArtifactRef]
 ) -> int:
     """Run a composition from a configuration file; print its table, and where its report and its models are.
 
-    `overrides` are KEY=VALUE, all fields if there is no file. `execute` runs the composition on the configuration, once
+    `overrides` are KEY=VALUE, all fields if there is no file. `make` runs the composition on the configuration, once
     that is checked. The exit status is 0, 1 if stages failed, or 2 for bad input.
     """
     composition = COMPOSITIONS[name]
@@ -104,7 +122,7 @@ def run_composition(
         for line in composition.announce(config):
             console.print(line, highlight=False, soft_wrap=True)
         target = report_target(config.store, Path(file or name).stem)
-        report = execute(composition, config)
+        report = make(composition, config)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from tailored_llama import data, evaluation, models
-from tailored_llama.config import WRITTEN, SmallestConfig, is_harness_task, named_benchmark, validate_as
+from tailored_llama.config import WRITTEN, SmallestConfig, build_config, is_harness_task, named_benchmark
 from tailored_llama.errors import InputError, is_transient
 from tailored_llama.evaluation import Answers, Array, LossTest
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.certificate import CertificateFile, Settings, parse_certificate
-from tailored_llama.pipeline.futures import Artifact, Done
+from tailored_llama.pipeline.executor import Executor
+from tailored_llama.pipeline.graph import Artifact
 from tailored_llama.pipeline.reporting import CERTIFICATE, PROOF, PROOF_SCHEMA, answers_of
-from tailored_llama.pipeline.runner import Runner
 from tailored_llama.serving import ServedSettings
 from tailored_llama.store import MANIFEST, is_hub_id, publish, published_file, read_table, sha256_file
 
@@ -158,7 +158,7 @@ def _config_of(stated: CertificateFile, folder: Path, files: Sequence[str]) -> S
         "model": {"dtype": run.model.get("dtype")},
         "goal": goal | {"runtime": run.goal.get("runtime")},
     }
-    config = validate_as(SmallestConfig, settings)
+    config = build_config(SmallestConfig, settings)
     metrics = {benchmark.name: data.headline_metric(benchmark) for benchmark in config.benchmarks}
     expected = {"metrics": metrics, "template": named, "num_fewshot": config.scoring.num_fewshot}
     if stated.scoring != expected:
@@ -209,7 +209,7 @@ def _check_files(certificate: Certificate) -> None:
         raise InputError(f"model.bytes: got {stated.model.bytes:,}; allowed: {size:,}, the size of its weights")
 
 
-def verify_certificate(run: Runner, certificate: Certificate, dense: str | None = None) -> dict[str, LossTest]:
+def verify_certificate(run: Executor, certificate: Certificate, dense: str | None = None) -> dict[str, LossTest]:
     """Score a certified model again on its proving rows, and test it again; returns the tests by benchmark.
 
     `dense` is the reference, to be scored again as well; None: its recorded answers are taken.
@@ -218,8 +218,8 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
         InputError: the rows are not those of the certificate.
     """
     content, config = certificate.content, certificate.shipped
-    is_file, small = config.goal.runtime == "llama.cpp", steps.load_dense(run, config)
-    reference = steps.load_dense(run, _of_model(config, dense)) if dense else None
+    is_file, small = config.goal.runtime == "llama.cpp", steps.load_dense(config)
+    reference = steps.load_dense(_of_model(config, dense)) if dense else None
     tests = {}
     for name, prompts in certified_rows(run, certificate):
         after = _answers(run, config, name, small, prompts, certificate.folder if is_file and content.served else None)
@@ -231,12 +231,12 @@ def verify_certificate(run: Runner, certificate: Certificate, dense: str | None 
     return tests
 
 
-def certified_rows(run: Runner, certificate: Certificate) -> Iterator[tuple[str, Artifact]]:
+def certified_rows(run: Executor, certificate: Certificate) -> Iterator[tuple[str, Artifact]]:
     """The benchmarks of a certificate with the prompts of their proving rows; InputError: they are other rows."""
     config = certificate.shipped
     for benchmark in config.benchmarks:
         name = benchmark.name
-        prompts = steps.render(run, config, name, "evaluation", steps.load_examples(run, benchmark))
+        prompts = steps.render(config, name, "evaluation", steps.load_examples(benchmark))
         digest = data.rows_digest(data.read_prompts(run.open(prompts), "evaluation"))
         if digest != (expected := certificate.content.sets[name]["proving"].sha256):
             allowed = f"{expected[:12]}…, the rows that the certificate is of"
@@ -268,13 +268,13 @@ def _of_model(config: SmallestConfig, source: str) -> SmallestConfig:
 
 
 def _answers(
-    run: Runner, config: SmallestConfig, name: str, checkpoint: Artifact, prompts: Artifact, file: Path | None = None
+    run: Executor, config: SmallestConfig, name: str, checkpoint: Artifact, prompts: Artifact, file: Path | None = None
 ) -> Answers:
     """The answers of a checkpoint, or those of llama.cpp with a file that stands in a folder."""
     if file:
         settings = ServedSettings.of(named_benchmark(config, name), "evaluation", config.goal.measure == "probability")
-        inputs = {"checkpoint": checkpoint, "gguf": Done(file), "prompts": prompts}
-        scores = run(stages.SERVED, settings, f"score {name} again", **inputs)
+        title = f"score {name} again"
+        scores: Artifact = stages.served(title, settings=settings, checkpoint=checkpoint, gguf=file, prompts=prompts)
     else:
-        scores = steps.score(run, config, name, "again", checkpoint, prompts)
+        scores = steps.score(config, name, "again", checkpoint, prompts)
     return answers_of(config, name, run.open(scores), run.open(prompts))

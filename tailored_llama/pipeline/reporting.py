@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from tailored_llama.config import (
     named_benchmark,
 )
 from tailored_llama.data import PromptSplit
+from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer, Answers, MeasuredModel, Proof, StudiedBenchmark, TransferScore
-from tailored_llama.pipeline.stage import as_json, flatten
+from tailored_llama.pipeline.graph import as_json, flatten
 from tailored_llama.store import MANIFEST, read_manifest, sha256_file, write_table
 
 CERTIFICATE, PROOF = "certificate.json", "proof.parquet"
@@ -39,10 +40,9 @@ MOST_LOST = 10  # rows that the page of a search shows
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """The configuration that a report shows, and the errors of stages that have left no artifact, by name."""
+    """The configuration that a report shows."""
 
     config: RunConfig
-    failed: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_run_report(
@@ -51,10 +51,16 @@ def write_run_report(
     runs: Sequence[evaluation.TailoredRun[Path]],
     prompts: Mapping[str, Path],
     tuned_dense: evaluation.TunedDense[Path],
+    failed: Mapping[str, str],
     settings: ReportSettings,
     work: Work,
 ) -> None:
-    """Stage: write the report of a run from what there is of it; `prompts` are the rendered evaluation prompts."""
+    """Stage: write the report of a run from what there is of it; InputError: no model has a score.
+
+    `prompts` are the rendered evaluation prompts. `failed` are the errors of what has left no artifact, by name.
+    """
+    if not (dense.scores and (not runs or any(run.pruned.scores or run.tailored for run in runs))):
+        raise InputError("report: got no scores; allowed: those of the dense model and of a smaller one")
     read = {"dense": dense, "": runs, "prompts": prompts, "dense, tuned": tuned_dense}
     config = settings.config
     of: Sequence[evaluation.TailoredRun[Path] | None] = runs or [None]  # without any, the dense model alone
@@ -65,7 +71,7 @@ def write_run_report(
         evaluation.read_metrics(dense.perplexity) if dense.perplexity else {},
         prompts,
         [(label, read_manifest(folder)) for label, folder in flatten(read) if isinstance(folder, Path)],
-        settings.failed,
+        failed,
     )
     reports.write_report(inputs, out=work.out)
 

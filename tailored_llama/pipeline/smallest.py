@@ -6,11 +6,12 @@ Three sets of rows never meet: those to tune on, those to choose candidates with
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -18,97 +19,159 @@ from tailored_llama import data, evaluation, models, preflight, serving, store
 from tailored_llama.config import SmallestConfig, as_shown, bases_of, check_installed
 from tailored_llama.data import PromptSplit
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.evaluation import Answer, Ladder, LossTest, Measured, Proof, RowSet, Rung
-from tailored_llama.pipeline import candidates, stages
-from tailored_llama.pipeline.futures import Artifact, failures, report_or_raise
-from tailored_llama.pipeline.only import OnlyRunner
+from tailored_llama.evaluation import Answer, FileType, Ladder, LossTest, Measured, Proof, RowSet, Rung
+from tailored_llama.pipeline import bases, candidates, stages
+from tailored_llama.pipeline.bases import Base, Whole
+from tailored_llama.pipeline.candidates import Candidate
+from tailored_llama.pipeline.executor import Cancelled, Executor
+from tailored_llama.pipeline.graph import Artifacts, Graph, Node, nodes_in
 from tailored_llama.pipeline.proven import publish_answer
 from tailored_llama.pipeline.reporting import ShipSettings, SmallestSettings
 from tailored_llama.pipeline.rows import check_provable
-from tailored_llama.pipeline.runner import Runner
-from tailored_llama.pipeline.search_state import Base, SearchState
-from tailored_llama.pipeline.stage import Stage, flatten
-from tailored_llama.store import ArtifactRef
 
-S = TypeVar("S")
 Sets = dict[str, dict[str, RowSet]]  # by benchmark and purpose
 
 log = logging.getLogger(__name__)
 
 
-def smallest(run: Runner, config: SmallestConfig) -> ArtifactRef:
+@dataclass
+class Search:
+    """A search under way: the base models, its ladders, and the candidates that were tried, by rung.
+
+    A file as it is has a ladder of one rung. The reference is the first base model, as it is or tuned.
+    """
+
+    run: Executor
+    config: SmallestConfig
+    bases: Sequence[Base]
+    whole: Mapping[str, Whole]  # by the base's source
+    ladders: Sequence[tuple[Base, FileType]]
+    tried: dict[Rung, Candidate] = field(default_factory=dict)
+    failed: dict[str, Exception] = field(default_factory=dict)
+
+    def begin(self, rung: Rung) -> Candidate:
+        """The candidate of a rung, before anything of it is known."""
+        base, kind = self.ladders[rung.ladder]
+        return candidates.make(base, base.steps[rung.position], kind, self.whole[base.given])
+
+    @property
+    def reference(self) -> Candidate:
+        first = self.bases[0]
+        return candidates.make(first, first.steps[0], None, self.whole[first.given])
+
+
+def smallest(run: Executor, config: SmallestConfig) -> Graph:
     """Find the smallest model that loses no more than the goal allows, prove it, and export it with its certificate.
 
     Raises:
-        InputError: one stage alone is asked for; or a benchmark has too few rows to choose with.
-        IncompleteRun: at the end, if a candidate could not be made, or the answer not be published.
+        InputError: a benchmark has too few rows to choose with.
     """
-    if isinstance(run, OnlyRunner):
-        raise InputError(f"only: got {run.only!r}; allowed: in the other flows, as a search goes by its stages' scores")
-    run = recorded = _Recorder(run)
     margin = config.goal.lose_at_most / 100
-    state = candidates.start_search(run, config)
-    measured = evaluation.search(_ladders(state), partial(candidates.measure, state), margin)
-    if not state.parts:
-        raise next(iter(state.failed.values()))
-    order, sets, base = evaluation.sequence(measured, margin), _sets(state, state.bases[0]), state.bases[0]
-    if share := _discordant(state):
+    search = start(run, config)
+    if doubt := bases.doubt(run, search.whole[search.bases[0].given]):
+        log.warning(doubt)
+    measured = evaluation.search(_ladders(search), partial(measure, search), margin)
+    if not search.tried:
+        raise next(iter(search.failed.values()))
+    order, base = evaluation.sequence(measured, margin), search.bases[0]
+    sets = _sets(search, base)
+    if share := _discordant(search):
         needed = evaluation.rows_needed(margin, evaluation.level_of(1, config.goal.confidence), share)
         told = "in fewer bits the dense model differs on %.0f %% of the rows: proving no loss then takes about %d rows"
         log.info(told, 100 * share, needed)
-    opening, record = _open(state, order, sets) if order else (None, "")
-    proving, tests = _prove(state, order, opening) if opening else ({}, [])
-    rungs = sorted(state.candidates, key=lambda rung: -measured[rung].cost)
-    unreachable = {name: error for own in state.bases for name, error in own.unreachable.items()}
+    opening, record = _open(search, order, sets) if order else (None, "")
+    proving, tests = _prove(search, order, opening) if opening else ({}, [])
+    rungs = sorted(search.tried, key=lambda rung: -measured[rung].cost)
+    unreachable = {name: error for own in search.bases for name, error in own.unreachable.items()}
     answer = Answer(
         goal=config.goal,
-        reference=f"the dense {base.name}, {'tuned' if state.reference.adapter else 'as it is'}",
-        candidates=[replace(state.candidates[rung], smoothed=measured[rung].smoothed) for rung in rungs],
+        reference=f"the dense {base.name}, {'tuned' if search.reference.adapter else 'as it is'}",
+        candidates=[replace(search.tried[rung].measured, smoothed=measured[rung].smoothed) for rung in rungs],
         order=[rungs.index(one.rung) for one in order],
         tests=tests,
         opening=opening,
         sets=sets,
         nearest=rungs.index(evaluation.nearest(measured).rung),
         record=record,
-        failed=unreachable | {name: one_line(error) for name, error in state.failed.items()},
-        doubt=state.doubt,
+        failed=unreachable | {name: one_line(error) for name, error in search.failed.items()},
+        doubt=doubt,
     )
-    dense = candidates.score(run, base, state.reference, "evaluation") if opening else {}
+    dense = candidates.scores(search.reference, "evaluation") if opening else {}
+    succeeded = {str(run.result(node).key): node for node in run.begun() if not run.failures(node)}
+    used = [succeeded[key] for key in sorted(succeeded)]  # in the same order, whatever executes the search
     prompts = base.prompts.evaluation if opening else {}
-    report = run(
-        stages.SMALLEST,
-        SmallestSettings(as_shown(config), answer),
+    report = stages.smallest(
         "report",
-        candidates=[replace(state.parts[rung], proving=proving.get(rung, {})) for rung in rungs],
+        settings=SmallestSettings(as_shown(config), answer),
+        candidates=[search.tried[rung].parts(proving.get(rung, {})) for rung in rungs],
         reference=dense,
         prompts=prompts,
-        used=[artifact for artifact in recorded.artifacts if not failures(artifact)],
+        used=used,
     )
-    if answer.proven is not None:
+    exports = {}
+    if answer.proven is not None and (target := answer_folder(config)):
         rung = rungs[answer.proven]
-        _ship(state, answer, rung, Proof(prompts, dense, proving[rung]))
-    failed = dict(state.failed)  # another candidate's failure takes nothing from what is proven
-    if (target := config.store.publish) and not failures(report):
-        try:
-            publish_answer(target, answer_folder(config) if answer.proven is not None else None)
-        except Exception as error:
-            failed["publish"] = error
-    return report_or_raise(report, failed)
+        exports = {target: _shipped(search, answer, rung, Proof(prompts, dense, proving[rung]))}
+    publish = None
+    if published := config.store.publish:
+        publish = partial(publish_answer, published, answer_folder(config) if exports else None)
+    return Graph(report, exports=exports, publish=publish, failed=search.failed)
 
 
-class _Recorder:
-    """Runs stages as another runner does, and keeps what they return, which tells what the search costs."""
+def start(run: Executor, config: SmallestConfig) -> Search:
+    """Prepare the base models, and choose the reference: the better of the dense model as it is and tuned.
 
-    def __init__(self, run: Runner) -> None:
-        self.run = run
-        self.artifacts: list[Artifact] = []
+    The choosing rows decide. A file that llama.cpp can serve as it is comes first, then ladders of many bits: what
+    loses too much there need not be tried in fewer.
+    """
+    prepared = [bases.prepare(run, own) for own in bases_of(config)]
+    whole = {base.given: bases.better_whole(run, base) for base in prepared}
+    ladders: list[tuple[Base, FileType]] = []
+    if config.goal.runtime == "llama.cpp":
+        ladders += [(base, "source") for base in prepared if base.source.kind in ("wheel", "gguf")]
+    kinds = sorted(config.file_types, key=serving.bits_of, reverse=True)
+    ladders += [(base, kind) for kind in kinds for base in prepared]
+    return Search(run, config, prepared, whole, ladders)
 
-    def __call__(self, stage: Stage[S], settings: S, name: str, /, **inputs: Any) -> Artifact:
-        self.artifacts.append(artifact := self.run(stage, settings, name, **inputs))
-        return artifact
 
-    def open(self, artifact: Artifact) -> Path:
-        return self.run.open(artifact)
+def measure(search: Search, rungs: Sequence[Rung]) -> list[Measured]:
+    """Make the candidates of rungs side by side, and measure what they cost and lose on the choosing rows.
+
+    One that cannot be made loses everything.
+    """
+    run, known = search.run, search.whole[search.bases[0].given].answers
+    under_way = {rung: search.begin(rung) for rung in rungs}
+    run.begin([(own.checkpoint, own.adapter) for own in under_way.values()])  # of all, before one is waited for
+    for phase in (partial(candidates.score, run), partial(candidates.cost, run, known=known)):
+        for rung, candidate in list(under_way.items()):
+            try:
+                under_way[rung] = phase(candidate)
+                run.begin(under_way[rung].choosing, under_way[rung].timed)
+            except Cancelled:
+                raise
+            except Exception as error:
+                log.warning("%s: %s", candidate.label, one_line(error))
+                search.failed[candidate.label] = error
+                del under_way[rung]
+    for rung, candidate in under_way.items():
+        search.tried[rung] = candidate
+        _tell(search, rung)
+    figures = {rung: candidate.measured for rung, candidate in under_way.items()}
+    return [
+        Measured(rung, figures[rung].cost, figures[rung].loss) if rung in figures else Measured(rung, math.inf, 1.0)
+        for rung in rungs
+    ]
+
+
+def _tell(search: Search, rung: Rung) -> None:
+    """Log what a candidate costs and loses, and which is the smallest so far."""
+    margin, candidate = search.config.goal.lose_at_most / 100, search.tried[rung]
+    passing = [own for own in search.tried.values() if own.measured.loss <= margin]
+    best = min(passing, key=lambda own: own.measured.cost, default=None)
+    progress = f"candidate {len(search.tried)}, on ladder {rung.ladder + 1} of {len(search.ladders)}"
+    figures = f"{candidates.points_lost(candidate.measured.loss)}, {candidate.measured.bytes / 1e6:.1f} MB"
+    smallest_so_far = best.label if best else "none"
+    log.info("%s: %s %s; smallest so far: %s", progress, candidate.label, figures, smallest_so_far)
 
 
 def check_smallest(config: SmallestConfig) -> None:
@@ -135,56 +198,56 @@ def check_smallest(config: SmallestConfig) -> None:
     check_provable(config)
 
 
-def _ladders(state: SearchState) -> list[Ladder]:
+def _ladders(search: Search) -> list[Ladder]:
     """The ladders with the cost of every rung, as far as it can be told before the model is made.
 
     Bytes follow from the parameters, and memory is hardly more. Times cannot be told.
     """
-    told = state.config.goal.smallest in ("file", "memory")
+    told = search.config.goal.smallest in ("file", "memory")
     ladders: list[Ladder] = []
-    for base, kind in state.ladders:
+    for base, kind in search.ladders:
         if kind == "source":  # it is measured in any case
             ladders.append(Ladder((0.0,)))
             continue
-        structure = models.read_structure(state.run.open(base.dense.checkpoint))
+        structure = models.read_structure(search.run.open(base.dense.checkpoint))
         whole = structure.parameters * serving.bits_of(kind) / 8
         costs = tuple(whole * (1 - step.ratio) if told else 0.0 for step in base.steps)
-        before = enumerate(state.ladders[: len(ladders)])
+        before = enumerate(search.ladders[: len(ladders)])
         above = max((i for i, (other, known) in before if other is base and known != "source"), default=None)
-        reference = base is state.bases[0] and serving.bits_of(kind) >= 16
+        reference = base is search.bases[0] and serving.bits_of(kind) >= 16
         ladders.append(Ladder(costs, reference, above))
     return ladders
 
 
-def _discordant(state: SearchState) -> float | None:
+def _discordant(search: Search) -> float | None:
     """The share of choosing rows on which the reference differs from itself in fewer bits."""
-    for rung, parts in state.parts.items():
-        base, kind, step = state.locate(rung)
-        if base is state.bases[0] and not step.ratio and kind != "source":
-            answers = candidates.read_all(state.run, base, parts.choosing, "selection")
-            return float(
-                np.mean([np.mean((state.answers[name].values - own.values) ** 2) for name, own in answers.items()])
-            )
+    first = search.bases[0]
+    known = search.whole[first.given].answers
+    for candidate in search.tried.values():
+        if candidate.base is first and not candidate.step.ratio and candidate.kind != "source":
+            answers = first.read(search.run, candidate.choosing, "selection")
+            return float(np.mean([np.mean((known[name].values - own.values) ** 2) for name, own in answers.items()]))
     return None
 
 
-def _open(state: SearchState, order: Sequence[Measured], sets: Sets) -> tuple[int, str]:
+def _open(search: Search, order: Sequence[Measured], sets: Sets) -> tuple[int, str]:
     """Record what will be tested, and how, before the proving rows are scored.
 
     Returns the number of the opening, and where it is recorded.
 
     Rows and base models are known by their content. Another margin, measure or list of candidates is another plan.
     """
-    goal, config = state.config.goal, state.config
-    made_of = [(parts.checkpoint, parts.adapter, parts.choosing) for parts in (state.parts[one.rung] for one in order)]
-    tested = [[part.result().key for _, part in flatten(parts)] for parts in made_of]
+    goal, config, run = search.config.goal, search.config, search.run
+    made_of = [(own.checkpoint, own.adapter, own.choosing) for own in (search.tried[one.rung] for one in order)]
+    tested = [[run.result(node).key for node in nodes_in(parts)] for parts in made_of]
     plan = {"margin": goal.lose_at_most, "confidence": goal.confidence, "measure": goal.measure, "tested": tested}
     rows = sorted(own["proving"].digest for own in sets.values())
-    dense = sorted(base.dense.checkpoint.result().digest for base in state.bases)
+    dense = sorted(run.result(node).digest for base in search.bases for node in nodes_in(base.dense.checkpoint))
+    run.commit()
     artifacts = store.ArtifactStore(config.store.root)
     opening, record = store.record_opening(artifacts, _digest([rows, dense])[:32], _digest(plan))
     level = evaluation.level_of(opening, goal.confidence)
-    labels = "; ".join(state.label(one.rung) for one in order)
+    labels = "; ".join(search.tried[one.rung].label for one in order)
     log.info("opening %d of the proving rows: each test at level %.2g. In this order: %s", opening, level, labels)
     return opening, record
 
@@ -194,20 +257,20 @@ def _digest(value: object) -> str:
 
 
 def _prove(
-    state: SearchState, order: Sequence[Measured], opening: int
-) -> tuple[dict[Rung, Mapping[str, Artifact]], list[Mapping[str, LossTest]]]:
+    search: Search, order: Sequence[Measured], opening: int
+) -> tuple[dict[Rung, Artifacts], list[Mapping[str, LossTest]]]:
     """Test the candidates in their order, on rows that chose none of them; the first that fails ends the sequence."""
-    run, first, goal = state.run, state.bases[0], state.config.goal
+    run, first, goal = search.run, search.bases[0], search.config.goal
     level = evaluation.level_of(opening, goal.confidence)
-    # It is under way while the first candidate is scored.
-    reference = candidates.score(run, first, state.reference, "evaluation")
-    proving: dict[Rung, Mapping[str, Artifact]] = {}
+    reference = candidates.scores(search.reference, "evaluation")
+    proving: dict[Rung, Artifacts] = {}
     tests: list[Mapping[str, LossTest]] = []
     for rung in (one.rung for one in order):
-        base, kind, _ = state.locate(rung)
-        proving[rung] = candidates.score(run, base, state.models[state.model_key(rung)], "evaluation", kind)
-        dense = candidates.read_all(run, first, reference, "evaluation")
-        small = candidates.read_all(run, base, proving[rung], "evaluation")
+        candidate = search.tried[rung]
+        proving[rung] = candidates.scores(candidate, "evaluation")
+        run.begin(reference, proving[rung])
+        dense = first.read(run, reference, "evaluation")
+        small = candidate.base.read(run, proving[rung], "evaluation")
         tested = {
             name: evaluation.noninferiority_test(dense[name], own, goal.lose_at_most / 100, level)
             for name, own in small.items()
@@ -216,38 +279,41 @@ def _prove(
         proven, worst = evaluation.is_proven(tested), max(tested.values(), key=lambda test: test.bound)
         told = "is proven" if proven else "is not proven, which ends the sequence"
         lost, most = candidates.points_lost(worst.loss), round(100 * worst.bound, 1) + 0.0  # no minus zero
-        log.info("%s %s: it %s, and a loss of %.1f is not excluded", state.label(rung), told, lost, most)
+        log.info("%s %s: it %s, and a loss of %.1f is not excluded", candidate.label, lost, told, most)
         if not proven:
             break
     return proving, tests
 
 
-def _sets(state: SearchState, base: Base) -> Sets:
+def _sets(search: Search, base: Base) -> Sets:
     """The three sets of rows of every benchmark, as a base is asked; all bases have the same rows."""
     sets = Sets()
-    parts: dict[str, tuple[Mapping[str, Artifact], tuple[PromptSplit, ...]]] = {
+    parts: dict[str, tuple[Artifacts, tuple[PromptSplit, ...]]] = {
         "tuning": (base.prompts.shots, ("shots", "held_out")),
         "choosing": (base.rows["selection"], ("selection",)),
         "proving": (base.prompts.evaluation, ("evaluation",)),
     }
     for purpose, (asked, splits) in parts.items():
         for name, folder in asked.items():
-            rows = [row for split in splits for row in data.read_prompts(state.run.open(folder), split)]
+            rows = [row for split in splits for row in data.read_prompts(search.run.open(folder), split)]
             sets.setdefault(name, {})[purpose] = RowSet(len(rows), data.rows_digest(rows))
     return sets
 
 
-def _ship(state: SearchState, answer: Answer, rung: Rung, proof: Proof[Artifact]) -> None:
-    """Write the proven model in the format of its runtime, with its certificate, to the folder of the exports."""
-    parts, (base, kind, _) = state.parts[rung], state.locate(rung)
-    gguf = candidates.gguf(state.run, base, state.models[state.model_key(rung)], kind) if kind else None
-    asked = base.prompts.of_chat(*base.prompts.evaluation)
-    model = {"parts": parts, "gguf": gguf, "prompts": asked}
-    answer = replace(answer, sets=_sets(state, base))
-    settings = ShipSettings(as_shown(base.config), answer, candidates.answer_name(state.config))
-    shipped = state.run(stages.SHIPPED, settings, "ship the answer", **model, proof=proof)
-    if target := answer_folder(state.config):
-        store.place(state.run.open(shipped), target, "store.export", "an exported model", [store.ANSWER])
+def _shipped(search: Search, answer: Answer, rung: Rung, proof: Proof[Any]) -> Node:
+    """The proven model in the format of its runtime, with its certificate."""
+    candidate = search.tried[rung]
+    base = candidate.base
+    return stages.shipped(
+        "ship the answer",
+        settings=ShipSettings(
+            as_shown(base.config), replace(answer, sets=_sets(search, base)), candidates.answer_name(search.config)
+        ),
+        parts=candidate.parts({}),
+        gguf=candidates.gguf(candidate) if candidate.kind else None,
+        prompts=base.prompts.of_chat(*base.prompts.evaluation),
+        proof=proof,
+    )
 
 
 def answer_folder(config: SmallestConfig) -> Path | None:

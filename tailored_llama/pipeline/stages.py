@@ -1,44 +1,199 @@
-"""Every stage of the path, declared once: its name, its version, its function and its settings."""
+"""Every stage of the path, declared once: its name, its version, its function, its settings and what it reads.
 
-from types import NoneType
+A declaration is a signature, so that mypy sees a wrong input. Its body is never run.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tailored_llama import data, evaluation, models, pruning, serving, training
+from tailored_llama.evaluation import (
+    CandidateParts,
+    MeasuredModel,
+    Proof,
+    StudiedBenchmark,
+    SweptCell,
+    TailoredRun,
+    TransferScore,
+    TunedDense,
+)
 from tailored_llama.pipeline import reporting
-from tailored_llama.pipeline.stage import Stage
+from tailored_llama.pipeline.graph import Artifact, Artifacts, Stage, stage
 from tailored_llama.store import ANSWER, FINISHED, GGUF
 
-DENSE = Stage("dense", 5, lambda: models.prepare_dense, models.DenseSettings)
-EXAMPLES = Stage("examples", 2, lambda: data.load_benchmark, data.BenchmarkSource)
-PROMPTS = Stage("prompts", 10, lambda: data.render_prompts, data.PromptSettings)
-TOKENS = Stage("tokens", 3, lambda: pruning.count_tokens, pruning.CountSettings)
-CALIBRATION = Stage("calibration", 4, lambda: data.load_calibration, data.CalibrationSettings)
-GROUPS = Stage("groups", 2, lambda: pruning.build_graph, NoneType)
-REACH = Stage("reach", 3, lambda: pruning.check_ratio, pruning.PruneSettings)
-IMPORTANCE = Stage("importance", 5, lambda: pruning.score_importance, pruning.ImportanceSettings, on_device=True)
-SPLIT = Stage("split", 3, lambda: pruning.choose_split, pruning.SplitSettings, on_device=True)
-PRUNED = Stage("pruned", 9, lambda: pruning.prune_model, pruning.PruneSettings, on_device=True)
-TEACHER = Stage("teacher", 5, lambda: training.teach, training.TeachSettings, on_device=True)
-HEALED = Stage("healed", 6, lambda: training.heal, training.HealSettings, on_device=True)
-ADAPTER = Stage("adapter", 12, lambda: training.tune, training.TuneSettings, on_device=True)
-SCORES = Stage("scores", 5, lambda: evaluation.score_benchmark, evaluation.ScoreSettings, on_device=True, shared=True)
-QUANTISED = Stage("quantised-scores", 5, lambda: serving.score_quantised, serving.QuantisedSettings, on_device=True)
-PERPLEXITY = Stage(
-    "perplexity", 5, lambda: evaluation.measure_perplexity, evaluation.PerplexitySettings, on_device=True
-)
-SERVED = Stage("served-scores", 1, lambda: serving.score_served, serving.ServedSettings)
-PROFILE = Stage(
-    "profile", 4, lambda: evaluation.profile_checkpoint, evaluation.ProfileSettings, on_device=True, timed=True
-)
-FINISHED_MODEL = Stage(FINISHED, 8, lambda: reporting.export_model, reporting.ExportSettings)
-GGUF_FILE = Stage(GGUF, 6, lambda: serving.export_gguf, serving.GgufSettings)
-SOURCE_FILE = Stage("source", 4, lambda: serving.copy_source, serving.SourceSettings)
-REPORT = Stage("report", 9, lambda: reporting.write_run_report, reporting.ReportSettings)
-SWEEP = Stage("sweep", 7, lambda: reporting.write_sweep_report, reporting.SweepSettings)
-TRANSFER = Stage("transfer", 5, lambda: reporting.write_transfer_report, reporting.ReportSettings)
-SPEED = Stage("speed", 3, lambda: serving.measure_speed, NoneType, on_device=True, timed=True)
-SHIPPED = Stage(ANSWER, 5, lambda: reporting.ship_model, reporting.ShipSettings)
-SMALLEST = Stage("smallest", 4, lambda: reporting.write_smallest_report, reporting.SmallestSettings)
-STUDY = Stage("prompt-study", 5, lambda: reporting.write_study_report, reporting.StudySettings)
 
-STAGES: dict[str, Stage[Any]] = {stage.name: stage for stage in list(globals().values()) if isinstance(stage, Stage)}
+@stage("dense", 5, lambda: models.prepare_dense)
+def dense(*, settings: models.DenseSettings) -> None: ...
+
+
+@stage("examples", 2, lambda: data.load_benchmark)
+def examples(*, settings: data.BenchmarkSource) -> None: ...
+
+
+@stage("prompts", 11, lambda: data.render_prompts)
+def prompts(*, settings: data.PromptSettings, examples: Artifact, dense: Artifact | None = None) -> None: ...
+
+
+@stage("answers", 1, lambda: data.check_answers)
+def answers(*, settings: data.AnswersSettings, dense: Artifact, prompts: Artifact) -> None: ...
+
+
+@stage("tokens", 3, lambda: pruning.count_tokens)
+def tokens(*, settings: pruning.CountSettings, dense: Artifact, prompts: Artifacts) -> None: ...
+
+
+@stage("calibration", 4, lambda: data.load_calibration)
+def calibration(*, settings: data.CalibrationSettings, dense: Artifact, prompts: Artifacts) -> None: ...
+
+
+@stage("groups", 2, lambda: pruning.build_graph)
+def groups(*, settings: None = None, dense: Artifact) -> None: ...
+
+
+@stage("reach", 3, lambda: pruning.check_ratio)
+def reach(*, settings: pruning.PruneSettings, dense: Artifact, groups: Artifact, counts: Artifact | None) -> None: ...
+
+
+@stage("importance", 5, lambda: pruning.score_importance, on_device=True)
+def importance(
+    *, settings: pruning.ImportanceSettings, dense: Artifact, groups: Artifact, calibration: Artifact | None
+) -> None: ...
+
+
+@stage("split", 3, lambda: pruning.choose_split, on_device=True)
+def split(
+    *,
+    settings: pruning.SplitSettings,
+    dense: Artifact,
+    groups: Artifact,
+    importance: Artifact,
+    counts: Artifact,
+    prompts: Artifacts,
+) -> None: ...
+
+
+@stage("pruned", 9, lambda: pruning.prune_model, on_device=True)
+def pruned(
+    *,
+    settings: pruning.PruneSettings,
+    dense: Artifact,
+    groups: Artifact,
+    importance: Artifact,
+    calibration: Artifact | None,
+    split: Artifact | None,
+) -> None: ...
+
+
+@stage("teacher", 5, lambda: training.teach, on_device=True)
+def teacher(*, settings: training.TeachSettings, dense: Artifact, text: Artifact) -> None: ...
+
+
+@stage("healed", 6, lambda: training.heal, on_device=True)
+def healed(*, settings: training.HealSettings, pruned: Artifact, teacher: Artifact) -> None: ...
+
+
+@stage("adapter", 12, lambda: training.tune, on_device=True)
+def adapter(*, settings: training.TuneSettings, pruned: Artifact, prompts: Artifacts) -> None: ...
+
+
+@stage("scores", 5, lambda: evaluation.score_benchmark, on_device=True, shared=True)
+def scores(
+    *, settings: evaluation.ScoreSettings, checkpoint: Artifact, adapter: Artifact | None, prompts: Artifact
+) -> None: ...
+
+
+@stage("quantised-scores", 5, lambda: serving.score_quantised, on_device=True)
+def quantised(
+    *, settings: serving.QuantisedSettings, checkpoint: Artifact, gguf: Artifact, prompts: Artifact
+) -> None: ...
+
+
+@stage("perplexity", 5, lambda: evaluation.measure_perplexity, on_device=True)
+def perplexity(
+    *, settings: evaluation.PerplexitySettings, checkpoint: Artifact, text_of: Artifact | None = None
+) -> None: ...
+
+
+@stage("served-scores", 1, lambda: serving.score_served)
+def served(*, settings: serving.ServedSettings, checkpoint: Artifact, gguf: Artifact, prompts: Artifact) -> None: ...
+
+
+@stage("profile", 4, lambda: evaluation.profile_checkpoint, on_device=True, timed=True)
+def profile(*, settings: evaluation.ProfileSettings, checkpoint: Artifact, against: Artifact | None = None) -> None: ...
+
+
+@stage("speed", 3, lambda: serving.measure_speed, on_device=True, timed=True)
+def speed(*, settings: None = None, gguf: Artifact) -> None: ...
+
+
+@stage(GGUF, 6, lambda: serving.export_gguf)
+def gguf(
+    *,
+    settings: serving.GgufSettings,
+    checkpoint: Artifact,
+    adapter: Artifact | None = None,
+    prompts: Artifacts | None = None,
+) -> None: ...
+
+
+@stage("source", 4, lambda: serving.copy_source)
+def source(*, settings: serving.SourceSettings, checkpoint: Artifact, prompts: Artifacts) -> None: ...
+
+
+@stage(FINISHED, 8, lambda: reporting.export_model)
+def finished(
+    *,
+    settings: reporting.ExportSettings,
+    dense: MeasuredModel[Artifact],
+    run: TailoredRun[Artifact],
+    prompts: Artifacts,
+) -> None: ...
+
+
+@stage("report", 9, lambda: reporting.write_run_report, tolerant=True)
+def report(
+    *,
+    settings: reporting.ReportSettings,
+    dense: MeasuredModel[Artifact],
+    runs: Sequence[TailoredRun[Artifact]],
+    prompts: Artifacts,
+    tuned_dense: TunedDense[Artifact],
+    failed: Mapping[str, str] | None = None,
+) -> None: ...
+
+
+@stage("sweep", 7, lambda: reporting.write_sweep_report, tolerant=True)
+def sweep(*, settings: reporting.SweepSettings, cells: Sequence[SweptCell[Artifact]]) -> None: ...
+
+
+@stage("transfer", 5, lambda: reporting.write_transfer_report, tolerant=True)
+def transfer(*, settings: reporting.ReportSettings, scores: Sequence[TransferScore[Artifact]]) -> None: ...
+
+
+@stage("prompt-study", 5, lambda: reporting.write_study_report)
+def study(*, settings: reporting.StudySettings, studied: Sequence[StudiedBenchmark[Artifact]]) -> None: ...
+
+
+@stage("smallest", 4, lambda: reporting.write_smallest_report)
+def smallest(
+    *,
+    settings: reporting.SmallestSettings,
+    candidates: Sequence[CandidateParts[Artifact]],
+    reference: Artifacts,
+    prompts: Artifacts,
+    used: Sequence[Artifact],
+) -> None: ...
+
+
+@stage(ANSWER, 5, lambda: reporting.ship_model)
+def shipped(
+    *,
+    settings: reporting.ShipSettings,
+    parts: CandidateParts[Artifact],
+    gguf: Artifact | None,
+    prompts: Artifacts,
+    proof: Proof[Artifact],
+) -> None: ...
+
+
+STAGES: dict[str, Stage[Any]] = {own.name: own for own in list(globals().values()) if isinstance(own, Stage)}

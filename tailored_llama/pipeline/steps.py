@@ -1,6 +1,6 @@
 """The steps from a configuration to its models, as plain calls of stages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tailored_llama import data
@@ -23,8 +23,7 @@ from tailored_llama.config import (
 from tailored_llama.evaluation import MeasuredModel, PerplexitySettings, ScoreSettings, TunedDense
 from tailored_llama.models import DenseSettings
 from tailored_llama.pipeline import stages
-from tailored_llama.pipeline.futures import Artifact
-from tailored_llama.pipeline.runner import Runner
+from tailored_llama.pipeline.graph import Artifact, Artifacts, Node, nodes_in
 from tailored_llama.pruning import CountSettings, ImportanceSettings, PruneSettings, SplitSettings
 from tailored_llama.training import HealSettings, TeachSettings, TuneSettings
 
@@ -39,9 +38,9 @@ class Prompts:
     worded differently if one adapter is tuned on all benchmarks.
     """
 
-    train: Mapping[str, Artifact] = field(default_factory=dict)
-    shots: Mapping[str, Artifact] = field(default_factory=dict)
-    evaluation: Mapping[str, Artifact] = field(default_factory=dict)
+    train: Artifacts = field(default_factory=dict)
+    shots: Artifacts = field(default_factory=dict)
+    evaluation: Artifacts = field(default_factory=dict)
 
     def of_chat(self, *benchmarks: str) -> dict[str, Artifact]:
         """The prompts that a chat with a model of these benchmarks has to ask; none if one has no train prompts."""
@@ -59,150 +58,175 @@ class Dense:
     counts: Artifact | None
 
 
-def load_examples(run: Runner, benchmark: BenchmarkConfig) -> Artifact:
+def load_examples(benchmark: BenchmarkConfig) -> Node:
     """Load all examples of a benchmark."""
-    return run(stages.EXAMPLES, data.BenchmarkSource(benchmark), f"load {benchmark.name}")
+    return stages.examples(f"load {benchmark.name}", settings=data.BenchmarkSource(benchmark))
 
 
 def render(
-    run: Runner, config: RunConfig, benchmark: str, split: data.RenderedSplit, examples: Artifact, selection: int = 0
-) -> Artifact:
+    config: RunConfig, benchmark: str, split: data.RenderedSplit, examples: Artifact, selection: int = 0
+) -> Node:
     """Render one split of a benchmark; `selection` is the number of train examples in the split of that name."""
     own, name = named_benchmark(config, benchmark), f"render {benchmark} {split} {config.prompts.template}"
     settings = data.PromptSettings.of(config, own, split, selection)
-    dense = load_dense(run, config) if asks_turns(own) else None  # whose chat template may ask
-    return run(stages.PROMPTS, settings, name, examples=examples, dense=dense)
+    dense = load_dense(config) if asks_turns(own) else None  # whose chat template may ask
+    return stages.prompts(name, settings=settings, examples=examples, dense=dense)
 
 
-def render_train(run: Runner, config: RunConfig) -> Prompts:
+def render_train(config: RunConfig) -> Prompts:
     """Render the train prompts of every benchmark, and nothing else."""
     train = {
-        benchmark.name: render(run, config, benchmark.name, "train", load_examples(run, benchmark))
+        benchmark.name: render(config, benchmark.name, "train", load_examples(benchmark))
         for benchmark in config.benchmarks
     }
     return Prompts(train, train)
 
 
-def render_all(run: Runner, config: RunConfig) -> Prompts:
+def render_all(config: RunConfig) -> Prompts:
     """Render the prompts of every benchmark; the shots of a mixture use the generic template."""
-    examples = {benchmark.name: load_examples(run, benchmark) for benchmark in config.benchmarks}
+    examples = {benchmark.name: load_examples(benchmark) for benchmark in config.benchmarks}
     read = {name: table for name, table in examples.items() if reads_train(config, name)}
-    train = {name: render(run, config, name, "train", table) for name, table in read.items()}
+    train = {name: render(config, name, "train", table) for name, table in read.items()}
     shots = train
     if config.tuning.examples == "mixture":
         worded = with_template(config, GENERIC)
-        shots = {name: render(run, worded, name, "train", table) for name, table in examples.items()}
-    evaluation = {name: render(run, config, name, "evaluation", table) for name, table in examples.items()}
+        shots = {name: render(worded, name, "train", table) for name, table in examples.items()}
+    evaluation = {name: render(config, name, "evaluation", table) for name, table in examples.items()}
     return Prompts(train, shots, evaluation)
 
 
-def load_dense(run: Runner, config: RunConfig) -> Artifact:
+def load_dense(config: RunConfig) -> Node:
     """Load the dense model as a safetensors checkpoint."""
-    return run(stages.DENSE, DenseSettings.of(config.model), f"load {config.model.source}")
+    return stages.dense(f"load {config.model.source}", settings=DenseSettings.of(config.model))
 
 
-def prepare_dense(run: Runner, config: RunConfig, prompts: Prompts) -> Dense:
-    """Load the model and score its groups; cheap stages and checks come first."""
-    dense, counts = load_dense(run, config), None
+def prepare_dense(config: RunConfig, prompts: Prompts) -> Dense:
+    """Load the model and score its groups."""
+    dense, counts = load_dense(config), None
     if trims_vocabulary(config):  # a mixture counts in both wordings
         mixed = {f"{name}, shots": ref for name, ref in prompts.shots.items() if ref is not prompts.train.get(name)}
         asked = {**prompts.train, **mixed}
-        counts = run(stages.TOKENS, CountSettings.of(config), "count tokens", dense=dense, prompts=asked)
-    groups = run(stages.GROUPS, None, "build graph", dense=dense)
-    for ratio in config.pruning.ratios:  # one that cannot be reached ends the run here
-        run.open(check_ratio(run, config, ratio, dense, groups, counts))
-    check_answers(run, config, dense, prompts)
-    calibration = draw_calibration(run, config, dense, prompts) if reads_calibration(config) else None
-    if config.healing.tokens and config.healing.source:
-        draw_calibration(run, healing_text(config), dense, prompts)  # a text that cannot be read ends the run here
-    text = calibration if scores_by_text(config) else None
-    settings, name = ImportanceSettings.of(config), f"importance {config.pruning.criterion}"
-    importance = run(stages.IMPORTANCE, settings, name, dense=dense, groups=groups, calibration=text)
+        counts = stages.tokens("count tokens", settings=CountSettings.of(config), dense=dense, prompts=asked)
+    groups = stages.groups("build graph", dense=dense)
+    calibration = draw_calibration(config, dense, prompts) if reads_calibration(config) else None
+    importance = stages.importance(
+        f"importance {config.pruning.criterion}",
+        settings=ImportanceSettings.of(config),
+        dense=dense,
+        groups=groups,
+        calibration=calibration if scores_by_text(config) else None,
+    )
     return Dense(dense, groups, calibration, importance, counts)
 
 
-def check_answers(run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts) -> None:
-    """Check that the model's context holds every answer, before any heavy work; InputError: one is too long."""
-    for name, shots in prompts.shots.items() if config.tuning.examples != "none" else ():
-        for asked in filter(None, (shots, prompts.evaluation.get(name))):
-            try:
-                folder = run.open(asked)
-            except Exception:  # it stops only what reads it
-                continue
-            data.check_answers(run.open(dense), folder, is_written(named_benchmark(config, name)))
+def checks(config: RunConfig, dense: Dense, prompts: Prompts) -> list[Node]:
+    """What is made before any heavy work, so that what cannot go well ends a run at once."""
+    first = nodes_in((prompts.train, prompts.shots, prompts.evaluation))
+    first += [check_ratio(config, dense, ratio) for ratio in config.pruning.ratios]
+    first += check_answers(config, prompts, *prompts.shots)
+    texts = nodes_in(dense.calibration)
+    if config.healing.tokens and config.healing.source:
+        texts.append(draw_calibration(healing_text(config), dense.checkpoint, prompts))
+    return [*first, *texts]
 
 
-def check_ratio(
-    run: Runner, config: RunConfig, ratio: float, dense: Artifact, groups: Artifact, counts: Artifact | None
-) -> Artifact:
+def check_answers(config: RunConfig, prompts: Prompts, *names: str) -> list[Node]:
+    """Check that the model's context holds every answer of benchmarks that is tuned on or scored."""
+    asked = [(name, of[name]) for of in (prompts.shots, prompts.evaluation) for name in names if name in of]
+    return [
+        stages.answers(
+            f"check answers of {name}",
+            settings=data.AnswersSettings(is_written(named_benchmark(config, name))),
+            dense=load_dense(config),
+            prompts=folder,
+        )
+        for name, folder in asked
+        if config.tuning.examples != "none"
+    ]
+
+
+def check_ratio(config: RunConfig, dense: Dense, ratio: float) -> Node:
     """Check that a ratio can be reached."""
-    settings = PruneSettings.of(config, ratio)
-    return run(stages.REACH, settings, f"check ratio {ratio:g}", dense=dense, groups=groups, counts=counts)
+    return stages.reach(
+        f"check ratio {ratio:g}",
+        settings=PruneSettings.of(config, ratio),
+        dense=dense.checkpoint,
+        groups=dense.groups,
+        counts=dense.counts,
+    )
 
 
-def draw_calibration(run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts) -> Artifact:
+def draw_calibration(config: RunConfig, dense: Artifact, prompts: Prompts) -> Node:
     """Draw the sequences of the calibration text, which may be the train prompts."""
     settings = data.CalibrationSettings.of(config)
     read = prompts.train if config.calibration.reads(PROMPTS) else {}
-    return run(stages.CALIBRATION, settings, f"load calibration {config.calibration.named}", dense=dense, prompts=read)
+    name = f"load calibration {config.calibration.named}"
+    return stages.calibration(name, settings=settings, dense=dense, prompts=read)
 
 
-def prune_to(run: Runner, config: RunConfig, dense: Dense, ratio: float, prompts: Prompts) -> Artifact:
+def prune_to(config: RunConfig, dense: Dense, ratio: float, prompts: Prompts) -> Node:
     """Prune to a ratio of the dense model's parameters."""
-    scored, split = {"dense": dense.checkpoint, "groups": dense.groups, "importance": dense.importance}, None
-    text = None if config.reconstruction.method == "none" else dense.calibration
+    scored = {"dense": dense.checkpoint, "groups": dense.groups, "importance": dense.importance}
+    split = None
     if dense.counts:
-        read = {"counts": dense.counts, "prompts": prompts.train}
-        split = run(stages.SPLIT, SplitSettings.of(config, ratio), f"choose split @ {ratio:.2f}", **scored, **read)
-    settings, name = PruneSettings.of(config, ratio), f"prune @ {ratio:.2f}"
-    return run(stages.PRUNED, settings, name, **scored, calibration=text, split=split)
+        split = stages.split(
+            f"choose split @ {ratio:.2f}",
+            settings=SplitSettings.of(config, ratio),
+            **scored,
+            counts=dense.counts,
+            prompts=prompts.train,
+        )
+    pruned = stages.pruned(
+        f"prune @ {ratio:.2f}",
+        settings=PruneSettings.of(config, ratio),
+        **scored,
+        calibration=None if config.reconstruction.method == "none" else dense.calibration,
+        split=split,
+    )
+    return pruned.after(check_ratio(config, dense, ratio))
 
 
-def heal_if_asked(
-    run: Runner, config: RunConfig, dense: Artifact, ratio: float, pruned: Artifact, prompts: Prompts
-) -> Artifact:
+def heal_if_asked(config: RunConfig, dense: Artifact, ratio: float, pruned: Artifact, prompts: Prompts) -> Artifact:
     """The pruned model, healed on a text with the dense model's outputs; as it is if healing is not configured."""
     if not config.healing.tokens:
         return pruned
-    text = draw_calibration(run, healing_text(config), dense, prompts)
-    teacher = run(stages.TEACHER, TeachSettings.of(config), "teach text for healing", dense=dense, text=text)
-    return run(stages.HEALED, HealSettings.of(config), f"heal @ {ratio:.2f}", pruned=pruned, teacher=teacher)
+    text = draw_calibration(healing_text(config), dense, prompts)
+    teacher = stages.teacher("teach text for healing", settings=TeachSettings.of(config), dense=dense, text=text)
+    return stages.healed(f"heal @ {ratio:.2f}", settings=HealSettings.of(config), pruned=pruned, teacher=teacher)
 
 
-def tune(
-    run: Runner, config: RunConfig, names: Sequence[str], ratio: float, base: Artifact, prompts: Prompts
-) -> Artifact:
+def tune(config: RunConfig, names: Sequence[str], ratio: float, base: Artifact, prompts: Prompts) -> Node:
     """Tune one adapter for one benchmark or several."""
     label = names[0] if len(names) == 1 else MIXTURE
     shots, settings = {name: prompts.shots[name] for name in names}, TuneSettings.of(config, names)
-    return run(stages.ADAPTER, settings, f"tune {label} @ {ratio:.2f}", pruned=base, prompts=shots)
+    return stages.adapter(f"tune {label} @ {ratio:.2f}", settings=settings, pruned=base, prompts=shots)
 
 
-def tune_adapters(
-    run: Runner, config: RunConfig, ratio: float, base: Artifact, prompts: Prompts
-) -> dict[str, Artifact]:
+def tune_adapters(config: RunConfig, ratio: float, base: Artifact, prompts: Prompts) -> dict[str, Artifact]:
     """Tune the adapter of every benchmark: its own, the same for all, or (an empty mapping) none."""
     names = list(prompts.train)
     if config.tuning.examples == "none":
         return {}
     if config.tuning.examples == "mixture":
-        return dict.fromkeys(names, tune(run, config, names, ratio, base, prompts))
-    return {name: tune(run, config, [name], ratio, base, prompts) for name in names}
+        checked = check_answers(config, prompts, *names)
+        return dict.fromkeys(names, tune(config, names, ratio, base, prompts).after(*checked))
+    return {
+        name: tune(config, [name], ratio, base, prompts).after(*check_answers(config, prompts, name)) for name in names
+    }
 
 
-def tune_dense(run: Runner, config: RunConfig, dense: Artifact, prompts: Prompts) -> TunedDense[Artifact]:
+def tune_dense(config: RunConfig, dense: Artifact, prompts: Prompts) -> TunedDense[Artifact]:
     """Tune the dense model on the same shots as the pruned ones, and score it; it is not healed, as it is whole."""
-    adapters = tune_adapters(run, config, 0.0, dense, prompts)
-    return TunedDense(by_training(config, adapters), score_all(run, config, TUNED_DENSE, dense, prompts, adapters))
+    adapters = tune_adapters(config, 0.0, dense, prompts)
+    return TunedDense(by_training(config, adapters), score_all(config, TUNED_DENSE, dense, prompts, adapters))
 
 
-def by_training(config: RunConfig, adapters: Mapping[str, Artifact]) -> dict[str, Artifact]:
+def by_training(config: RunConfig, adapters: Artifacts) -> dict[str, Artifact]:
     """The adapters of the benchmarks, by what they were trained on: a mixture has only one."""
     return {MIXTURE: next(iter(adapters.values()))} if config.tuning.examples == "mixture" else dict(adapters)
 
 
 def score(
-    run: Runner,
     config: RunConfig,
     benchmark: str,
     label: str,
@@ -210,34 +234,32 @@ def score(
     prompts: Artifact,
     adapter: Artifact | None = None,
     split: data.PromptSplit = "evaluation",
-) -> Artifact:
+) -> Node:
     """Score a checkpoint, with or without an adapter, on a benchmark's prompts."""
     settings = ScoreSettings.of(named_benchmark(config, benchmark), split)
     name = f"score {benchmark} {label}"
-    return run(stages.SCORES, settings, name, checkpoint=checkpoint, adapter=adapter, prompts=prompts)
+    return stages.scores(name, settings=settings, checkpoint=checkpoint, adapter=adapter, prompts=prompts)
 
 
 def score_all(
-    run: Runner, config: RunConfig, label: str, checkpoint: Artifact, prompts: Prompts, adapters: Mapping[str, Artifact]
+    config: RunConfig, label: str, checkpoint: Artifact, prompts: Prompts, adapters: Artifacts
 ) -> dict[str, Artifact]:
     """Score a checkpoint, with the adapter of each benchmark that has one, on all benchmarks that have prompts."""
     return {
-        name: score(run, config, name, label, checkpoint, asked, adapters.get(name))
+        name: score(config, name, label, checkpoint, asked, adapters.get(name))
         for name, asked in prompts.evaluation.items()
     }
 
 
-def measure_perplexity(
-    run: Runner, config: RunConfig, label: str, checkpoint: Artifact, dense: Artifact | None = None
-) -> Artifact:
+def measure_perplexity(config: RunConfig, label: str, checkpoint: Artifact, dense: Artifact | None = None) -> Node:
     """Measure a checkpoint's perplexity; for a pruned one, the tokens of `dense` say where the text ends."""
     cut_by, settings = dense if trims_vocabulary(config) else None, PerplexitySettings.of(config.perplexity)
-    return run(stages.PERPLEXITY, settings, f"perplexity {label}", checkpoint=checkpoint, text_of=cut_by)
+    return stages.perplexity(f"perplexity {label}", settings=settings, checkpoint=checkpoint, text_of=cut_by)
 
 
 def measure(
-    run: Runner, config: RunConfig, label: str, checkpoint: Artifact, prompts: Prompts, dense: Artifact | None = None
+    config: RunConfig, label: str, checkpoint: Artifact, prompts: Prompts, dense: Artifact | None = None
 ) -> MeasuredModel[Artifact]:
     """Measure a model without an adapter: its perplexity, and its scores on all benchmarks that have prompts."""
-    perplexity = measure_perplexity(run, config, label, checkpoint, dense)
-    return MeasuredModel(checkpoint, perplexity, score_all(run, config, label, checkpoint, prompts, {}))
+    perplexity = measure_perplexity(config, label, checkpoint, dense)
+    return MeasuredModel(checkpoint, perplexity, score_all(config, label, checkpoint, prompts, {}))

@@ -1,9 +1,10 @@
 """Importance: one score per coupled group; a higher score means keep."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tailored_llama import models
-from tailored_llama.config import Criterion, Work
+from tailored_llama.config import Work
 from tailored_llama.data import read_calibration
 from tailored_llama.errors import InputError
 from tailored_llama.memory import out_of_memory
@@ -63,7 +64,10 @@ def score_importance(
         assert calibration is not None
         model = models.open_model(dense, work.execution, work.out)
         text = Text(read_calibration(calibration), work.execution.batch_tokens)
-        scores = taylor_scores(model, text, owners, criterion, work.progress, settings.seed or 0)
+        if criterion == "taylor_first":
+            scores = taylor_first_scores(model, text, owners, work.progress)
+        else:
+            scores = taylor_gate_scores(model, text, owners, work.progress, settings.seed or 0)
     write_importance(work.out, table, scores, criterion)
 
 
@@ -96,69 +100,62 @@ def magnitude_scores(dense: Path, owners: Owners) -> Array:
     return scores.sqrt().numpy()
 
 
-def taylor_scores(
-    model: Any, text: Text, owners: Owners, criterion: Criterion, progress: Progress = silent, seed: int = 0
-) -> Array:
-    """Taylor importance, the estimated effect on the loss of removing a group.
+def taylor_first_scores(model: Any, text: Text, owners: Owners, progress: Progress = silent) -> Array:
+    """First-order Taylor importance, the estimated effect on the loss of removing a group.
 
-    `taylor_first` is LLM-Pruner's (arXiv 2305.11627, equation 5, first term): with w a weight and g its gradient of the
-    mean loss over samples, a group's score is the sum of |w·g| over all elements of its members.
-
-    `taylor_gate` is ½ of the Fisher information of gates, one per token on all that a group passes to its output
-    projection: ½ the mean over samples of the sum over tokens of (Σ x·∂L/∂x)², where x are the projection's inputs that
-    the group owns (Molchanov et al., arXiv 1906.10771, section 3, whose gates are single neurons). L is the loss of
-    tokens that are drawn from the model itself, given the text, by a seed (Kunstner et al., arXiv 1905.12558).
+    It is LLM-Pruner's (arXiv 2305.11627, equation 5, first term): with w a weight and g its gradient of the mean loss
+    over samples, a group's score is the sum of |w·g| over all elements of its members.
 
     No weight has a gradient: a projection's inputs and output gradients give the scores. Memory holds the weights,
-    hidden states between layers, one layer's activations, and for `taylor_first` the gradient of one weight and what it
-    is made of, in float32. It takes all samples at once, for the absolute value of each element's sum over samples.
-    Every layer of a streamed model sees all samples before the next one is read; the scores are equal to the bit.
+    hidden states between layers, one layer's activations, and the gradient of one weight and what it is made of, in
+    float32. All samples are taken at once, for the absolute value of each element's sum over samples.
 
     Raises:
-        InputError: memory ran out for `taylor_first`.
+        InputError: memory ran out.
     """
-    layers, scores = models.layers_of(model), _zeros(owners)
-    gates, samples = criterion == "taylor_gate", len(text.input_ids)
-    parts = {name: owned for name, owned in owners.items() if owned[0] == 1} if gates else owners
-    chunks = text.batches() if gates else (text.input_ids,)
-    projections = {n: m for n, m in model.named_modules() if f"{n}.weight" in parts or f"{n}.bias" in parts}
-    generator = torch.Generator().manual_seed(seed) if gates else None
-    done = 0
+    scores, samples = _zeros(owners), len(text.input_ids)
 
-    def watch(name: str, module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        """Use a projection's inputs and the gradient of its output as soon as both are known."""
-
-        def score(gradient: Tensor) -> None:
-            nonlocal done
-            if gates:
-                _, owner = parts[f"{name}.weight"]
-                for own_inputs, own_gradient in zip(states, gradient, strict=True):  # one by one: they are wide
-                    _add_gates(scores, owner, own_inputs.float() * (own_gradient @ module.weight).float(), samples)
-            else:
-                for parameter, factor in (("weight", states), ("bias", torch.ones_like(gradient[..., :1]))):
-                    if owned := parts.get(f"{name}.{parameter}"):
-                        weight = getattr(module, parameter).detach().view(gradient.shape[-1], -1)
-                        sums = gradient.flatten(0, 1).float().T @ factor.flatten(0, 1).float()  # [out, in]
-                        add_scores(scores, owned[1], sums.mul_(weight).div_(samples).abs_().sum(1 - owned[0]))
-            progress(done := done + 1, len(projections) * len(chunks))
-
-        states = inputs[0].detach()
-        if output.requires_grad:  # only on the way back: the first pass builds no graph
-            output.register_hook(score)
+    def add(name: str, module: Any, inputs: Tensor, gradient: Tensor) -> None:
+        for parameter, factor in (("weight", inputs), ("bias", torch.ones_like(gradient[..., :1]))):
+            if owned := owners.get(f"{name}.{parameter}"):
+                weight = getattr(module, parameter).detach().view(gradient.shape[-1], -1)
+                sums = gradient.flatten(0, 1).float().T @ factor.flatten(0, 1).float()  # [out, in]
+                add_scores(scores, owned[1], sums.mul_(weight).div_(samples).abs_().sum(1 - owned[0]))
 
     try:
-        with ExitStack() as hooks:
-            for name, module in projections.items():
-                hooks.enter_context(module.register_forward_hook(partial(watch, name)))
-            for batches in [chunks] if layers.streamed else [[chunk] for chunk in chunks]:
-                _backpropagate(model, layers, batches, generator)
+        _backpropagate(model, [text.input_ids], owners, add, progress)
     except Exception as error:
-        if gates or not out_of_memory(error):
+        if not out_of_memory(error):
             raise
         raise InputError(
-            f"pruning.criterion: got {criterion!r}, which takes all {samples} sequences at once, and memory ran out; "
+            f"pruning.criterion: got 'taylor_first', which takes all {samples} sequences at once, and memory ran out; "
             "allowed: fewer calibration.samples, or taylor_gate, which can split them"
         ) from error
+    return scores.numpy()
+
+
+def taylor_gate_scores(model: Any, text: Text, owners: Owners, progress: Progress = silent, seed: int = 0) -> Array:
+    """½ of the Fisher information of gates, one per token on all that a group passes to its output projection.
+
+    It is ½ the mean over samples of the sum over tokens of (Σ x·∂L/∂x)², where x are the projection's inputs that the
+    group owns (Molchanov et al., arXiv 1906.10771, section 3, whose gates are single neurons). L is the loss of tokens
+    that are drawn from the model itself, given the text, by a seed (Kunstner et al., arXiv 1905.12558).
+
+    Memory holds the weights, hidden states between layers, and one layer's activations. Every layer of a streamed model
+    sees all samples before the next one is read; the scores are equal to the bit.
+    """
+    scores, samples = _zeros(owners), len(text.input_ids)
+    outputs = {name: owned for name, owned in owners.items() if owned[0] == 1}
+
+    def add(name: str, module: Any, inputs: Tensor, gradient: Tensor) -> None:
+        groups, columns = np.unique(outputs[f"{name}.weight"][1], return_inverse=True)
+        for own_inputs, own_gradient in zip(inputs, gradient, strict=True):  # one by one: they are wide
+            products = own_inputs.float() * (own_gradient @ module.weight).float()
+            gates = products.new_zeros(len(products), len(groups))
+            gates.index_add_(1, torch.from_numpy(columns).to(products.device), products)
+            add_scores(scores, groups, gates.square().sum(0).double().div(2 * samples))
+
+    _backpropagate(model, text.batches(), outputs, add, progress, torch.Generator().manual_seed(seed))
     return scores.numpy()
 
 
@@ -176,21 +173,41 @@ def add_scores(scores: Tensor, owner: Array, values: Tensor) -> None:
     scores.index_add_(0, torch.from_numpy(owner)[owned], values.to("cpu", torch.float64)[owned])
 
 
-def _add_gates(scores: Tensor, owner: Array, products: Tensor, samples: int) -> None:
-    """Add one sample's part of ½ the Fisher information of each group's gates to the scores.
-
-    The products are each input times the gradient of the sample's loss by it, [tokens, in].
-    """
-    groups, columns = np.unique(owner, return_inverse=True)
-    gates = products.new_zeros(len(products), len(groups))
-    gates.index_add_(1, torch.from_numpy(columns).to(products.device), products)
-    add_scores(scores, groups, gates.square().sum(0).double().div(2 * samples))
-
-
 def _backpropagate(
-    model: Any, layers: models.Layers, batches: Sequence[Tensor], generator: torch.Generator | None
+    model: Any,
+    chunks: Sequence[Tensor],
+    owners: Owners,
+    use: Callable[[str, Any, Tensor, Tensor], None],
+    progress: Progress,
+    generator: torch.Generator | None = None,
 ) -> None:
-    """Run batches through the model and back, layer by layer, which calls the hooks of `taylor_scores`.
+    """Run sequences through the model and back, and `use` each projection that is owned, once its gradient is known.
+
+    That is with its name, itself, its inputs and the gradient of its outputs.
+    """
+    layers, done = models.layers_of(model), count(1)
+    total = len(layers) * len(chunks)
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if f"{name}.weight" in owners or f"{name}.bias" in owners:
+                hooks.enter_context(module.register_forward_hook(partial(_watch, partial(use, name, module))))
+        for batches in [chunks] if layers.streamed else [[chunk] for chunk in chunks]:
+            _both_ways(model, layers, batches, generator, lambda: progress(next(done), total))
+
+
+def _watch(use: Callable[[Tensor, Tensor], None], module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    if output.requires_grad:  # only on the way back: the first pass builds no graph
+        output.register_hook(partial(use, inputs[0].detach()))
+
+
+def _both_ways(
+    model: Any,
+    layers: models.Layers,
+    batches: Sequence[Tensor],
+    generator: torch.Generator | None,
+    step: Callable[[], None],
+) -> None:
+    """Run batches through the model and back, layer by layer, with a `step` after each batch on the way back.
 
     Only the hidden states between layers are kept; each layer is run again on the way back.
     """
@@ -212,6 +229,7 @@ def _backpropagate(
                 later = shelf[number + 1, index]
                 (shelf[number, index],) = torch.autograd.grad(layer(states, **further[number]), states, later)
                 shelf.drop((number + 1, index))
+                step()
 
 
 def _loss_gradient(model: Any, states: Tensor, input_ids: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -17,7 +17,8 @@ from tailored_llama.pruning.plan import PLAN_SCHEMA
 from tailored_llama.pruning.reconstruction import reconstruct
 from tailored_llama.pruning.settings import PruneSettings
 from tailored_llama.pruning.split import SPLIT, first_cut, read_split
-from tailored_llama.pruning.surgery import Cut, Folders, plan_cut, prune_checkpoint
+from tailored_llama.pruning.surgery import Cut, Planned, plan_cut, prune_checkpoint
+from tailored_llama.pruning.vocabulary import read_shares
 from tailored_llama.store import write_table
 
 
@@ -42,8 +43,8 @@ def prune_model(
     """
     structure = models.read_structure(dense)
     models.check_solver(structure, settings.reconstruction.method, work.execution.device)
-    folders, tokens = Folders(dense, groups, importance), read_split(split) if split else None
-    cut = plan_cut(folders, settings.ratio, settings.plan, tokens)
+    tokens = read_split(split) if split else None
+    cut = plan_cut(Planned(dense, groups, importance, settings.ratio, settings.plan), tokens)
     columns = {"layer": cut.groups.layer, "kind": cut.groups.kind, "index": cut.groups.index, "kept": cut.kept}
     write_table(work.out / "plan.parquet", {"group": range(len(cut.kept))} | columns, PLAN_SCHEMA)
     with tempfile.TemporaryDirectory(dir=work.out) as scratch:
@@ -85,11 +86,8 @@ def check_ratio(
     Raises:
         InputError: as in `plan_cut` and `choose_tokens`.
     """
-    folders, ratio = Folders(dense, groups), settings.ratio
-    if counts:
-        cut = first_cut(folders, models.read_tokens(dense), counts, ratio, settings.plan)
-    else:
-        cut = plan_cut(folders, ratio, settings.plan, None)
+    planned = Planned(dense, groups, None, settings.ratio, settings.plan)
+    cut = first_cut(planned, models.read_tokens(dense), read_shares(counts)) if counts else plan_cut(planned)
     stay = {kind: int(cut.kept[cut.groups.kind == kind].sum()) for kind in KINDS}
     stay |= {"tokens": len(cut.tokens.kept)} if cut.tokens else {}
     (work.out / "reach.json").write_text(json.dumps(stay) + "\n")

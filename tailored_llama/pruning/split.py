@@ -4,7 +4,7 @@ Importance has no unit for what a token costs beside a channel, so it is measure
 """
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import count, takewhile
@@ -16,12 +16,13 @@ import numpy as np
 import pyarrow as pa
 
 from tailored_llama import models
-from tailored_llama.config import ROWS, PlanConfig, Work
+from tailored_llama.config import ROWS, Work
 from tailored_llama.data import Prompt, encode_answer, loglikelihoods
 from tailored_llama.errors import InputError
 from tailored_llama.pruning.settings import SplitSettings
-from tailored_llama.pruning.surgery import Cut, Folders, plan_cut, prune_checkpoint
+from tailored_llama.pruning.surgery import Cut, Planned, plan_cut, prune_checkpoint
 from tailored_llama.pruning.vocabulary import (
+    Counts,
     VocabularyPlan,
     check_size,
     choose_tokens,
@@ -78,33 +79,12 @@ def choose_split(
     Raises:
         InputError: as in `plan_cut` and `choose_tokens`, if no number of tokens reaches the ratio.
     """
-    folders, ratio, pruning = Folders(dense, groups, importance), settings.ratio, settings.plan
-    tokens, measured, tried = models.read_tokens(dense), measured_prompts(prompts.values()), list[Split]()
-    sizes = possible_sizes(dense, tokens, ratio, pruning)
-    if len(sizes) > 1 and measured:
-        step = max(1, round(sum(len(_text(prompt).encode()) for prompt in measured) / _BYTES))
-        unmeasured, trials = read_shares(counts, unmeasured=True), count(1)
-
-        @cache
-        def choose(size: int) -> VocabularyPlan:
-            return choose_tokens(tokens, unmeasured, size)
-
-        def measure(size: int) -> Split | None:
-            """The split of a number of tokens; None: the layers cannot give the rest."""
-            try:
-                cut = plan_cut(folders, ratio, pruning, choose(size))
-            except InputError:
-                return None
-            split = _split(cut, _loss(cut, measured[::step], work))
-            work.progress(min(next(trials), len(sizes)), len(sizes))
-            return split
-
-        tried = search(measure, [size for size in sizes if choose(size).whole >= _WHOLE]) or search(measure, sizes)
-    shares = read_shares(counts)
-    if tried:
-        cut = plan_cut(folders, ratio, pruning, choose_tokens(tokens, shares, min(tried, key=_cost).tokens))
+    planned = Planned(dense, groups, importance, settings.ratio, settings.plan)
+    tokens, shares = models.read_tokens(dense), read_shares(counts)
+    if tried := _try_sizes(planned, tokens, read_shares(counts, unmeasured=True), prompts.values(), work):
+        cut = plan_cut(planned, choose_tokens(tokens, shares, min(tried, key=_cost).tokens))
     else:  # one number, or nothing to measure on, such as tasks without a train split
-        cut = first_cut(folders, tokens, counts, ratio, pruning, least=_ENOUGH)
+        cut = first_cut(planned, tokens, shares, least=_ENOUGH)
         tried = [_split(cut)]
     assert cut.tokens
     size, kept = len(cut.tokens.kept), np.isin(np.arange(tokens.rows), cut.tokens.kept)
@@ -113,6 +93,32 @@ def choose_split(
     columns["chosen"] = [split.tokens == size for split in tried]
     write_table(work.out / SPLIT, columns, SPLIT_SCHEMA)
     return {"tokens": size, "tokens_whole": round(cut.tokens.whole, 6), "tried": len(tried)}
+
+
+def _try_sizes(
+    planned: Planned, tokens: models.Tokens, shares: Counts, prompts: Iterable[Path], work: Work
+) -> list[Split]:
+    """The splits of several numbers of tokens, measured on prompts; none if there is nothing to choose or measure."""
+    sizes, measured, trials = possible_sizes(planned, tokens), measured_prompts(prompts), count(1)
+    if len(sizes) < 2 or not measured:
+        return []
+    step = max(1, round(sum(len(prompt.solved.encode()) for prompt in measured) / _BYTES))
+
+    @cache
+    def choose(size: int) -> VocabularyPlan:
+        return choose_tokens(tokens, shares, size)
+
+    def measure(size: int) -> Split | None:
+        """The split of a number of tokens; None: the layers cannot give the rest."""
+        try:
+            cut = plan_cut(planned, choose(size))
+        except InputError:
+            return None
+        split = _split(cut, _loss(cut, measured[::step], work))
+        work.progress(min(next(trials), len(sizes)), len(sizes))
+        return split
+
+    return search(measure, [size for size in sizes if choose(size).whole >= _WHOLE]) or search(measure, sizes)
 
 
 def read_split(folder: Path) -> VocabularyPlan | None:
@@ -130,7 +136,7 @@ def read_tried(folder: Path) -> list[Split]:
     return [Split(**row) for row in rows if row["nats_per_byte"] is not None]
 
 
-def possible_sizes(dense: Path, tokens: models.Tokens, ratio: float, pruning: PlanConfig) -> list[int]:
+def possible_sizes(planned: Planned, tokens: models.Tokens) -> list[int]:
     """Numbers of tokens to try, ascending, from where tokens reach the ratio alone, or nearly, to where all stay.
 
     It is only the configured number, or more if that would remove more than the ratio.
@@ -138,31 +144,29 @@ def possible_sizes(dense: Path, tokens: models.Tokens, ratio: float, pruning: Pl
     Raises:
         InputError: the configured number leaves nothing to remove.
     """
-    size = models.read_structure(dense).size
-    least = whole_rows(size.vocab_size - round(ratio * size.parameters) // size.row)
-    if isinstance(pruning.vocabulary, int):
-        if pruning.vocabulary >= size.vocab_size:
+    size, configured = models.read_structure(planned.dense).size, planned.limits.vocabulary
+    least = whole_rows(size.vocab_size - round(planned.ratio * size.parameters) // size.row)
+    if isinstance(configured, int):
+        if configured >= size.vocab_size:
             raise InputError(
-                f"pruning.vocabulary: got {pruning.vocabulary}; allowed: below {size.vocab_size}, the model's tokens"
+                f"pruning.vocabulary: got {configured}; allowed: below {size.vocab_size}, the model's tokens"
             )
-        check_size(tokens, pruning.vocabulary)
-        return [max(pruning.vocabulary, least)]
+        check_size(tokens, configured)
+        return [max(configured, least)]
     first = max(least, whole_rows(len(tokens.always)))
     return [*takewhile(lambda tokens: tokens < size.vocab_size, (first * 2**step for step in count())), size.vocab_size]
 
 
-def first_cut(
-    folders: Folders, tokens: models.Tokens, counts: Path, ratio: float, pruning: PlanConfig, least: float = 0
-) -> Cut:
+def first_cut(planned: Planned, tokens: models.Tokens, shares: Counts, least: float = 0) -> Cut:
     """The first split that reaches a ratio and keeps a share of further tokens whole; else the last that reaches it.
 
     Raises:
         InputError: none reaches it. The message is that of the fewest tokens, with which the largest ratio is reached.
     """
-    shares, cut, refused = read_shares(counts), None, list[InputError]()
-    for size in possible_sizes(folders.dense, tokens, ratio, pruning):
+    cut, refused = None, list[InputError]()
+    for size in possible_sizes(planned, tokens):
         try:
-            cut = plan_cut(folders, ratio, pruning, choose_tokens(tokens, shares, size))
+            cut = plan_cut(planned, choose_tokens(tokens, shares, size))
         except InputError as error:
             refused.append(error)
             continue
@@ -198,11 +202,6 @@ def _split(cut: Cut, loss: float | None = None) -> Split:
     return Split(len(cut.tokens.kept), cut.tokens.whole, given, loss)
 
 
-def _text(prompt: Prompt) -> str:
-    """A prompt with its right answer."""
-    return prompt.contexts[prompt.answer] + prompt.continuations[prompt.answer]
-
-
 def _loss(cut: Cut, prompts: Sequence[Prompt], work: Work) -> float:
     """Nats per byte of prompts with their right answers, read by the model without what is cut."""
     with tempfile.TemporaryDirectory(dir=work.out) as scratch:
@@ -212,7 +211,7 @@ def _loss(cut: Cut, prompts: Sequence[Prompt], work: Work) -> float:
         prune_checkpoint(cut.dense, cut.layers, cut.stays, folder, tokens=cut.tokens)
         model, tokenizer = models.open_model(folder, work.execution, states), models.load_tokenizer(folder)
         limit = models.context_length(model)  # a text has no more tokens than bytes
-        texts = [_text(prompt).encode()[-limit:].decode(errors="ignore") for prompt in prompts]
+        texts = [prompt.solved.encode()[-limit:].decode(errors="ignore") for prompt in prompts]
         encoded = [encode_answer(tokenizer, Prompt(0, ("",), (text,), 0, (1,)), limit) for text in texts]
         likelihoods = loglikelihoods(model, encoded, models.token_budget(work.execution.batch_tokens, model))
     return -sum(sum(of_text) for of_text in likelihoods) / sum(len(text.encode()) for text in texts)

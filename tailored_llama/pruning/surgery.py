@@ -22,12 +22,14 @@ _MODELING_FILE = Path(models.modeling_tailored_llama.__file__)
 
 
 @dataclass(frozen=True)
-class Folders:
-    """The folders that a cut is planned from. Without importance, only the numbers of groups are right."""
+class Planned:
+    """What a cut is planned from: folders, the ratio and its limits. Only numbers are right without importance."""
 
     dense: Path
     groups: Path
-    importance: Path | None = None
+    importance: Path | None
+    ratio: float
+    limits: PlanConfig
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,17 @@ class Cut:
     tokens: VocabularyPlan | None
 
 
-def plan_cut(folders: Folders, ratio: float, pruning: PlanConfig, tokens: VocabularyPlan | None) -> Cut:
+def plan_cut(planned: Planned, tokens: VocabularyPlan | None = None) -> Cut:
     """Plan what leaves, so that with the tokens a ratio of the parameters is gone.
 
     Raises:
         InputError: as in `plan`.
     """
-    dense, groups, structure = folders.dense, read_groups(folders.groups), models.read_structure(folders.dense)
+    dense, groups, structure = planned.dense, read_groups(planned.groups), models.read_structure(planned.dense)
     gone = (structure.size.vocab_size - len(tokens.kept)) * structure.size.row if tokens else 0
-    scores = read_importance(folders.importance) if folders.importance else np.zeros(len(groups))
-    kept = plan(groups, scores, pruning, structure.parameters, ratio, gone)
-    stays = staying(read_owners(folders.groups, models.all_tensor_shapes(dense)), kept)
+    scores = read_importance(planned.importance) if planned.importance else np.zeros(len(groups))
+    kept = plan(groups, scores, planned.limits, structure.parameters, planned.ratio, gone)
+    stays = staying(read_owners(planned.groups, models.all_tensor_shapes(dense)), kept)
     left = {block: int(kept[members].sum()) for block, members in groups.by_block().items()}
     layers = []
     for number, layer in enumerate(structure.layers):
@@ -74,23 +76,23 @@ def prune_checkpoint(
     `fitted` are safetensors files whose tensors, in the pruned model's shapes, replace the dense ones. Without
     `tokens`, all tokens stay. The model is never built: memory holds a shard of 500 MB, or one larger tensor.
     """
-    config, dense_shapes = models.read_config(dense), models.all_tensor_shapes(dense)
-    fitted_shapes = {name: shape for file in fitted for name, shape in models.tensor_shapes(file).items()}
-    indices = {name: (d, np.flatnonzero(mask)) for name, (d, mask) in stays.items() if name not in fitted_shapes}
+    config, shapes = models.read_config(dense), models.all_tensor_shapes(dense)
+    kept = {name: (dim, np.flatnonzero(mask)) for name, (dim, mask) in stays.items()}
     if tokens:
         config = models.renumbered(config, tokens.kept)
-        indices |= {name: (0, np.array(tokens.kept)) for name in models.VOCABULARY if name in dense_shapes}
-    shapes = dense_shapes | fitted_shapes
-    for name, (dim, kept_indices) in indices.items():  # a tensor without indices stays whole
-        shapes[name][dim] = len(kept_indices)
+        kept |= {name: (0, np.array(tokens.kept)) for name in models.VOCABULARY if name in shapes}
+    for name, (dim, indices) in kept.items():  # a tensor without indices stays whole
+        shapes[name][dim] = len(indices)
     pruned_config = models.layout_config(config, tuple(layers))
     dtype = getattr(torch, str(pruned_config.dtype or "float32").removeprefix("torch."))
     read = models.tensor_reader((*models.weight_files(dense), *fitted))
+    done = {name for file in fitted for name in models.tensor_shapes(file)}
 
     def make(name: str) -> Tensor:
         tensor = read(name)
-        if cut := indices.get(name):
-            tensor = tensor.index_select(cut[0], torch.from_numpy(cut[1]))
+        if name in kept and name not in done:
+            dim, indices = kept[name]
+            tensor = tensor.index_select(dim, torch.from_numpy(indices))
         return tensor.contiguous()
 
     models.write_shards(out, shapes, dtype, make)

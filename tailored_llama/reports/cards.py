@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult
 
 from tailored_llama.config import GENERIC, BenchmarkConfig, RunConfig, SmallestConfig, is_harness_task, is_written
 from tailored_llama.data import find_turns, headline_metric, in_braces, load_template, named_example, render
-from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, Answer, Candidate, LossTest, is_proven
+from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, Answer, CandidateFigures, LossTest, is_proven
 from tailored_llama.models import Base, Size, is_layered, loading, lost_words, read_config, what_was_removed, write_card
 from tailored_llama.reports import text
 from tailored_llama.reports.inputs import RunResults
@@ -41,7 +41,7 @@ def claim(answer: Answer, subject: str = "") -> str:
     )
 
 
-def size_of(answer: Answer, candidate: Candidate) -> str:
+def size_of(answer: Answer, candidate: CandidateFigures) -> str:
     """The size of a candidate's file, and its cost where that is something else."""
     size = megabytes(candidate.bytes)
     if answer.goal.smallest == "file":

@@ -9,7 +9,7 @@ from typing import Any
 
 from tailored_llama import evaluation
 from tailored_llama.config import SmallestConfig
-from tailored_llama.evaluation import FIRST_SHARE, Answer, Candidate, LossTest
+from tailored_llama.evaluation import FIRST_SHARE, Answer, CandidateFigures, LossTest
 from tailored_llama.reports.cards import claim, cost_of, size_of
 from tailored_llama.reports.costs import cost_table
 from tailored_llama.reports.figures import COLOURS, DASHES, Picture, curve_style, new_figure, styled, xy
@@ -74,7 +74,7 @@ def _result(answer: Answer) -> tuple[list[str], list[tuple[str, str]]]:
     return [_verdict(answer, candidate), compared, *doubt], figures
 
 
-def _verdict(answer: Answer, candidate: Candidate) -> str:
+def _verdict(answer: Answer, candidate: CandidateFigures) -> str:
     """The verdict on a proven candidate, in one sentence."""
     if candidate.type == "source":
         return claim(answer, "Nothing smaller is proven: the file as it is")
@@ -85,7 +85,7 @@ def _verdict(answer: Answer, candidate: Candidate) -> str:
     return claim(answer, "Nothing smaller is proven: the dense model in 16 bits")
 
 
-def _removed(candidate: Candidate) -> str:
+def _removed(candidate: CandidateFigures) -> str:
     return f"{percent(candidate.ratio, 0)}{', only tokens' * candidate.trimmed}" if candidate.ratio else "none"
 
 
@@ -211,7 +211,7 @@ def _picture(answer: Answer) -> Picture:
     There is a line through the smoothed losses of every base model and type, and a grey one for each dense model's
     types; measured losses are points. Candidates chosen for the proof are ringed, and so is the answer.
     """
-    names, margin, lines = _names(answer), answer.goal.lose_at_most, dict[str, list[Candidate]]()
+    names, margin, lines = _names(answer), answer.goal.lose_at_most, dict[str, list[CandidateFigures]]()
     for base, name in names.items():
         members = [candidate for candidate in answer.candidates if candidate.base == base]
         if dense := [candidate for candidate in members if not candidate.ratio and candidate.type != "source"]:
@@ -262,5 +262,5 @@ def _names(answer: Answer) -> dict[str, str]:
     return dict(zip(bases, short if len(set(short)) == len(bases) else bases, strict=True))
 
 
-def _at(answer: Answer, candidate: Candidate, loss: float) -> tuple[float, float]:
+def _at(answer: Answer, candidate: CandidateFigures, loss: float) -> tuple[float, float]:
     return cost_of(answer, candidate.cost)[0], 100 * loss

@@ -8,6 +8,7 @@ from .chat import shipped_chat as shipped_chat
 from .chat import write_chat_template as write_chat_template
 from .chat import write_schema as write_schema
 from .client import ChatServer as ChatServer
+from .client import ask_all as ask_all
 from .export import copy_source as copy_source
 from .export import export_gguf as export_gguf
 from .export import score_quantised as score_quantised
@@ -17,11 +18,11 @@ from .gguf_writing import gguf_file as gguf_file
 from .gguf_writing import unfinished as unfinished
 from .llama_cpp import measure_speed as measure_speed
 from .llama_cpp import read_speed as read_speed
-from .served import ask_all as ask_all
 from .served import requests_of as requests_of
 from .served import score_served as score_served
 from .served import unended as unended
 from .served import write_answers as write_answers
+from .server import CONTEXT as CONTEXT
 from .settings import GgufSettings as GgufSettings
 from .settings import QuantisedSettings as QuantisedSettings
 from .settings import ServedSettings as ServedSettings

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from weakref import finalize
@@ -25,10 +24,8 @@ from tailored_llama.files import read_file
 from tailored_llama.models import context_length, load_model, load_tokenizer, token_budget
 from tailored_llama.progress import Progress, silent
 from tailored_llama.serving.chat import curl_call, grammar_of, written_options
-from tailored_llama.serving.client import ChatServer, Refused
-from tailored_llama.serving.server import HOST, llama_server, start_server
-
-CONTEXT = 4096  # tokens of a prompt and its answer
+from tailored_llama.serving.client import ChatServer, ask_all
+from tailored_llama.serving.server import CONTEXT, HOST, check_server, llama_server, start_server
 
 
 @dataclass(frozen=True)
@@ -113,9 +110,8 @@ def find_finished(folder: Path) -> tuple[Chat, Path | None]:
     if len(files) > 1 or not (files or (folder / "config.json").is_file()):
         got = " and ".join(file.name for file in files) or "no model"
         raise InputError(f"{folder}: got {got}; allowed: a folder with one GGUF file, or a checkpoint")
-    if files and not find_spec("xllamacpp"):
-        allowed = "a checkpoint, or after pip install 'tailored-llama[gguf]'"
-        raise InputError(f"{files[0]}: needs xllamacpp, which is not installed; allowed: {allowed}")
+    if files:
+        check_server(files[0])
     with suppress(OSError, ValueError, TypeError, AttributeError):
         if chat := read_chat({"": folder}):
             return chat, next(iter(files), None)
@@ -125,23 +121,13 @@ def find_finished(folder: Path) -> tuple[Chat, Path | None]:
 
 def _ask_server(server: ChatServer, chat: Chat, questions: Sequence[Question], progress: Progress) -> list[ModelAnswer]:
     """What llama.cpp's server answers."""
-    answers = []
-    for done, (messages, choices) in enumerate(questions, 1):
-        options = {"grammar": grammar_of(choices)}
-        if chat.new_tokens:
-            options = written_options(chat.stop, chat.new_tokens, chat.schema)
-        asked = {"messages": messages, "temperature": 0, "logprobs": True, "top_logprobs": 1}
-        try:
-            reply = server.ask("chat/completions", asked | options)["choices"][0]
-            tokens = [token for token in reply["logprobs"]["content"] if token["bytes"]]  # the end has none
-            probability = math.exp(math.fsum(token["logprob"] for token in tokens))
-            answers.append(ModelAnswer(reply["message"]["content"].strip(), probability))
-        except Refused as error:
-            if not error.is_too_long:
-                raise
-            answers.append(ModelAnswer("", math.nan))
-        progress(done, len(questions))
-    return answers
+    written = written_options(chat.stop, chat.new_tokens, chat.schema) if chat.new_tokens else None
+    requests = [
+        {"messages": messages, "logprobs": True, "top_logprobs": 1, **(written or {"grammar": grammar_of(choices)})}
+        for messages, choices in questions
+    ]
+    replies = ask_all(server, requests, progress)
+    return [ModelAnswer(text.strip(), math.nan if chance is None else chance) for text, _, chance in replies]
 
 
 @quietly()

@@ -1,20 +1,29 @@
 """A client of any server that speaks OpenAI's protocol: llama-server, vLLM, Ollama."""
 
 import json
+import math
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from tailored_llama.errors import InputError, UnreachableError
+from tailored_llama.progress import Progress, silent
 
 TIMEOUT = 600  # seconds for one answer
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 OPENAI = "the URL of a server that speaks OpenAI's protocol, such as http://127.0.0.1:8080/v1"
 
-Reply = tuple[str, str]  # a text, and why it ended: stop or length
+
+class Reply(NamedTuple):
+    """A text, why it ended (stop, length or too long), and the probability of its tokens, if it was asked for."""
+
+    text: str
+    ended: str
+    probability: float | None = None
 
 
 class Refused(InputError):
@@ -32,10 +41,11 @@ class Refused(InputError):
 
 @dataclass(frozen=True)
 class ChatServer:
-    """A server by its URL, with or without `/v1`, and the name of its model, if it has several."""
+    """A server by its URL, with or without `/v1`, the name of its model, if it has several, and a key that it asks."""
 
     url: str
     model: str | None = None
+    key: str = field(default="", repr=False)
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """The answer to a request, which is a GET without a body; a path begins below `/v1`, or at the root with `/`.
@@ -51,6 +61,8 @@ class ChatServer:
         content = None if named is None else json.dumps(named).encode()
         try:
             request = urllib.request.Request(address, content, {"Content-Type": "application/json"})
+            if self.key:
+                request.add_unredirected_header("Authorization", f"Bearer {self.key}")
             # No proxy leads to this machine.
             proxies = [urllib.request.ProxyHandler({})] if urlsplit(address).hostname in LOOPBACK else []
             with urllib.request.build_opener(*proxies).open(request, timeout=TIMEOUT) as answer:
@@ -58,6 +70,7 @@ class ChatServer:
                     return told
         except urllib.error.HTTPError as error:
             message, kind = _reason(error)
+            message = (message.replace(self.key, "***") if self.key else message)[:200]  # it may repeat the key
             raise Refused(f"{address}: the server says {message!r}; allowed: a request that it takes", kind) from None
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__
@@ -73,7 +86,11 @@ class ChatServer:
         try:
             choice = answer["choices"][0]
             text = choice["message"]["content"] if is_chat else choice["text"]
-            return str(text or ""), str(choice["finish_reason"])
+            reply = Reply(str(text or ""), str(choice["finish_reason"]))
+            if not body.get("logprobs"):
+                return reply
+            tokens = [token for token in choice["logprobs"]["content"] if token["bytes"]]  # the end has none
+            return reply._replace(probability=math.exp(math.fsum(token["logprob"] for token in tokens)))
         except (LookupError, TypeError):
             raise InputError(f"{self.url}: got an answer without a choice; allowed: {OPENAI}") from None
 
@@ -104,11 +121,25 @@ class ChatServer:
             return {}
 
 
+def ask_all(server: ChatServer, requests: Sequence[dict[str, Any]], progress: Progress = silent) -> list[Reply]:
+    """What a server answers to requests; to one that is longer than its context, nothing."""
+    replies: list[Reply] = []
+    for done, request in enumerate(requests, 1):
+        try:
+            replies.append(server.reply(request))
+        except Refused as error:
+            if not error.is_too_long:
+                raise
+            replies.append(Reply("", "too long"))
+        progress(done, len(requests))
+    return replies
+
+
 def _reason(error: urllib.error.HTTPError) -> tuple[str, str]:
     """A server's message and its kind; without one, the status."""
     try:
         content = json.load(error)
         told = content.get("error", content)
-        return str(told["message"])[:200], str(told.get("type"))
+        return str(told["message"]), str(told.get("type"))
     except (ValueError, TypeError, KeyError, AttributeError):
         return f"{error.code} {error.reason}", ""

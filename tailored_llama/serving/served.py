@@ -14,9 +14,8 @@ from tailored_llama.config import Work
 from tailored_llama.data import Chat, Prompt, encode_prompt, read_chat, read_prompts
 from tailored_llama.evaluation import ScoreSettings, predict, write_choices, write_texts
 from tailored_llama.models import encode, load_tokenizer, open_gguf, read_config
-from tailored_llama.progress import Progress, silent
 from tailored_llama.serving.chat import chat_template, grammar_of, shipped_chat, written_options
-from tailored_llama.serving.client import ChatServer, Refused, Reply
+from tailored_llama.serving.client import ChatServer, Reply, ask_all
 from tailored_llama.serving.gguf_writing import gguf_file
 from tailored_llama.serving.llama_cpp import file_loglikelihoods
 from tailored_llama.serving.server import TEMPLATE, llama_server
@@ -108,23 +107,9 @@ def requests_of(rows: Sequence[Prompt], score: ScoreSettings, chat: Chat | None,
     return [request(prompt) for prompt in rows]
 
 
-def ask_all(server: ChatServer, requests: Sequence[dict[str, Any]], progress: Progress = silent) -> list[Reply]:
-    """What a server answers to requests; to one that is longer than its context, nothing."""
-    replies: list[Reply] = []
-    for done, request in enumerate(requests, 1):
-        try:
-            replies.append(server.reply(request))
-        except Refused as error:
-            if not error.is_too_long:
-                raise
-            replies.append(("", "too long"))
-        progress(done, len(requests))
-    return replies
-
-
 def unended(replies: Sequence[Reply]) -> int:
     """How many answers only the limit of tokens ended."""
-    return sum(reason == "length" for _, reason in replies)
+    return sum(reply.ended == "length" for reply in replies)
 
 
 def _have_common_answers(rows: Sequence[Prompt]) -> bool:
@@ -135,7 +120,7 @@ def write_answers(
     rows: Sequence[Prompt], replies: Sequence[Reply], score: ScoreSettings, out: Path
 ) -> dict[str, float]:
     """Write what `score_benchmark` writes of what a server wrote, and return its metrics; -1 is none of the choices."""
-    texts = [text for text, _ in replies]
+    texts = [reply.text for reply in replies]
     if score.written:
         return write_texts(rows, texts, score, out)
     choices = [[answer.strip() for answer in prompt.continuations] for prompt in rows]

@@ -6,14 +6,21 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tailored_llama.errors import InputError
 
 HOST = "127.0.0.1"
+CONTEXT = 4096  # tokens of a prompt and its answer, if nobody says how many
 GRAMMAR, TEMPLATE = "grammar.gbnf", "chat_template.jinja"  # files beside that of the model
+
+
+def check_server(file: Path) -> None:
+    """Raise InputError if llama.cpp's server, which a file needs, is not installed."""
+    from tailored_llama.config import check_installed  # late: the server's own process needs none of it
+
+    check_installed("xllamacpp", f"serving: got {file}", "safetensors", "gguf")
 
 
 @contextmanager
@@ -26,9 +33,7 @@ def llama_server(file: Path, context: int, threads: int) -> Iterator[str]:
     Raises:
         InputError: llama.cpp cannot serve the file, in its own words; or its server is not installed.
     """
-    if not find_spec("xllamacpp"):
-        allowed = "after pip install 'tailored-llama[gguf]'"
-        raise InputError(f"serving: needs xllamacpp, which is not installed; allowed: {allowed}")
+    check_server(file)
     command = [sys.executable, "-m", __name__, str(file), str(context), str(threads), "0"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with (

@@ -145,6 +145,16 @@ class ArtifactStore:
             raise InputError(f"artifact {stage}/{key[:12]}: {problem}, and it cannot be removed") from error
         return self._pull(stage, key)
 
+    def look(self, stage: str, key: str) -> ArtifactRef | None:
+        """The reference of an artifact by its manifest alone, here or at the URL; no file is fetched or hashed."""
+        name = f"{stage}/{key}/{MANIFEST}"
+        with suppress(InputError, OSError):
+            return read_manifest(self.folder(stage, key)).ref
+        if self.remote and (content := remote.read(self.remote, name)) is not None:
+            with suppress(InputError):
+                return manifests.parse_manifest(content, name).ref
+        return None
+
     def problem(self, stage: str, key: str, trust: bool = True) -> str | None:
         """Why an artifact's local folder is not what it should be, or None; `trust` lets known stamps spare hashing."""
         known = self._unwritten[key] if key in self._unwritten else manifests.read_stamps(self._stamps(key))

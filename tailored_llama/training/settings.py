@@ -7,7 +7,6 @@ from typing import Self
 from tailored_llama.config import (
     AdapterConfig,
     Metric,
-    Quantization,
     RunConfig,
     TrainingConfig,
     named_benchmark,
@@ -33,7 +32,6 @@ class HealSettings:
     """Adapter and optimiser of healing, the seed, and how many texts are held out."""
 
     training: TrainingConfig
-    quantization: Quantization
     seed: int
     held_out: int = 0
 
@@ -41,7 +39,7 @@ class HealSettings:
     def of(cls, config: RunConfig) -> Self:
         unread = ("rank", "alpha", "dropout", "targets") if config.healing.variant == "full" else ()
         training = with_defaults(narrow(config.healing, TrainingConfig), *unread)
-        return cls(training, config.model.quantization, config.seed, config.healing.held_out)
+        return cls(training, config.seed, config.healing.held_out)
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,6 @@ class TuneSettings:
     metrics: tuple[tuple[str, Metric], ...]  # headlines, in the order in which benchmarks give their parts of examples
     shots: int | None  # examples to train on, of all benchmarks together; None: all that are rendered
     held_out: int  # examples to stop on and to compare with
-    quantization: Quantization  # of the model while the adapter is trained on it
     seed: int  # of the adapter, the order and dropout
 
     @classmethod
@@ -63,4 +60,4 @@ class TuneSettings:
         metrics = tuple((name, headline_metric(named_benchmark(config, name))) for name in names)
         counts = [config.shots_of(named_benchmark(config, name)) for name in names]
         shots = None if None in counts else counts[0]
-        return cls(adapter, metrics, shots, tuning.held_out, config.model.quantization, config.seed)
+        return cls(adapter, metrics, shots, tuning.held_out, config.seed)

@@ -39,7 +39,7 @@ def tune(pruned: Path, prompts: Mapping[str, Path], *, settings: TuneSettings, w
     as they are trained: the adapter is attached, and the model may be quantised.
 
     Raises:
-        InputError: a continuation is longer than the model's context, the model cannot be quantised here, or streaming
+        InputError: a continuation is longer than the model's context, or streaming
             is demanded.
         FloatingPointError: the loss is not finite; the message names the step.
     """
@@ -51,7 +51,7 @@ def _tune(pruned: Path, prompts: Mapping[str, Path], settings: TuneSettings, wor
     """The whole of `tune`, in one process or in each of several."""
     adapter, execution = settings.adapter, work.execution
     torch.manual_seed(settings.seed)
-    base = models.load_base(pruned, settings.quantization, adapter, execution, work.out, "tuning")
+    base = models.open_model(pruned, execution, work.out, whole="tuning")
     shots, held_out, examples = _samples(pruned, prompts, settings, models.context_length(base))
     model = models.add_adapter(base, adapter, execution)
     course = Course(shots, held_out, settings.seed, adapter.epochs, adapter.patience)
@@ -146,7 +146,7 @@ def _heal(pruned: Path, teacher: Path, settings: HealSettings, work: Work) -> di
     """Write what is trained, an adapter or all weights, and the log, in one process or in each of several."""
     training, execution, full = settings.training, work.execution, settings.training.variant == "full"
     torch.manual_seed(settings.seed)
-    base = models.load_base(pruned, settings.quantization, training, execution, work.out, "healing")
+    base = models.open_model(pruned, execution, work.out, whole="healing")
     if full and rank_and_count()[1] == 1:  # several devices were asked before the run
         models.check_whole_training(models.read_structure(pruned).parameters, str(base.device))
     model = base.float().requires_grad_(True) if full else models.add_adapter(base, training, execution)

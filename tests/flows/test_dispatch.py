@@ -1,28 +1,16 @@
-"""Stages that do not read one another run side by side on workers; a failure stops what reads it and nothing else.
+"""Stages that do not read one another run side by side on workers; a failure stops what reads it and nothing else."""
 
-The workers are threads here: each does what the flow `stage` does, with a deployment's arguments, as JSON.
-"""
-
-import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
-from contextvars import Context
+from collections.abc import Callable
 from pathlib import Path
-from threading import Barrier, Event, Thread
-from types import SimpleNamespace
+from threading import Barrier
 from typing import Any
-from uuid import uuid4
 
 import pytest
-from prefect import get_client
-from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.states import Completed, Failed, Scheduled, State
 
-import tasks._dispatch
 from compositions import built, fail
-from flows.compositions import smallest, stage, sweep, tailor, transfer
+from flows.compositions import sweep, tailor, transfer
 from helpers import add_merge, save_tiny_llama
 from services import ROOT
 from tailored_llama import evaluation
@@ -31,55 +19,21 @@ from tailored_llama.config import (
     GENERIC,
     UNTUNED_MODEL,
     PromptStudyConfig,
-    SmallestConfig,
     SweepConfig,
     TransferConfig,
+    build_config,
     validate_as,
     validate_config,
 )
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import TransferRow, read_recovery, read_sweep
 from tailored_llama.pipeline import IncompleteRun
-from tailored_llama.pipeline.runner import ALONE
 from tailored_llama.preflight import preflight_prompts, preflight_tailor
 from tailored_llama.store import read_rows
-from tasks._dispatch import Ordered, Waiting
-from tasks.runner import open_store
+from tasks.executor import open_store
 
 DISPATCH = {"execution": {"device": "cpu", "dispatch": "pool"}}
-Workers = Callable[..., list[str]]
-
-
-@pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
-    """Start workers that call a function before each stage; returns the names of the stages that they have run.
-
-    Two threads cannot load models at once, as processes can: they take turns, with the flow's own stages too.
-    """
-
-    def start(before: Callable[[str], None] = lambda name: None, at_once: int | None = None) -> list[str]:
-        names: list[str] = []
-
-        def run(deployment: str, parameters: dict[str, Any], flow_run_name: str, timeout: int) -> Any:
-            assert (deployment, timeout) == ("stage/pool", 0)
-            name = flow_run_name.rpartition(", ")[0]
-            names.append(name)
-
-            state: State[Any] = Completed()
-            try:
-                before(name)
-                given = stage.validate_parameters(json.loads(json.dumps(parameters)))
-                with ALONE:
-                    Context().run(stage.fn, **given)
-            except RuntimeError as error:
-                state = Failed(message=str(error))
-            return SimpleNamespace(id=uuid4(), name=flow_run_name, state=state, start_time=state.timestamp)
-
-        monkeypatch.setattr(tasks._dispatch, "_at_once", lambda client, config: at_once)
-        monkeypatch.setattr(tasks._dispatch, "run_deployment", run)
-        return names
-
-    return start
+Workers = Callable[..., Any]
 
 
 @pytest.fixture
@@ -110,30 +64,6 @@ def test_workers_make_what_the_flow_itself_makes(
     assert built(two["store"]["root"]) == before
 
 
-def test_processes_of_this_machine_make_what_the_flow_itself_makes(
-    own_run: dict[str, Any], states: dict[str, list[str]]
-) -> None:
-    report = tailor(validate_config(own_run | {"execution": {"processes": 2}}))
-    assert states["tune colours @ 0.20"] == ["Completed"]
-    states.clear()
-    assert tailor(validate_config(own_run)) == report
-    assert {name for seen in states.values() for name in seen} == {"Cached"}
-
-
-def test_workers_find_the_same_smallest_model(
-    own_run: dict[str, Any], workers: Workers, tmp_path: Path, states: dict[str, list[str]]
-) -> None:
-    own_run["goal"] = {"runtime": "transformers", "lose_at_most": 90, "even_if_unprovable": True}
-    own_run["store"]["export"] = str(tmp_path / "smallest")
-    own_run["pruning"] |= {"ratios": [0.1, 0.2]}
-    names = workers()
-    report = smallest(SmallestConfig.model_validate(own_run | DISPATCH))
-    assert len(names) == len(set(names))  # each is named for what it is
-    states.clear()
-    assert smallest(SmallestConfig.model_validate(own_run)) == report
-    assert {name for seen in states.values() for name in seen} == {"Cached"}
-
-
 def test_all_that_can_begin_is_under_way_at_once(two: dict[str, Any], workers: Workers) -> None:
     first = {"importance taylor_gate", "perplexity dense", "score colours dense", "score shades dense"}
     then = {f"{what} @ 0.20" for what in ("score colours pruned", "score shades pruned", "perplexity pruned")}
@@ -152,7 +82,7 @@ def test_all_that_can_begin_is_under_way_at_once(two: dict[str, Any], workers: W
 def test_more_scores_than_workers_are_shared_out_among_as_many_runs(
     two: dict[str, Any], workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each run goes through all of them, from another one on; one that fails stops no other."""
+    """One that fails stops no other."""
     two["benchmarks"] = [*two["benchmarks"], {**two["benchmarks"][0], "name": "tints"}]
     two["tuning"] |= {"examples": "none"}
     error = RuntimeError("a shape is wrong")
@@ -161,13 +91,12 @@ def test_more_scores_than_workers_are_shared_out_among_as_many_runs(
         fail(broken, (evaluation, "score_benchmark"), error, lambda call: call["settings"].benchmark == "shades")
         with pytest.raises(IncompleteRun, match="score shades dense: a shape is wrong") as ended:
             tailor(validate_config(two | DISPATCH))
-    assert set(ended.value.failed) == {
-        f"score shades {label}" for label in ("dense", "pruned @ 0.20", "tailored @ 0.20")
-    }
-    shared = [name for name in names if name.startswith("score")]
-    assert len(shared) < 9  # two for all that are ready at about the same time
-    assert all(name.endswith(" more") for name in shared)
-    assert len(set(shared)) == len(shared)  # they begin with different stages
+    assert set(ended.value.failed) == {"score shades dense", "score shades pruned @ 0.20"}
+    shared = [name for name in names.runs if name.startswith("score")]
+    assert sorted(shared) == [
+        "score colours dense and 1 more", "score colours pruned @ 0.20 and 1 more",
+        "score shades dense", "score shades pruned @ 0.20",
+    ]  # fmt: skip
     before = built(two["store"]["root"])
 
     workers(at_once=1)
@@ -175,42 +104,6 @@ def test_more_scores_than_workers_are_shared_out_among_as_many_runs(
     after = built(two["store"]["root"])
     assert {path: after[path] for path in before} == before
     assert tailor(validate_config(two)) == report
-
-
-@pytest.mark.parametrize("ends", ["waiting", "sharing out"])
-def test_a_call_that_is_interrupted_ends_those_that_wait_for_its_runs(ends: str) -> None:
-    error, ended = KeyboardInterrupt(), list[BaseException]()
-    call, runner = Ordered(name="score", stage="scores", settings={}, inputs={}), Waiting()
-
-    def gather() -> None:
-        try:
-            runner.gather(call, share_out)
-        except BaseException as raised:
-            ended.append(raised)
-
-    def end(where: str) -> Sequence[FlowRun]:
-        if ends == where:
-            raise error
-        return ()
-
-    def share_out(calls: list[Ordered]) -> Sequence[FlowRun]:
-        return end("sharing out")
-
-    class Moment(Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            other.start()
-            while len(runner._gathering["scores"][0]) < 2:
-                time.sleep(0.001)
-            end("waiting")
-            return False
-
-    first, other = (Thread(target=gather, daemon=True) for _ in range(2))
-    runner.stopped = Moment()
-    first.start()
-    first.join(10)
-    other.join(10)
-    assert ended == [error, error]
-    assert not runner._gathering
 
 
 def test_a_failed_stage_stops_what_reads_it_and_the_rest_is_reported(two: dict[str, Any], workers: Workers) -> None:
@@ -287,7 +180,7 @@ def test_a_sweep_s_cells_wait_only_for_what_they_read(own_run: dict[str, Any], w
         {"prompts.template": ["task"], "tuning.examples": ["benchmark"]},
         {"pruning.criterion": ["magnitude_l2", "random"], "tuning.examples": ["none"]},
     ]
-    config = SweepConfig.model_validate(own_run | {"grid": grid, "tailored": True, "labels": ["a", "b"]})
+    config = build_config(SweepConfig, own_run | {"grid": grid, "tailored": True, "labels": ["a", "b"]})
     meet = Barrier(3)
 
     def wait(name: str) -> None:
@@ -297,7 +190,7 @@ def test_a_sweep_s_cells_wait_only_for_what_they_read(own_run: dict[str, Any], w
             raise RuntimeError("CUDA out of memory")
 
     workers(wait)
-    with pytest.raises(IncompleteRun, match=r"cell b, random @ 0\.2, seed 0: stage/pool: flow run") as ended:
+    with pytest.raises(IncompleteRun, match=r"score colours b, random @ 0\.2: stage/pool: flow run") as ended:
         sweep(config.model_copy(update={"execution": validate_config(own_run | DISPATCH).execution}))
     folder = open_store(config.store).open(ended.value.report)
     assert "(incomplete)" in (folder / "sweep.md").read_text().splitlines()[0]
@@ -324,7 +217,7 @@ def test_a_transfer_s_cells_fail_alone(two: dict[str, Any], workers: Workers) ->
     workers(break_one)
     with pytest.raises(IncompleteRun) as ended:
         transfer(config)
-    assert set(ended.value.failed) == {"shades on colours", "shades on shades"}
+    assert set(ended.value.failed) == {"tune shades @ 0.20"}
     folder = open_store(config.store).open(ended.value.report)
     assert "(incomplete)" in (folder / "transfer.md").read_text().splitlines()[0]
     rows = read_rows(folder / "transfer.parquet", TransferRow)
@@ -347,28 +240,6 @@ print(*sorted({"bitsandbytes", "datasets", "matplotlib", "pandas", "peft", "torc
     assert printed.stdout.split() == []
 
 
-def test_a_run_that_others_have_made_superfluous_ends_as_not_needed(two: dict[str, Any], workers: Workers) -> None:
-    """Two runs share three scores; no worker takes the second one before the first has made them all."""
-    two["tuning"] |= {"examples": "none"}
-    workers(at_once=2)
-    run, late = tasks._dispatch.run_deployment, list[FlowRun]()
-
-    def leave_every_other(deployment: str, parameters: dict[str, Any], flow_run_name: str, timeout: int) -> Any:
-        if not flow_run_name.rpartition(", ")[0].endswith(" more") or len(late) == 1:
-            return run(deployment, parameters, flow_run_name, timeout)
-        with get_client(sync_client=True) as client:
-            late.append(client.create_flow_run(stage, parameters=parameters, name=flow_run_name, state=Scheduled()))
-        return late[0]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks._dispatch, "run_deployment", leave_every_other)
-        tailor(validate_config(two | DISPATCH))
-    with get_client(sync_client=True) as client:
-        state = client.read_flow_run(late[0].id).state
-    assert state
-    assert (state.name, state.type) == ("NotNeeded", StateType.COMPLETED)
-
-
 def test_a_device_that_each_machine_would_choose_is_refused_before_any_work(own_run: dict[str, Any]) -> None:
     message = "execution.device: got 'auto'; allowed with execution.dispatch: cpu"
     with pytest.raises(InputError, match=message):
@@ -376,7 +247,7 @@ def test_a_device_that_each_machine_would_choose_is_refused_before_any_work(own_
 
 
 def test_a_prompt_study_does_not_dispatch(own_run: dict[str, Any]) -> None:
-    study = PromptStudyConfig.model_validate(own_run | {"execution": {"dispatch": "gpu", "device": "cpu"}})
+    study = build_config(PromptStudyConfig, own_run | {"execution": {"dispatch": "gpu", "device": "cpu"}})
     with pytest.raises(InputError, match=r"execution.dispatch: got 'gpu'; allowed: in the other flows"):
         preflight_prompts(study)
 

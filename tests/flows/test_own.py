@@ -1,17 +1,21 @@
 """A configuration as a deployment's parameters, which the server checks when it is made and when it runs."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
 
-from flows.compositions import FLOWS
+from flows.compositions import FLOWS, compose
 from flows.housekeeping import housekeeping
 from flows.own import parameters_of
-from tailored_llama.config import load_config, study_of
-from tailored_llama.pipeline import COMPOSITIONS
+from helpers import write_jsonl
+from tailored_llama.config import RunConfig, load_config, study_of, validate_as, validate_config
+from tailored_llama.errors import InputError
+from tailored_llama.pipeline import COMPOSITIONS, Executor
 
 SHIPPED = sorted((Path(__file__).parents[2] / "data").glob("*.toml"))
 
@@ -33,6 +37,25 @@ def test_a_flow_s_form_is_of_its_own_configuration(name: str) -> None:
     form = parameter_schema(entry).properties
     assert form["config"]["$ref"].rpartition("/")[2] == COMPOSITIONS[name].kind.__name__
     assert form["only"]["description"].startswith("run this stage")
+
+
+def test_a_flow_looks_into_the_files_where_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"text": f"text {i}", "label": f"label {i % 2}"} for i in range(150)]
+    given = {"benchmarks": [write_jsonl(tmp_path / "own.jsonl", rows)], "store": {"root": str(tmp_path / "store")}}
+    run: list[RunConfig] = []
+
+    def look(executor: Executor, config: RunConfig) -> NoReturn:
+        run.append(config)
+        raise InputError("enough")
+
+    looking = replace(COMPOSITIONS["tailor"], compose=look)
+    monkeypatch.setitem(COMPOSITIONS, "tailor", looking)
+    parameters = FLOWS["tailor"].validate_parameters({"config": given})  # as on a worker
+    assert parameters["config"] == validate_as(RunConfig, given)
+    with pytest.raises(InputError, match="enough"):
+        compose("tailor", parameters["config"])
+    assert run == [validate_config(given)]
+    assert run[0].benchmarks[0].labels == ("label 0", "label 1")
 
 
 def test_the_form_of_housekeeping_says_what_its_fields_are() -> None:

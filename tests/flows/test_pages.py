@@ -14,7 +14,7 @@ from tailored_llama.evaluation import read_recovery
 from tailored_llama.store import REPORTS
 from tasks import _pages
 from tasks._pages import LIMIT, PAGES, with_pictures
-from tasks.runner import open_store
+from tasks.executor import open_store
 
 
 def shown() -> dict[str, str]:
@@ -31,7 +31,8 @@ def test_a_run_shows_its_table_and_its_plots(own_run: dict[str, Any]) -> None:
     config = validate_config(own_run)
     folder = open_store(config.store).open(tailor(config))
     pages = shown()
-    assert pages.keys() == {"recovery"}
+    assert pages.keys() == {"plan", "recovery"}
+    assert "to make  tune colours @ 0.20" in pages["plan"]
     (row, *_), _ = read_recovery(folder)
     assert f"| colours (acc_norm) | 12 | {row.floor:.3f} |" in pages["recovery"]
     assert f"{folder}/report.html" in pages["recovery"]

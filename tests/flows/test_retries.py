@@ -13,13 +13,15 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from transformers import LlamaModel
 
-from flows.__main__ import main
+from compositions import status_of
+from flows.__main__ import app
 from flows.compositions import tailor
 from helpers import as_toml
 from tailored_llama import evaluation, training
 from tailored_llama.config import ExecutionConfig, Work, validate_config
 from tailored_llama.errors import InputError, UnreachableError, is_transient
 from tailored_llama.models import device_slot
+from tailored_llama.pipeline import IncompleteRun
 
 
 def status(code: int) -> httpx.HTTPStatusError:
@@ -119,7 +121,7 @@ def test_what_will_not_pass_is_not_tried_again(
     own_run: dict[str, Any], tries: Any, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     tuning = tries(error)
-    with pytest.raises(type(error), match=str(error)), caplog.at_level("ERROR", logger="prefect.task_runs"):
+    with pytest.raises(IncompleteRun, match=str(error)), caplog.at_level("ERROR", logger="prefect.task_runs"):
         tailor(validate_config(own_run))
     assert len(tuning.seen) == 1
     traced = [record for record in caplog.records if record.getMessage() == "another try would not help"]
@@ -142,7 +144,7 @@ def test_a_store_that_stops_answering_is_asked_again_and_then_one_line(
     monkeypatch.setenv("HOME", str(tmp_path))  # where working copies are
     own_run["store"]["root"] = "memory://fails"
     (tmp_path / "run.toml").write_text(as_toml(own_run))
-    assert main(["tailor", str(tmp_path / "run.toml")]) == 2
+    assert status_of(app, ["tailor", str(tmp_path / "run.toml")]) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(said) == 1
     assert re.fullmatch(

@@ -16,7 +16,8 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
 
 import flows.own
-from flows.__main__ import main
+from compositions import status_of
+from flows.__main__ import app
 from flows.compositions import FLOWS, tailor
 from flows.housekeeping import housekeeping
 from helpers import as_toml
@@ -85,9 +86,9 @@ def test_a_password_of_the_environment_is_nowhere(own_run: dict[str, Any], tmp_p
     own_run["store"]["root"] = WITHOUT
     (tmp_path / "run.toml").write_text(as_toml(own_run))
     Vault.fails = 5
-    assert main(["tailor", str(tmp_path / "run.toml")]) == 2
+    assert status_of(app, ["tailor", str(tmp_path / "run.toml")]) == 2
     Vault.fails = 1
-    assert main(["tailor", str(tmp_path / "run.toml")]) == 0
+    assert status_of(app, ["tailor", str(tmp_path / "run.toml")]) == 0
     found = texts()
     assert b"vault://ada:***@host/store" in found["log"]  # of both tries
     assert any(b"vault://ada:***@host/store" in text for name, text in found.items() if "prefect-test.db" in name)
@@ -99,9 +100,9 @@ def test_a_url_with_a_password_is_refused_and_not_stored(
     own_run: dict[str, Any], tmp_path: Path, texts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (path := tmp_path / "run.toml").write_text(as_toml(own_run))
-    assert main(["tailor", str(path), "--set", f"store.root={WITH_SECRET}"]) == 2
-    assert main(["tailor", str(path), "--set", f"store.root {WITH_SECRET}"]) == 2
-    assert flows.own.main([str(path), "--set", f"model.source={WITH_SECRET}"]) == 2
+    assert status_of(app, ["tailor", str(path), "--set", f"store.root={WITH_SECRET}"]) == 2
+    assert status_of(app, ["tailor", str(path), "--set", f"store.root {WITH_SECRET}"]) == 2
+    assert status_of(flows.own.app, [str(path), "--set", f"model.source={WITH_SECRET}"]) == 2
     with pytest.raises(InputError, match=r"^store.root: got 'vault://ada:\*\*\*@host/store'; allowed: a URL without"):
         ArtifactStore(WITH_SECRET)
     monkeypatch.setenv("TAILORED_LLAMA_STORE", WITH_SECRET)

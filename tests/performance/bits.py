@@ -35,7 +35,7 @@ from llama_cpp import LlamaCpp, llama_cpp
 from tailored_llama.config import Work, as_gguf_type, validate_config
 from tailored_llama.data import Prompt, encode_prompt, load_template, render
 from tailored_llama.data.benchmarks import load_examples
-from tailored_llama.data.prompts import select_evaluation
+from tailored_llama.data.drawing import select_evaluation
 from tailored_llama.evaluation.scoring import choice_floor, loglikelihoods
 from tailored_llama.evaluation.statistics import Answers, chance_corrected, interval, paired_draws, ratios
 from tailored_llama.models import context_length, encode_pair, load_tokenizer, weight_files

@@ -126,7 +126,7 @@ def scoring_flow(store: Path, limits: range) -> Callable[..., None]:
     from tailored_llama.config import validate_config
     from tailored_llama.pipeline import steps
     from tasks._dispatch import THREADED
-    from tasks.runner import PrefectRunner
+    from tasks.executor import PrefectRunner
 
     @flow(task_runner=THREADED, persist_result=False)
     def stages(config: Any, prepare: bool) -> None:

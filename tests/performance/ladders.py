@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from tailored_llama.pipeline.search_state import SearchState
 
 from tailored_llama.config import SmallestConfig, load_config
 from tailored_llama.evaluation import Rung
 from tailored_llama.models import read_structure
 from tailored_llama.pipeline import StoreRunner
 from tailored_llama.pipeline.candidates import measure, score, start_search
-from tailored_llama.pipeline.search_state import SearchState
 
 
 def main(

@@ -37,7 +37,7 @@ from allocation import kept_in
 from tailored_llama.config import BenchmarkConfig, RunConfig, Work, load_config
 from tailored_llama.data import Example, benchmarks, headline_metric, read_prompts
 from tailored_llama.errors import InputError
-from tailored_llama.models import add_adapter, context_length, load_base, load_tokenizer
+from tailored_llama.models import add_adapter, context_length, load_tokenizer, open_model
 from tailored_llama.pipeline import steps
 from tailored_llama.store import read_table
 from tailored_llama.training.loop import Course, train
@@ -114,7 +114,7 @@ def follow(
     tuning, metric, tokenizer = run.tuning, headline_metric(own), load_tokenizer(checkpoint)
     torch.manual_seed(run.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        base = load_base(checkpoint, "none", tuning, run.execution, Path(scratch), "tuning")
+        base = open_model(checkpoint, run.execution, Path(scratch), whole="tuning")
     encode = partial(encode_sample, tokenizer, context_length(base))
     train_prompts, further = prompts
     shots, held_out = read_prompts(train_prompts, "shots"), read_prompts(train_prompts, "held_out")

@@ -17,7 +17,7 @@ from helpers import save_worded_llama, words
 from pictures import blank_pictures
 from tailored_llama.api import calls
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import StoreRunner, steps
+from tailored_llama.pipeline import StoreExecutor, steps
 
 SETTINGS = {
     "model.dtype": "float32",
@@ -104,10 +104,10 @@ def test_a_model_in_memory_and_texts_are_enough(model: Path, small: tl.Small, ro
 
 def test_a_store_is_that_of_the_flows(model: Path, rows: list[dict[str, Any]], tmp_path: Path) -> None:
     small = tl.prune(model, RATIO, rows=rows, store=tmp_path / "store", settings=SETTINGS)
-    run = StoreRunner(small.config.store, small.config.execution)
-    prompts = steps.render_all(run, small.config)
-    dense = steps.prepare_dense(run, small.config, prompts)
-    assert run.open(steps.prune_to(run, small.config, dense, RATIO, prompts)) == small.folder
+    run = StoreExecutor(small.config.store, small.config.execution)
+    prompts = steps.render_all(small.config)
+    dense = steps.prepare_dense(small.config, prompts)
+    assert run.open(steps.prune_to(small.config, dense, RATIO, prompts)) == small.folder
 
 
 def test_the_smallest_model_comes_with_its_verdict(

@@ -23,8 +23,10 @@ from transformers import AutoModelForCausalLM
 
 from helpers import add_merge, as_toml, save_worded_llama, words
 from tailored_llama.cli.main import app, main
+from tailored_llama.config import RunConfig
 from tailored_llama.evaluation import WrittenAnswer, generate
 from tailored_llama.models import load_model, load_tokenizer, read_structure
+from tailored_llama.serving import ChatServer
 from tailored_llama.store import ArtifactStore
 
 Command = Callable[..., tuple[int, str, str]]
@@ -272,6 +274,16 @@ def test_an_error_is_one_line_and_status_2_and_leaves_nothing(
     assert (status, out) == (2, "")
     assert re.fullmatch(re.escape(f"error: {message}\n").replace(r"\*", ".*"), err)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_verify_hands_the_key_of_a_server_over(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Mock(return_value=({}, []))
+    monkeypatch.setattr("tailored_llama.cli.measuring.read_certificate", lambda *_: Mock(config=RunConfig()))
+    monkeypatch.setattr("tailored_llama.pipeline.verify_server", asked)
+    for key in ("s3cret\n", ""):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        assert "s3cret" not in "".join(map(str, command("verify", "folder", "--url", "http://127.0.0.1:9")))
+        assert asked.call_args.args[2] == ChatServer("http://127.0.0.1:9", key=key.strip())
 
 
 def test_store_ls_and_verify_tell_whole_from_broken(command: Command, tmp_path: Path) -> None:

@@ -255,25 +255,6 @@ def test_all_mistakes_are_named_at_once() -> None:
                                                   "tuning.dropout: got 1.0"]  # fmt: skip
 
 
-ON_ONE_DEVICE = {
-    "model.quantization=nf4": "execution.device: got 'balanced' with model.quantization = 'nf4'; allowed: cuda"
-}
-
-
-@pytest.mark.parametrize("setting", ON_ONE_DEVICE)
-def test_what_several_devices_cannot_train_is_refused(setting: str) -> None:
-    load_config(None, ["execution.device=balanced"])
-    load_config(None, [setting])
-    with pytest.raises(InputError, match=exactly(ON_ONE_DEVICE[setting])):
-        load_config(None, ["execution.device=balanced", setting])
-
-
-def test_frozen_weights_are_not_trained() -> None:
-    message = "healing.variant: got 'full' with model.quantization = 'nf4'; allowed: lora, rslora or dora"
-    with pytest.raises(InputError, match=exactly(message)):
-        load_config(None, ["healing.variant=full", "model.quantization=nf4"])
-
-
 def test_a_key_below_a_value_is_refused() -> None:
     with pytest.raises(InputError, match=exactly("seed.x: seed is not a section")):
         load_config(None, ["seed=1", "seed.x=5"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tailored_llama.config import SmallestConfig, load_config
-from tailored_llama.config.loading import validate_as
+from tailored_llama.config.loading import build_config
 from tailored_llama.config.studies import RATIOS_TO_TRY, bases_of
 from tailored_llama.errors import InputError
 
@@ -15,7 +15,7 @@ ONE: dict[str, Any] = {"model": {"source": "base"}, "benchmarks": ["piqa"]}
 
 
 def configure(**sections: Any) -> SmallestConfig:
-    return validate_as(SmallestConfig, ONE | sections)
+    return build_config(SmallestConfig, ONE | sections)
 
 
 def test_what_a_goal_fills_in_and_what_was_given_stays() -> None:

@@ -23,7 +23,7 @@ from tailored_llama.data import (
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_tokenizer
-from tailored_llama.pipeline import STAGES, Call
+from tailored_llama.pipeline import STAGES, Node
 from tailored_llama.store import read_table
 
 DOCUMENTS = [f"{name}: " + f"the {name} flows to the sea. " * 8 for name in ("Rhine", "Nile", "Volga", "Po")]
@@ -221,7 +221,7 @@ def test_a_list_of_one_is_that_text(tiny: Path, folder: Callable[[str], Path], t
 def test_a_mixture_is_identified_by_its_texts_and_their_shares(two: list[dict[str, Any]]) -> None:
     def key(source: Any) -> str:
         settings = drawn(source=source)
-        return Call(STAGES["calibration"], settings, {}, "calibration").key
+        return Node(STAGES["calibration"], settings, {}, "calibration").key
 
     path, other = two[0]["source"], two[1]["source"]
     assert key([path]) == key(path)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from helpers import render_split, write_jsonl
+from helpers import read_benchmark, render_split, write_jsonl
 from tailored_llama.config import BenchmarkConfig, RunConfig, Work, validate_config, with_template
 from tailored_llama.data import (
     PURPOSE,
@@ -35,7 +35,7 @@ def question(number: int) -> Row:
 
 def parts(rows: list[Row], folder: Path, **changes: Any) -> dict[str, set[str]]:
     """The questions of each part, as the run reads them from a file with these rows."""
-    own = BenchmarkConfig(**{"data": write_jsonl(folder / "own.jsonl", rows), **changes})
+    own = read_benchmark(**{"data": write_jsonl(folder / "own.jsonl", rows), **changes})
     return {part: {e.fields["context"] for e in load_examples(own, part, "")} for part in SHARES}
 
 
@@ -65,7 +65,7 @@ def test_files_of_one_content_are_divided_alike(tmp_path: Path) -> None:
     frame.to_parquet(tmp_path / "own.parquet")
     frame.to_json(tmp_path / "own.jsonl", orient="records", lines=True)
     loaded = [
-        [load_examples(BenchmarkConfig(data=str(tmp_path / f"own.{suffix}")), part, "") for part in SHARES]
+        [load_examples(read_benchmark(data=str(tmp_path / f"own.{suffix}")), part, "") for part in SHARES]
         for suffix in ("csv", "parquet", "jsonl")
     ]
     assert loaded[0] == loaded[1] == loaded[2]
@@ -100,7 +100,7 @@ def test_the_run_tunes_chooses_and_reports_on_rows_of_their_own_part(
     tmp_path: Path, folder: Callable[[str], Path]
 ) -> None:
     rows = [question(i % 150) for i in range(157)]
-    own = BenchmarkConfig(data=write_jsonl(tmp_path / "own.jsonl", rows))
+    own = read_benchmark(data=write_jsonl(tmp_path / "own.jsonl", rows))
     examples, out = folder("examples"), folder("prompts")
     counts = load_benchmark(settings=BenchmarkSource(own), work=Work(examples))
     assert (sum(counts.values()), counts["left_out"]) == (157, 7)
@@ -110,7 +110,7 @@ def test_the_run_tunes_chooses_and_reports_on_rows_of_their_own_part(
     assert render_split(examples, out, own, "train", **sizes) == {"shots": 50, "held_out": size - 52}  # what is left
     drawn = [*read_prompts(out, "shots"), *read_prompts(out, "held_out")]
     assert {prompt.example for prompt in drawn} < held["train"]
-    render_split(examples, out, own, "selection", selection=20, **sizes)
+    render_split(examples, out, own, "selection", count=20, **sizes)
     assert {prompt.example for prompt in read_prompts(out, "selection")} < held["selection"]
     render_split(examples, out, own, "evaluation", num_fewshot=2)
     assert {prompt.example for prompt in read_prompts(out, "evaluation")} == held["evaluation"]
@@ -135,7 +135,7 @@ def tokens_of(shots: list[Prompt]) -> float:
 
 @pytest.fixture
 def own(tmp_path: Path) -> BenchmarkConfig:
-    return BenchmarkConfig(data=write_jsonl(tmp_path / "own.jsonl", [question(i) for i in range(400)]))
+    return read_benchmark(data=write_jsonl(tmp_path / "own.jsonl", [question(i) for i in range(400)]))
 
 
 @pytest.mark.parametrize("tokens", [100_000, 1_500, 200])
@@ -161,7 +161,7 @@ def test_held_out_rows_have_the_answers_of_the_file_however_many_are_tuned_on(
     tmp_path: Path, folder: Callable[[str], Path]
 ) -> None:
     rows = [{"text": f"text {i}", "label": "often" if i % 3 else "rare"} for i in range(600)]
-    run = RunConfig(benchmarks=(BenchmarkConfig(data=write_jsonl(tmp_path / "own.jsonl", rows)),))
+    run = RunConfig(benchmarks=(read_benchmark(data=write_jsonl(tmp_path / "own.jsonl", rows)),))
     *_, out = rendered(run, 600, folder)
     answers = [prompt.continuations[prompt.answer] for prompt in read_prompts(out, "held_out")]
     assert 8 < answers.count(" rare") < 25
@@ -171,7 +171,7 @@ def test_held_out_rows_have_the_answers_of_the_file_however_many_are_tuned_on(
 def test_fifty_rows_are_tuned_on_before_any_are_held_out(
     tmp_path: Path, folder: Callable[[str], Path], rows: int
 ) -> None:
-    own = BenchmarkConfig(data=write_jsonl(tmp_path / "own.jsonl", [question(i) for i in range(rows)]))
+    own = read_benchmark(data=write_jsonl(tmp_path / "own.jsonl", [question(i) for i in range(rows)]))
     size = len(load_examples(own, "train", ""))
     shots, held_out, told, _ = rendered(RunConfig(benchmarks=(own,)), rows, folder)
     assert (len(shots), held_out) == (min(50, size - 1), max(size - 50, 1))
@@ -193,7 +193,7 @@ def test_the_files_of_a_mixture_have_equal_parts_of_the_budget(
 def test_benchmarks_that_are_no_file_keep_the_fifty_shots_of_the_paper(own: BenchmarkConfig) -> None:
     run = RunConfig(benchmarks=(BenchmarkConfig(name="piqa"),))
     (piqa,) = run.benchmarks
-    assert (PromptSettings.of(run, piqa, "train").shots, TuneSettings.of(run, ["piqa"]).shots) == (50, 50)
+    assert (PromptSettings.of(run, piqa, "train").draw.shots, TuneSettings.of(run, ["piqa"]).shots) == (50, 50)
     assert run.tuned_on == "50 examples"
     assert RunConfig(benchmarks=(own,)).tuned_on == "at most 100,000 tokens of examples"
 
@@ -202,8 +202,8 @@ def test_the_key_of_the_examples_follows_the_file_and_not_its_path(
     tmp_path: Path, folder: Callable[[str], Path]
 ) -> None:
     rows = [question(i) for i in range(60)]
-    one = BenchmarkConfig(data=write_jsonl(tmp_path / "own.jsonl", rows))
-    same = BenchmarkConfig(data=write_jsonl(folder("other") / "own.jsonl", rows))
+    one = read_benchmark(data=write_jsonl(tmp_path / "own.jsonl", rows))
+    same = read_benchmark(data=write_jsonl(folder("other") / "own.jsonl", rows))
     assert BenchmarkSource(one).identity() == BenchmarkSource(same).identity()
     two_files = one.model_copy(update={"data": None, "kind": None, "train": one.data, "evaluation": one.data})
     assert BenchmarkSource(one).identity() != BenchmarkSource(two_files).identity()
@@ -228,7 +228,7 @@ def named(columns: str, tmp_path: Path, **changes: Any) -> BenchmarkConfig:
     """The benchmark of a file that has these columns."""
     path = tmp_path / "my rows.csv"
     path.write_text(columns + "\n" + columns + "\n")
-    return validate_config({"benchmarks": [{"data": str(path), **changes}]}).benchmarks[0]
+    return read_benchmark(data=str(path), **changes)
 
 
 @pytest.mark.parametrize(

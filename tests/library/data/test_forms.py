@@ -9,8 +9,16 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from helpers import save_chatting_llama, words, write_jsonl
-from tailored_llama.config import BenchmarkConfig, ModelConfig, RunConfig, validate_config
+from helpers import read_benchmark, save_chatting_llama, words, write_jsonl
+from tailored_llama.config import (
+    BenchmarkConfig,
+    ModelConfig,
+    RunConfig,
+    SmallestConfig,
+    resolve,
+    validate_as,
+    validate_config,
+)
 from tailored_llama.data import PURPOSE, BenchmarkSource, headline_metric
 from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.data.splits import SHARES
@@ -38,8 +46,7 @@ def called(user: str, name: str, arguments: Any, key: str = "tool_calls") -> Row
 
 
 def read(folder: Path, rows: list[Row], **fields: Any) -> BenchmarkConfig:
-    (own,) = validate_config({"benchmarks": [{"data": write_jsonl(folder / "own.jsonl", rows), **fields}]}).benchmarks
-    return own
+    return read_benchmark(data=write_jsonl(folder / "own.jsonl", rows), **fields)
 
 
 def prompts(own: BenchmarkConfig) -> dict[str, str]:
@@ -209,7 +216,27 @@ def test_a_configuration_with_all_that_the_file_decides_does_not_read_it_again(t
     for rows in (labelled(150), [chat(f"text {i}", f"line {i}\nline") for i in range(150)]):
         own = read(tmp_path, rows)
         (tmp_path / "own.jsonl").write_text("{")
-        assert BenchmarkConfig.model_validate(own.model_dump()) == own
+        assert read_benchmark(**own.model_dump()) == own
+
+
+def test_validation_opens_no_file(tmp_path: Path) -> None:
+    """A configuration that is deployed is validated where its files are not."""
+    broken = tmp_path / "own.csv"
+    broken.write_text("\0")
+    (own, task) = validate_as(RunConfig, {"benchmarks": [str(broken), "lm_eval:no-such-task"]}).benchmarks
+    assert (own.name, own.context, own.kind, task.metric) == ("own", None, None, None)
+    for one, message in ((own, "own.csv: "), (task, "benchmarks: got 'lm_eval:no-such-task', unknown; ")):
+        with pytest.raises(InputError, match=message):
+            resolve(RunConfig(benchmarks=(one,)))
+
+
+def test_resolving_adds_to_what_is_set_and_changes_nothing_twice(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "own.jsonl", labelled(150))
+    given = validate_as(SmallestConfig, {"benchmarks": [file, "piqa"], "seed": 3})
+    found = resolve(given)
+    assert found.benchmarks == (read_benchmark(data=file), BenchmarkConfig(name="piqa"))
+    assert found.model_copy(update={"benchmarks": given.benchmarks}) == given
+    assert resolve(found) is found
 
 
 def test_labels_that_are_set_are_those_of_any_rows(tmp_path: Path) -> None:
@@ -376,7 +403,7 @@ def test_fields_that_contradict_each_other_are_one_line(tmp_path: Path) -> None:
     )
     assert refusal(tmp_path, labelled(150), form="chat").startswith("benchmarks.0.form: got 'chat'; allowed: ")
     assert refusal(tmp_path, labelled(150), kind=["labels"]).startswith("benchmarks.0.kind: got ['labels']; allowed: ")
-    assert refusal(tmp_path, labelled(150), answer=["label"]).startswith("benchmarks.own.answer: got ['label']; ")
+    assert refusal(tmp_path, labelled(150), answer=["label"]).startswith("benchmarks.0.answer: got ['label']; ")
     with pytest.raises(InputError, match=r"^rows: got \{'kind': 'written'\}; allowed: a table, beside a benchmark "):
         validate_config({"benchmarks": ["piqa"], "rows": {"kind": "written"}})
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from helpers import CHATML, load_and_render, render_split, save_chatting_llama, write_jsonl
+from helpers import CHATML, load_and_render, read_benchmark, render_split, save_chatting_llama, write_jsonl
 from tailored_llama.config import BenchmarkConfig
 from tailored_llama.data import Example, Prompt, load_template, named_example, read_prompts, render, select_train
 from tailored_llama.data.benchmarks import EXAMPLES_SCHEMA
 from tailored_llama.data.builtin import SEVEN
 from tailored_llama.data.chat import LAYOUT, find_chat
-from tailored_llama.data.prompts import few_shot_header, select_evaluation
+from tailored_llama.data.drawing import select_evaluation
+from tailored_llama.data.prompts import few_shot_header
 from tailored_llama.data.templates import shipped
 from tailored_llama.errors import InputError
 from tailored_llama.store import write_table
@@ -283,7 +284,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_stage_renders_evaluation(folder: Path) -> None:
-    assert render_split(folder / "examples", folder, config("arc_easy"), limit=3) == {"evaluation": 3}
+    assert render_split(folder / "examples", folder, config("arc_easy"), count=3) == {"evaluation": 3}
     prompts = read_prompts(folder, "evaluation")
     assert [p.example for p in prompts] == [0, 2, 4]
     assert prompts[1] == Prompt(2, ("Question: eval 2?\nAnswer:",) * 2, (" no", " yes"), 0, (2, 3))
@@ -293,7 +294,7 @@ def test_stage_renders_evaluation(folder: Path) -> None:
 def test_stage_renders_shots_and_held_out_apart_from_the_solved_ones(folder: Path) -> None:
     place = folder / "examples", folder, config("arc_easy")
     options = {"template": "task", "num_fewshot": 2, "seed": 5}
-    found = render_split(*place, "train", shots=6, held_out=4, limit=1, **options)
+    found = render_split(*place, "train", shots=6, held_out=4, **options)
     assert found == {"shots": 6, "held_out": 4}
     shots, held_out = read_prompts(folder, "shots"), read_prompts(folder, "held_out")
     assert not {p.example for p in shots} & {p.example for p in held_out}
@@ -309,7 +310,7 @@ def test_a_slice_to_choose_on_is_apart_from_all_that_is_tuned_on_or_solved(folde
     options = {"shots": 3, "held_out": 2, "num_fewshot": 2, "seed": 5}
     render_split(*place, "train", **options)
     tuned = {p.example for split in ("shots", "held_out") for p in read_prompts(folder, split)}
-    assert render_split(*place, "selection", "task", selection=5, **options) == {"selection": 5}
+    assert render_split(*place, "selection", "task", count=5, **options) == {"selection": 5}
     slice_ = read_prompts(folder, "selection")
     asked = {p.example for p in slice_}
     assert len(asked) == 5
@@ -317,11 +318,11 @@ def test_a_slice_to_choose_on_is_apart_from_all_that_is_tuned_on_or_solved(folde
     assert len(tuned) == 5  # with the two that are solved, 12: all there are
     header = slice_[0].contexts[0].rpartition("Question: ")[0]
     assert not any(f"train {example}?" in header for example in asked | tuned)
-    render_split(*place, "selection", selection=5, **options)
+    render_split(*place, "selection", count=5, **options)
     again = read_prompts(folder, "selection")
     assert [p.example for p in again] == [p.example for p in slice_]  # the same for all sets
     with pytest.raises(InputError, match=r"^examples: got 6; allowed: at most 5 \(arc_easy has so many examples"):
-        render_split(*place, "selection", selection=6, **options)
+        render_split(*place, "selection", count=6, **options)
 
 
 def test_stage_refuses_more_solved_examples_than_there_are(folder: Path) -> None:
@@ -337,7 +338,7 @@ def messages(folder: Path, turns: int, **fields: Any) -> BenchmarkConfig:
     pair = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}]
     asked = [[*pair * (turns - 1), {"role": "user", "content": f"text {i}"}, pair[1]] for i in range(150)]
     file = write_jsonl(folder / "job.jsonl", [{"messages": turns} for turns in asked])
-    return BenchmarkConfig(**{"data": file, "kind": "written", **fields})
+    return read_benchmark(**{"data": file, "kind": "written", **fields})
 
 
 def test_a_base_without_chat_template_asks_one_message_by_a_layout(tmp_path: Path, tiny: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tailored_llama.config import BenchmarkConfig
 from tailored_llama.data import load_template
 from tailored_llama.data.builtin import SEVEN
-from tailored_llama.data.prompts import Wording
+from tailored_llama.data.settings import Wording
 from tailored_llama.data.templates import FOLDER, shipped
 from tailored_llama.errors import InputError
 
@@ -53,13 +53,14 @@ def test_a_set_of_one_s_own_may_word_one_benchmark_only(tmp_path: Path) -> None:
     path = written(tmp_path, '[piqa]\nlayout = """\nTo {question}\none should"""\ncontinuation = "do this: {choice}"\n')
     found = Wording(path, BenchmarkConfig(name="piqa")).identity()
     assert found == {
-        "name": "mine", "layout": "To {question}\none should", "continuation": "do this: {choice}",
-        "instruction": None, "shown": None,
+        "template": "mine", "layout": "To {question}\none should", "continuation": "do this: {choice}",
+        "instruction": None, "shown": None, "name": "piqa", "context": None, "choices": None, "form": None,
+        "metric": None, "stop": None, "max_new_tokens": None,
     }  # fmt: skip
 
 
 def test_a_key_holds_what_is_rendered_and_nothing_else(tmp_path: Path) -> None:
-    def wording(template: str, benchmark: str = "piqa", **changes: str) -> dict[str, Any]:
+    def wording(template: str, benchmark: str = "piqa", **changes: Any) -> dict[str, Any]:
         return Wording(template, BenchmarkConfig(name=benchmark, **changes)).identity()
 
     text = (ROOT / "data" / "prompts" / "task.toml").read_text()
@@ -68,6 +69,9 @@ def test_a_key_holds_what_is_rendered_and_nothing_else(tmp_path: Path) -> None:
     assert wording(copy) == wording("task")
     assert wording("task", instruction="Think.") == wording("task") | {"instruction": "Think."}
     assert wording("harness", instruction="Think.") == wording("harness")  # reads no instruction
+    written = {"evaluation": "e.csv", "context": "c", "answer": "a", "metric": "exact_match"}
+    long = wording("harness", "mine", **written, max_new_tokens=64)
+    assert long != wording("harness", "mine", **written)  # a chat says so
     (tmp_path / "copy.toml").write_text(text.replace("Passage:", "Text:"))
     assert wording(copy) == wording("task")
     assert wording(copy, "boolq") != wording("task", "boolq")

@@ -20,7 +20,7 @@ from tailored_llama.data.custom import check_benchmark
 from tailored_llama.data.splits import wheel_documents
 from tailored_llama.data.worked_example import write_example
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import FolderRunner, rows_of, steps
+from tailored_llama.pipeline import FolderExecutor, rows_of, steps
 from tailored_llama.store import DATA_WHEEL, fetch_wheel, read_member
 
 OWN_TASK = Path(__file__).parents[3] / "data" / "own-task.toml"
@@ -66,15 +66,15 @@ def test_the_configuration_runs_on_what_was_written(example: Path, tmp_path: Pat
     config = load_config(OWN_TASK)
     (own,) = config.benchmarks
     check_benchmark(own)
-    runner = FolderRunner(tmp_path, "", config.execution)
-    examples = steps.load_examples(runner, own)
+    runner = FolderExecutor(tmp_path, "", config.execution)
+    examples = steps.load_examples(own)
     read = [e for part in PURPOSE for e in read_examples(runner.open(examples), part)]
     third = next(e for e in read if e.index == 7)
     assert third.fields == {"context": "Question: Is 7, of all, right?\nAnswer:"}
     assert third.choices == ("Is 7, of all, right?, 7", "two\nlines", 'a "quote"', "déjà vu", "no")
     assert third.answer == 2
     assert sorted(e.index for e in read) == list(range(451))  # each row in one part
-    prompts = steps.render_all(runner, config)
+    prompts = steps.render_all(config)
     train, evaluation = (runner.open(one[own.name]) for one in (prompts.train, prompts.evaluation))
     tuned, held_out = (len(read_prompts(train, split)) for split in ("shots", "held_out"))  # type: ignore[arg-type]
     assert (tuned + held_out, held_out) == (len(read_examples(runner.open(examples), "train")), 50)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import CPU, load_and_render, save_chatting_llama, save_worded_llama, tune, write_jsonl
+from helpers import CPU, load_and_render, read_benchmark, save_chatting_llama, save_worded_llama, tune, write_jsonl
 from tailored_llama.config import WRITTEN, BenchmarkConfig, Work, validate_config
 from tailored_llama.data import (
     BenchmarkSource,
@@ -256,7 +256,7 @@ def test_a_tuned_chat_ends_its_answer_with_the_end_of_its_turn(folder: Callable[
         {"messages": [*earlier, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
         for question, answer in asked
     ]
-    benchmark = BenchmarkConfig(data=write_jsonl(train / "rows.jsonl", rows), kind="written")
+    benchmark = read_benchmark(data=write_jsonl(train / "rows.jsonl", rows), kind="written")
     run = validate_config({"tuning": {"shots": 2, "held_out": 0, "epochs": 40, "learning_rate": 0.02}})
     load_benchmark(settings=BenchmarkSource(benchmark), work=Work(train))
     render_prompts(train, checkpoint, settings=PromptSettings.of(run, benchmark, "train"), work=Work(prompts))

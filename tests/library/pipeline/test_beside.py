@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
-from types import NoneType
 from typing import Any
 
 import pytest
@@ -20,9 +20,10 @@ from compositions import built, compose, compose_incomplete
 from services import ROOT, children, children_of, until
 from tailored_llama.config import ExecutionConfig, StoreConfig, TextConfig, Work, validate_config
 from tailored_llama.evaluation import PerplexitySettings, read_recovery
-from tailored_llama.pipeline import Stage, StoreRunner, runner, steps
-from tailored_llama.pipeline.beside import Slots, run_beside
-from tailored_llama.pipeline.stages import PERPLEXITY
+from tailored_llama.pipeline import StoreExecutor, steps
+from tailored_llama.pipeline.graph import stage
+from tailored_llama.pipeline.stages import STAGES
+from tailored_llama.pipeline.workers import Workers
 from tailored_llama.processes import run_processes
 from tailored_llama.progress import silent
 
@@ -45,36 +46,44 @@ def test_they_make_what_one_after_another_makes(two: dict[str, Any], caplog: pyt
 
 
 def test_a_failure_in_a_process_is_told_in_its_words_and_ends_what_reads_it_alone(two: dict[str, Any]) -> None:
-    train = Path(two["benchmarks"][1]["train"])
-    (shorter := train.with_name("shorter.jsonl")).write_text("".join(train.read_text().splitlines(keepends=True)[:9]))
-    two["benchmarks"][1]["train"] = str(shorter)
+    empty = Path(two["benchmarks"][0]["train"]).with_name("empty.txt")
+    empty.touch()
+    two["perplexity"] |= {"source": str(empty)}
     report, failed = compose_incomplete("tailor", validate_config(two | SIDE_BY_SIDE))
-    (name,) = failed
-    assert name.startswith("render shades train")
-    assert str(failed[name]).startswith("tuning.shots: got 8; allowed: at most 5 (shades has 9 train examples")
+    assert failed.keys() == {"perplexity dense", "perplexity pruned @ 0.20"}
+    assert str(failed["perplexity dense"]).endswith("empty.txt (a text): holds no text; allowed: at least one document")
     rows, _ = read_recovery(report)
-    assert {row.benchmark for row in rows if row.model == "tailored"} == {"colours", "(mean)"}
+    assert {row.benchmark for row in rows if row.model == "tailored"} == {"colours", "shades", "(mean)"}
 
 
-def test_a_killed_process_counts_as_out_of_memory(own_run: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_worker_counts_as_out_of_memory_and_is_replaced(own_run: dict[str, Any], tmp_path: Path) -> None:
     config = validate_config(own_run | SIDE_BY_SIDE)
-    run = StoreRunner(config.store, config.execution)
-    dense = run.open(steps.load_dense(run, config))
+    run = StoreExecutor(config.store, config.execution)
+    dense = run.open(steps.load_dense(config))
+    settings = PerplexitySettings.of(config.perplexity)
     os.mkfifo(text := tmp_path / "text.txt")  # nobody writes into it: who reads it waits, until it is killed
-    source = replace(PerplexitySettings.of(config.perplexity).text, kind="file", text=TextConfig(source=str(text)))
-    settings = replace(PerplexitySettings.of(config.perplexity), text=source)
-    begun = Event()
+    endless = replace(settings, text=replace(settings.text, kind="file", text=TextConfig(source=str(text))))
+    beside, begun = Workers(1), Event()
+
+    def measure(settings: PerplexitySettings, check: Callable[[], None] = lambda: None) -> Mapping[str, Any] | None:
+        (out := tmp_path / f"{len(list(tmp_path.iterdir()))}").mkdir()
+        work = Work(out, ExecutionConfig(processes=2), name="perplexity dense")
+        return beside.run(STAGES["perplexity"], {"checkpoint": dense}, settings, work, check)
 
     def kill() -> None:
         begun.set()
         for process in multiprocessing.active_children():
             os.kill(process.pid or 0, signal.SIGKILL)
 
-    work = Work(tmp_path, ExecutionConfig(processes=2), name="perplexity dense")
     with pytest.raises(MemoryError, match="perplexity dense: process 0 was killed, perhaps because memory ran out"):
-        run_beside(PERPLEXITY, {"checkpoint": dense}, settings, work, kill)
+        measure(endless, kill)
     assert begun.is_set()
-    assert not multiprocessing.active_children()
+    until(lambda: not multiprocessing.active_children(), 20, "the end of all that were killed")
+    assert measure(settings) is not None
+    (warm,) = multiprocessing.active_children()
+    assert measure(settings) is not None
+    assert multiprocessing.active_children() == [warm]
+    assert compose("tailor", config).is_dir()  # also with those that were idle when they were killed
 
 
 def test_they_end_with_a_killed_run(tmp_path: Path) -> None:
@@ -105,11 +114,11 @@ def test_an_error_that_cannot_be_sent_is_told_in_words_and_a_log_as_its_reader_a
 
 
 def test_what_measures_time_runs_alone_and_who_builds_the_same_takes_no_slot() -> None:
-    slots, order, built = Slots(2), list[str](), set[str]()
+    beside, order, built = Workers(2), list[str](), set[str]()
 
     def begin(key: str, alone: bool = False) -> Thread:
         def hold() -> None:
-            with slots.held(key, lambda: key in built, alone) as held:
+            with beside.held(key, lambda: key in built, alone) as held:
                 order.append(key if held else f"{key} is there")
                 built.add(key)
 
@@ -118,7 +127,7 @@ def test_what_measures_time_runs_alone_and_who_builds_the_same_takes_no_slot() -
         thread.join(0.1)
         return thread
 
-    with slots.held("first", lambda: False, alone=False):
+    with beside.held("first", lambda: False, alone=False):
         same = begin("first")
         begin("beside")
         waiting = [begin("timed", alone=True), begin("after it"), same]
@@ -141,13 +150,19 @@ def test_nothing_is_computed_beside_what_measures_time(tmp_path: Path, monkeypat
     def write(settings: None, work: Work) -> None:
         order.append("here")
 
-    monkeypatch.setattr(runner, "run_beside", measure)
-    run = StoreRunner(StoreConfig(root=str(tmp_path)), ExecutionConfig(processes=2))
-    timed = run(Stage("timed", 1, lambda: write, NoneType, on_device=True, timed=True), None, "timed")
+    @stage("timed", 1, lambda: write, on_device=True, timed=True)
+    def timed(*, settings: None = None) -> None: ...
+
+    @stage("here", 1, lambda: write)
+    def here(*, settings: None = None) -> None: ...
+
+    monkeypatch.setattr(Workers, "run", measure)
+    run = StoreExecutor(StoreConfig(root=str(tmp_path)), ExecutionConfig(processes=2))
+    run.begin(first := timed("timed"))
     assert begun.wait(20)
-    here = run(Stage("here", 1, lambda: write, NoneType), None, "here")
+    run.begin(second := here("here"))
     time.sleep(0.2)
     assert len(list((tmp_path / ".building").iterdir())) == 1  # what waits has nothing in hand, and no seconds count
     end.set()
-    assert (timed.result().stage, here.result().stage) == ("timed", "here")
+    assert (run.result(first).stage, run.result(second).stage) == ("timed", "here")
     assert order == ["timed", "here"]

@@ -39,16 +39,15 @@ def test_a_stage_runs_with_what_it_reads_and_the_pipeline_finds_what_it_made(
         assert Path(folder).parent.name == kind
         return kinds(root, before)
 
-    made = ["dense", "examples", "groups", "prompts", "prompts", "reach", "scores"]  # all answers are checked
-    assert new("score colours dense") == made
-    assert new("importance taylor_gate") == ["calibration", "importance"]
+    assert new("score colours dense") == ["dense", "examples", "prompts", "scores"]
+    assert new("importance taylor_gate") == ["calibration", "groups", "importance"]
     assert new("perplexity dense") == ["perplexity"]
-    assert new("prune @ 0.20") == ["pruned"]
+    assert new("prune @ 0.20") == ["pruned", "reach"]
     assert new("profile pruned @ 0.20") == ["profile"]
     assert new("teach text for healing") == ["calibration", "teacher"]
     assert new("heal @ 0.20") == ["healed"]
     assert new("perplexity pruned @ 0.20") == ["perplexity"]
-    assert new("tune colours @ 0.20") == ["adapter"]
+    assert new("tune colours @ 0.20") == ["adapter", "answers", "answers", "prompts"]
     assert new("tune colours @ 0.20") == []
     before = built(root)
     compose("tailor", validate_config(own_run))
@@ -77,13 +76,11 @@ def test_an_unknown_name_is_refused_with_all_that_there_are_before_heavy_work(
     assert not HEAVY & set(kinds(two["store"]["root"]))
 
 
-def test_a_search_has_no_stage_of_its_own_to_run(own_run: dict[str, Any], file: Path) -> None:
+def test_a_search_knows_only_what_does_not_depend_on_values(own_run: dict[str, Any], file: Path) -> None:
     file.write_text(as_toml(own_run) + '[goal]\nlose_at_most = 50\nruntime = "transformers"\n')
     status, _, errors = run_command(file, "--study", "smallest", "--only", "tune colours @ 0.20")
-    message = (
-        "error: only: got 'tune colours @ 0.20'; allowed: in the other flows, as a search goes by its stages' scores"
-    )
-    assert (status, errors.splitlines()[-1]) == (2, message)
+    told = "error: only: got 'tune colours @ 0.20'; allowed: load colours; and what depends on the result of load"
+    assert (status, errors.splitlines()[-1]) == (2, f"{told} colours, once that is there")
     assert not HEAVY & set(kinds(own_run["store"]["root"]))
 
 

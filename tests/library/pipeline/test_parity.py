@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from helpers import CPU, write_jsonl
-from tailored_llama.config import SmallestConfig, validate_as
-from tailored_llama.pipeline import FolderRunner, compare_servers
+from tailored_llama.config import SmallestConfig, build_config
+from tailored_llama.pipeline import FolderExecutor, compare_servers
 from tailored_llama.serving import ChatServer
+from tailored_llama.serving.client import Reply
 
 
 class Recording(ChatServer):
@@ -15,9 +16,9 @@ class Recording(ChatServer):
     def named(self) -> "Recording":
         return self
 
-    def reply(self, request: dict[str, Any]) -> tuple[str, str]:
+    def reply(self, request: dict[str, Any]) -> Reply:
         asked.append(request)
-        return "yes", "stop"
+        return Reply("yes", "stop")
 
 
 asked: list[dict[str, Any]] = []
@@ -36,9 +37,9 @@ def test_a_system_message_that_all_rows_share_is_sent_to_both(tmp_path: Path) ->
         for i in range(150)
     ]
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
-    config = validate_as(SmallestConfig, {"benchmarks": [file]})
+    config = build_config(SmallestConfig, {"benchmarks": [file]})
     (tmp_path / "scratch").mkdir()
-    run, server = FolderRunner(tmp_path / "scratch", "", CPU), Recording("http://127.0.0.1:1")
+    run, server = FolderExecutor(tmp_path / "scratch", "", CPU), Recording("http://127.0.0.1:1")
     (test,) = compare_servers(run, config, server, server).values()
     assert (test.rows, test.loss) == (150, 0.0)
     assert all(request["messages"][0] == told and len(request["messages"]) == 2 for request in asked)

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from compositions import built, compose, folders, kinds, run_command
+from compositions import built, compose, fail, folders, kinds, run_command
 from helpers import as_toml
-from tailored_llama.config import PromptStudyConfig
+from tailored_llama import evaluation
+from tailored_llama.config import PromptStudyConfig, build_config
 from tailored_llama.data import read_prompts
 from tailored_llama.evaluation import Difference, TemplateRow
 from tailored_llama.pipeline import IncompleteRun
-from tailored_llama.pipeline.futures import Failed, report_or_raise
 from tailored_llama.store import read_rows
 
 
@@ -23,7 +23,7 @@ def test_the_choice_is_the_slice_s_and_a_changed_wording_is_scored_alone(
     mine = tmp_path / "mine.toml"
     mine.write_text('name = "mine"\nsource = "me"\n[own]\nlayout = "Hm. {context}"\n')
     study = {"templates": ["task", "lettered", str(mine)], "examples": 12, "pruned": True}
-    config = PromptStudyConfig.model_validate(own_run | study)
+    config = build_config(PromptStudyConfig, own_run | study)
     report = compose("prompts", config)
     rows = read_rows(report / "study.parquet", TemplateRow)
     differences = read_rows(report / "differences.parquet", Difference)
@@ -72,6 +72,9 @@ def test_the_command_prints_a_table_and_the_path_of_the_report(own_run: dict[str
     )
 
 
-def test_a_failure_behind_the_report_is_told() -> None:
+def test_a_failure_behind_the_report_is_told(own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = PromptStudyConfig.model_validate(own_run | {"templates": ["task"], "examples": 4})
+    error = RuntimeError("no memory")
+    fail(monkeypatch, (evaluation, "score_benchmark"), error, lambda call: call["settings"].split == "evaluation")
     with pytest.raises(IncompleteRun, match="score colours harness: no memory"):
-        report_or_raise(Failed("score colours harness", RuntimeError("no memory")), {})
+        compose("prompts", config)

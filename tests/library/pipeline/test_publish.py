@@ -18,7 +18,7 @@ from helpers import as_toml
 from tailored_llama import pruning
 from tailored_llama.config import GoalConfig, SmallestConfig, validate_as
 from tailored_llama.errors import InputError, UnreachableError
-from tailored_llama.evaluation import Answer, Candidate, RowSet, level_of
+from tailored_llama.evaluation import Answer, CandidateFigures, RowSet, level_of
 from tailored_llama.evaluation import noninferiority_test as prove
 from tailored_llama.evaluation.statistics import Answers
 from tailored_llama.pipeline import proven
@@ -40,7 +40,7 @@ def certificate(size: int, loss: float, goal: dict[str, Any]) -> dict[str, Any]:
     test = prove(
         Answers(rows, rows, dense), Answers(rows, rows, small), config.goal.lose_at_most / 100, level_of(1, 0.95)
     )
-    candidate = Candidate("dense", 0.5, "q8_0", False, True, 100, size, size, {"csqa": loss}, loss)
+    candidate = CandidateFigures("dense", 0.5, "q8_0", False, True, 100, size, size, {"csqa": loss}, loss)
     sets = {"csqa": {"proving": RowSet(2000, "ab" * 32)}}
     answer = Answer(config.goal, "the dense model", [candidate], [0], [{"csqa": test}], 1, sets, 0)
     facts = {"name": "csqa", "bytes": size, "sha256": {f"csqa-{size}.gguf": "cd" * 32}}

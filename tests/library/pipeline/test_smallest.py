@@ -17,11 +17,11 @@ from helpers import as_toml, save_worded_llama, worded_gguf, words
 from llama_server import llama_server
 from tailored_llama import evaluation
 from tailored_llama.cli.main import app
-from tailored_llama.config import SmallestConfig
+from tailored_llama.config import SmallestConfig, build_config
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer, loss_bound, read_answer
 from tailored_llama.models import open_gguf
-from tailored_llama.pipeline import COMPOSITIONS, FolderRunner, read_certificate, verify_certificate
+from tailored_llama.pipeline import COMPOSITIONS, FolderExecutor, plan_run, read_certificate, verify_certificate
 from tailored_llama.pipeline.rows import rows_of_search
 from tailored_llama.reports import verdict
 from tailored_llama.store import read_table
@@ -81,7 +81,7 @@ def with_goal(run: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def answer_to(run: dict[str, Any]) -> Answer:
-    return read_answer(compose("smallest", SmallestConfig.model_validate(run)))
+    return read_answer(compose("smallest", build_config(SmallestConfig, run)))
 
 
 @pytest.fixture
@@ -117,6 +117,14 @@ def test_the_smallest_proven_model_is_shipped_and_found_again(run: dict[str, Any
     before = built(run["store"]["root"])
     assert answer_to(run) == answer
     assert kinds(run["store"]["root"], before) == []
+
+
+def test_a_plan_opens_no_proving_rows(run: dict[str, Any]) -> None:
+    run["pruning"] = {"ratios": [0.1386]}  # that of 0.4 cannot be reached, and what failed is not in a store
+    planned = plan_run(COMPOSITIONS["smallest"].compose, build_config(SmallestConfig, run))
+    assert planned.open_after == "the candidates' choice, before the proving rows are opened"
+    assert all(node.found for node in planned.nodes)
+    assert answer_to(run).opening == 1
 
 
 def test_the_answer_is_published_with_all_that_is_exported(run: dict[str, Any], tmp_path: Path) -> None:
@@ -245,7 +253,7 @@ def test_the_proof_is_repeated_from_the_files(shipped: Path, tmp_path: Path) -> 
     certificate = read_certificate(shipped, [str(tmp_path / "job.csv")])
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    tests = verify_certificate(FolderRunner(scratch, "", certificate.config.execution), certificate)
+    tests = verify_certificate(FolderExecutor(scratch, "", certificate.config.execution), certificate)
     assert tests["job"].proven
     assert tests["job"].rows == recorded["sets"]["job"]["proving"]["rows"]
     stated, test = recorded["benchmarks"]["job"], tests["job"]
@@ -511,7 +519,7 @@ def test_probabilities_are_those_of_llama_cpp_and_no_server_tells_them(run: dict
 
 def refusal(run: Mapping[str, Any]) -> str:
     with pytest.raises(InputError) as refused:
-        COMPOSITIONS["smallest"].check(SmallestConfig.model_validate(run))
+        COMPOSITIONS["smallest"].check(build_config(SmallestConfig, run))
     return str(refused.value)
 
 
@@ -520,7 +528,7 @@ def test_a_margin_that_the_rows_cannot_prove_is_refused_with_the_rows_that_could
     assert "goal.lose_at_most: got 3 with 122 rows of job to prove on; allowed: at least 6.1" in told
     assert "rows to prove on, two fifths of the file, for 3" in told
     COMPOSITIONS["smallest"].check(
-        SmallestConfig.model_validate(with_goal(run, lose_at_most=3, even_if_unprovable=True))
+        build_config(SmallestConfig, with_goal(run, lose_at_most=3, even_if_unprovable=True))
     )
 
 
@@ -535,5 +543,5 @@ def test_a_search_for_llama_cpp_needs_it_installed(run: dict[str, Any], monkeypa
 
 
 def test_what_the_rows_can_prove_is_said_before_any_work(run: dict[str, Any]) -> None:
-    *_, line = rows_of_search(SmallestConfig.model_validate(run))
+    *_, line = rows_of_search(build_config(SmallestConfig, run))
     assert line.startswith("job: 122 rows to prove on.")

@@ -20,43 +20,20 @@ from tailored_llama.config import (
     StoreConfig,
     SweepConfig,
     Work,
+    build_config,
     validate_config,
 )
-from tailored_llama.pipeline import (
-    COMPOSITIONS,
-    STAGES,
-    Call,
-    FolderRunner,
-    Runner,
-    Stage,
-    StoreRunner,
-    map_leaves,
-    result,
-    steps,
-)
+from tailored_llama.pipeline import COMPOSITIONS, STAGES, Executor, FolderExecutor, Node, StoreExecutor, steps
+from tailored_llama.pipeline.graph import stage
 from tailored_llama.store import MANIFEST, ArtifactRef, file_lock
 
 SHOW_A_CONFIGURATION = {"report", "tailored", "sweep", "transfer", "prompt-study", "answer", "smallest"}
-Calls = dict[str, list[Call[Any]]]
-
-
-class Recorder:
-    """Runs stages as another runner does, and keeps their calls by stage."""
-
-    def __init__(self, run: Runner, calls: Calls) -> None:
-        self.run, self.calls = run, calls
-
-    def __call__(self, stage: Any, settings: Any, name: str, /, **inputs: Any) -> Any:
-        self.calls[stage.name].append(Call(stage, settings, result(inputs), name))
-        return self.run(stage, settings, name, **inputs)
-
-    def open(self, artifact: Any) -> Path:
-        return self.run.open(artifact)
+Calls = dict[str, list[Node]]
 
 
 @pytest.fixture(scope="module")
 def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
-    """The calls of every stage in all compositions: the whole pipeline with all that it can do, and plain studies."""
+    """The nodes of all compositions by stage, with their inputs made: all that the pipeline can do, and studies."""
     place = tmp_path_factory.mktemp("calls")
     text = place / "text.txt"
     text.write_text(words(2000, seed=2))
@@ -79,22 +56,26 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
     plain = run | {"pruning": run["pruning"] | {"ratios": [0.2]}, "profile": {"batches": []}}
     configs: dict[str, Any] = {
         "tailor": validate_config(whole),
-        "sweep": SweepConfig.model_validate(plain | {"grid": [{"pruning.criterion": ["random"]}]}),
+        "sweep": build_config(SweepConfig, plain | {"grid": [{"pruning.criterion": ["random"]}]}),
         "transfer": validate_config(plain),
-        "prompts": PromptStudyConfig.model_validate(plain | {"templates": ["task", "generic"], "examples": 4}),
+        "prompts": build_config(PromptStudyConfig, plain | {"templates": ["task", "generic"], "examples": 4}),
     }
     goal = {"lose_at_most": 90, "choosing_rows": 10, "types": ["q8_0"], "even_if_unprovable": True}
     rows = [{"question": f"{i}: the sky is", "a": "blue", "b": "red", "answer": "ab"[i % 2]} for i in range(150)]
-    configs["smallest"] = SmallestConfig.model_validate(
+    configs["smallest"] = build_config(
+        SmallestConfig,
         run
         | {"benchmarks": [write_jsonl(place / "job.jsonl", rows)], "goal": goal | {"smallest": "writing"}}
         | {"pruning": {"ratios": [0.4]}, "store": run["store"] | {"export": str(place / "smallest")}}
-        | {"model": {"source": str(worded_gguf(place)), "dtype": "float32"}}
+        | {"model": {"source": str(worded_gguf(place)), "dtype": "float32"}},
     )
     calls: Calls = {name: [] for name in STAGES}
     with blank_pictures():
         for name, config in configs.items():
-            COMPOSITIONS[name].compose(Recorder(StoreRunner(config.store, config.execution), calls), config)
+            run = StoreExecutor(config.store, config.execution)
+            COMPOSITIONS[name].make(run, config)
+            for node in run.begun():
+                calls[node.stage.name].append(run.ready(node))
     return calls
 
 
@@ -120,7 +101,8 @@ def test_a_function_takes_inputs_settings_and_work_and_nothing_else(calls: Calls
     function, settings = STAGES[name].load(), STAGES[name].settings
     assert calls[name]
     for call in calls[name]:
-        assert inspect.signature(function).parameters.keys() == {*call.inputs, "settings", "work"}
+        assert inspect.signature(function).parameters.keys() == {*STAGES[name].parameters, "work"}
+        assert call.inputs.keys() <= STAGES[name].parameters.keys()
     types = get_type_hints(function)
     assert (types.pop("settings"), types.pop("work")) == (settings, Work)
     types.pop("return")
@@ -188,32 +170,28 @@ def test_every_setting_and_every_input_is_in_the_key(calls: Calls, name: str) ->
         for place, settings in changed:
             assert replace(call, settings=settings).key != key, place
         for label, reference in call.references.items():
-            assert replace(call, inputs=with_other(call.inputs, reference)).key != key, label
+            assert with_other(call, reference).key != key, label
         assert replace(call, name="shown in another way").key == key
 
 
-def with_other(inputs: Mapping[str, Any], reference: ArtifactRef) -> dict[str, Any]:
-    """Inputs with another artifact in the place of one of them."""
-
-    def exchange(leaf: Any) -> Any:
-        return replace(leaf, digest="0" * 64) if leaf == reference else leaf
-
-    return {name: map_leaves(exchange, value) for name, value in inputs.items()}
+def with_other(node: Node, reference: ArtifactRef) -> Node:
+    """A node with another artifact in the place of one of its inputs."""
+    return node.with_inputs(lambda leaf: replace(leaf, digest="0" * 64) if leaf == reference else leaf)
 
 
 def test_a_pruned_checkpoint_is_the_same_in_a_folder_and_in_a_store(own_run: dict[str, Any], tmp_path: Path) -> None:
     config = validate_config(own_run)
     (tmp_path / "scratch").mkdir()
 
-    def pruned(run: Runner) -> dict[str, bytes]:
-        prompts = steps.render_train(run, config)
-        dense = steps.prepare_dense(run, config, prompts)
-        folder = run.open(steps.prune_to(run, config, dense, 0.2, prompts))
+    def pruned(run: Executor) -> dict[str, bytes]:
+        prompts = steps.render_train(config)
+        dense = steps.prepare_dense(config, prompts)
+        folder = run.open(steps.prune_to(config, dense, 0.2, prompts))
         return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
 
-    stored = pruned(StoreRunner(config.store, config.execution))
+    stored = pruned(StoreExecutor(config.store, config.execution))
     assert "model.safetensors" in stored
-    assert pruned(FolderRunner(tmp_path / "scratch", config.store.downloads, config.execution)) == stored
+    assert pruned(FolderExecutor(tmp_path / "scratch", config.store.downloads, config.execution)) == stored
 
 
 def test_a_command_on_folders_has_its_device_to_itself(tmp_path: Path) -> None:
@@ -224,6 +202,10 @@ def test_a_command_on_folders_has_its_device_to_itself(tmp_path: Path) -> None:
         with file_lock(locks / "cpu", wait=False) as held:
             free.append(held)
 
-    run = FolderRunner(tmp_path, str(locks.parent), ExecutionConfig(device="cpu", exclusive="always"))
-    run(Stage("probe", 1, lambda: function, NoneType, on_device=True), None, "probe")
+    run = FolderExecutor(tmp_path, str(locks.parent), ExecutionConfig(device="cpu", exclusive="always"))
+
+    @stage("probe", 1, lambda: function, on_device=True)
+    def probe(*, settings: None = None) -> None: ...
+
+    run.open(probe("probe"))
     assert free == [False]

@@ -17,7 +17,7 @@ from tailored_llama.pipeline import STAGES
 from tailored_llama.store import MANIFEST, ArtifactStore, read_manifest, verify
 
 MADE = (  # by the run below
-    "adapter", "calibration", "dense", "examples", "groups", "healed", "importance", "perplexity", "prompts",
+    "adapter", "answers", "calibration", "dense", "examples", "groups", "healed", "importance", "perplexity", "prompts",
     "pruned", "reach", "report", "scores", "split", "tailored", "teacher", "tokens",
 )  # fmt: skip
 STUDIES = (  # by other runs: the store treats stand-ins alike

@@ -9,14 +9,14 @@ import pytest
 from compositions import built, compose, compose_incomplete, fail, kinds, run_command
 from helpers import as_toml, save_tiny_llama
 from tailored_llama import models, pruning
-from tailored_llama.config import SweepConfig
+from tailored_llama.config import SweepConfig, build_config
 from tailored_llama.evaluation import SweepRow, read_sweep
 
 
 @pytest.fixture
 def config(own_run: dict[str, Any]) -> SweepConfig:
     grid = [{"pruning.criterion": ["magnitude_l2", "random"], "pruning.ratios": [0.1, 0.2]}]
-    return SweepConfig.model_validate(own_run | {"grid": grid})
+    return build_config(SweepConfig, own_run | {"grid": grid})
 
 
 def rows_of(config: SweepConfig) -> list[SweepRow]:
@@ -54,7 +54,7 @@ def test_cells_are_tuned_as_they_say_and_seeds_share_a_row(own_run: dict[str, An
         {"tuning.examples": ["none", "benchmark"], "seed": [0, 1]},
         {"healing.tokens": [64], "prompts.template": ["task"]},
     ]
-    config = SweepConfig.model_validate(own_run | {"grid": grid, "tailored": True})
+    config = build_config(SweepConfig, own_run | {"grid": grid, "tailored": True})
     dense, untuned, tuned, healed = rows_of(config)
     assert [row.seeds for row in (untuned, tuned, healed)] == [2, 2, 1]
     assert not any(row.error for row in (untuned, tuned, healed))
@@ -71,7 +71,7 @@ def test_models_of_two_sizes_and_one_that_cannot_be_loaded(
     save_tiny_llama(larger, num_hidden_layers=6)
     save_tiny_llama(broken, seed=1)
     grid = [{"model.source": [own_run["model"]["source"], str(larger), str(broken)]}]
-    config = SweepConfig.model_validate(own_run | {"grid": grid, "tailored": True})
+    config = build_config(SweepConfig, own_run | {"grid": grid, "tailored": True})
     error = RuntimeError("CUDA out of memory")
     fail(monkeypatch, (models, "prepare_dense"), error, lambda call: call["settings"].source.name == str(broken))
     small, large, failed, *cells = rows_of_incomplete(config)

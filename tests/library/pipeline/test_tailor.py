@@ -27,15 +27,15 @@ def test_a_second_run_does_no_work_and_a_changed_limit_scores_only(own_run: dict
     first = compose("tailor", config)
     before = built(root)
     assert set(kinds(root)) == {
-        "dense", "examples", "prompts", "groups", "reach", "calibration", "importance", "pruned", "adapter", "scores",
-        "perplexity", "report",
+        "answers", "dense", "examples", "prompts", "groups", "reach", "calibration", "importance", "pruned", "adapter",
+        "scores", "perplexity", "report",
     }  # fmt: skip
 
     assert compose("tailor", config) == first
     assert built(root) == before
 
     compose("tailor", validate_config(own_run | {"scoring": {"limit": 6}}))
-    assert set(kinds(root, before)) == {"prompts", "scores", "report"}
+    assert set(kinds(root, before)) == {"answers", "prompts", "scores", "report"}
 
 
 def test_healing_and_a_mixture_are_stages_of_their_own(own_run: dict[str, Any]) -> None:

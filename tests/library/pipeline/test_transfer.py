@@ -56,7 +56,7 @@ def test_what_fails_is_in_the_table_and_alone_is_computed_again(
             lambda call: call["adapter"] is not None and call["settings"].benchmark == "spoken",
         )
         report, failed = compose_incomplete("transfer", config)
-    assert str(failed["generic on spoken"]) == "no luck"
+    assert str(failed["score spoken tuned on generic"]) == "no luck"
     rows = {(row.model, row.benchmark): row for row in read_rows(report / "transfer.parquet", TransferRow)}
     assert {place: row.error for place, row in rows.items() if row.error} == {
         (GENERIC, "spoken"): "no luck",

@@ -60,10 +60,10 @@ def test_a_run_that_tunes_nothing_does_not_tune_the_dense_model(two: dict[str, A
 def test_a_dense_tuning_that_fails_costs_no_other_row(two: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     failing_on_dense(monkeypatch)
     report, failed = compose_incomplete("tailor", validate_config(with_dense(two)))
-    assert set(failed) == {TUNED_DENSE}
+    assert set(failed) == {"tune colours @ 0.00", "tune shades @ 0.00"}
     scored = {(row.model, row.benchmark) for row in read_recovery(report)[0]}
     assert {("tailored", "colours"), ("tailored", "shades")} <= scored
-    assert "Incomplete: dense, tuned failed: a shape is wrong" in (report / "report.md").read_text()
+    assert "Incomplete: tune colours @ 0.00 failed: a shape is wrong" in (report / "report.md").read_text()
 
 
 def test_a_sweep_has_a_tuned_dense_row_for_each_tuning_over_the_seeds_of_its_cells(own_run: dict[str, Any]) -> None:

@@ -44,6 +44,7 @@ from tailored_llama.pruning import (
     score_importance,
 )
 from tailored_llama.pruning.split import Split, possible_sizes, search
+from tailored_llama.pruning.surgery import Planned
 from tailored_llama.pruning.vocabulary import GENERAL_TOKENS, read_shares
 
 Make = Callable[[str], Path]
@@ -230,8 +231,9 @@ def test_the_texts_of_a_mixture_count_by_weight_whatever_their_lengths(
 def test_impossible_numbers_are_refused(dense: Path, text: Any, folder: Make) -> None:
     with pytest.raises(InputError, match=r"pruning.vocabulary: got 64; allowed: at least 320, for bytes"):
         cut(dense, text, folder, vocabulary=64)
+    planned = Planned(dense, dense, None, 0.4, PruningConfig(shape="any", kinds=KINDS, vocabulary=704))
     with pytest.raises(InputError, match=r"pruning.vocabulary: got 704; allowed: below 704, the model's tokens"):
-        possible_sizes(dense, read_tokens(dense), 0.4, PruningConfig(shape="any", kinds=KINDS, vocabulary=704))
+        possible_sizes(planned, read_tokens(dense))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tailored_llama.config import GoalConfig
-from tailored_llama.evaluation import Answer, Candidate, LossTest, ModelRow, RecoveryRow
+from tailored_llama.evaluation import Answer, CandidateFigures, LossTest, ModelRow, RecoveryRow
 from tailored_llama.evaluation.answer import write_answer
 from tailored_llama.reports import write_index
 from tailored_llama.store import ArtifactStore, write_rows
@@ -26,7 +26,7 @@ def write_run(out: Path) -> None:
 
 
 def write_search(proven: bool) -> Callable[[Path], None]:
-    best = Candidate(f"gemma{EVIL}", 0.5, "q5_0", True, True, 10**8, 90_400_000, 9e7, {"csqa": 0.02}, 0.02)
+    best = CandidateFigures(f"gemma{EVIL}", 0.5, "q5_0", True, True, 10**8, 90_400_000, 9e7, {"csqa": 0.02}, 0.02)
     test = LossTest(1221, 0.03, 0.04, 0.412, 0.403, 0.027, 0.01 if proven else 0.2, 0.01, None)
     answer = Answer(GoalConfig(), "the dense model", [best], [0], [{"csqa": test}], 1, {}, 0)
     return lambda out: write_answer(answer, out)

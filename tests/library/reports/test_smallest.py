@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tailored_llama.config import SmallestConfig
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import Answer, Candidate, LossTest, RowSet, read_answer
+from tailored_llama.evaluation import Answer, CandidateFigures, LossTest, RowSet, read_answer
 from tailored_llama.evaluation import noninferiority_test as prove  # pytest would collect it by its own name
 from tailored_llama.evaluation.statistics import Answers
 from tailored_llama.reports import certificate_of, stored_table, verdict, write_smallest
@@ -35,10 +35,10 @@ def loss(both: int, only_dense: int, only_small: int, neither: int) -> LossTest:
 GOOD, LARGE, WIDE = loss(510, 38, 33, 640), loss(400, 90, 50, 681), loss(150, 15, 12, 123)
 
 
-def candidate(ratio: float, kind: str, size: float, lost: float, names: Sequence[str]) -> Candidate:
+def candidate(ratio: float, kind: str, size: float, lost: float, names: Sequence[str]) -> CandidateFigures:
     count = round(size * 1e6)
     losses = dict.fromkeys(names, lost)
-    return Candidate("google/gemma-3-270m", ratio, kind, False, bool(ratio), 10**8, count, count, losses, lost)
+    return CandidateFigures("google/gemma-3-270m", ratio, kind, False, bool(ratio), 10**8, count, count, losses, lost)
 
 
 def found(

@@ -26,15 +26,7 @@ from tailored_llama.config import BenchmarkConfig, Work, validate_config
 from tailored_llama.data import read_chat, read_questions, write_chat
 from tailored_llama.errors import InputError, UnreachableError
 from tailored_llama.evaluation import ScoreSettings, read_answers, read_chosen, read_probabilities, score_benchmark
-from tailored_llama.serving import (
-    GgufSettings,
-    ServedSettings,
-    answering,
-    export_gguf,
-    score_served,
-    serve,
-    write_chat_template,
-)
+from tailored_llama.serving import GgufSettings, ServedSettings, export_gguf, score_served, serve, write_chat_template
 
 ROWS = [
     {
@@ -261,8 +253,8 @@ def test_what_cannot_be_answered_is_one_line(
         with pytest.raises(InputError) as refused:
             tl.load(place)
         assert str(refused.value).startswith(message)
-    monkeypatch.setattr(answering, "find_spec", lambda package: None)
-    with pytest.raises(InputError, match=r": needs xllamacpp, which is not installed; allowed: a checkpoint"):
+    monkeypatch.setattr("tailored_llama.config.execution.find_spec", lambda package: None)
+    with pytest.raises(InputError, match=r"^serving: got .*gguf, which needs xllamacpp; allowed: 'safetensors', or"):
         tl.load(shipped["labels"])
     monkeypatch.undo()
     with tl.load(shipped["labels"]) as model, pytest.raises(InputError, match="rows: got the columns text, answer; "):

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -169,7 +169,7 @@ def test_what_cannot_be_served_is_told_in_one_line(tmp_path: Path, monkeypatch: 
     with llama_server(file, 64, 1) as url:
         server = ChatServer(url).named()
         hello = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
-        assert server.reply(hello)[1] == "length"
+        assert server.reply(hello).ended == "length"
         told = refused(server.reply, hello | {"grammar": "root :="})
         assert "the server says 'Failed to initialize samplers: failed to parse grammar'" in told
         told = refused(ChatServer(url, "another").named)
@@ -177,9 +177,38 @@ def test_what_cannot_be_served_is_told_in_one_line(tmp_path: Path, monkeypatch: 
     told = refused(server.reply, hello)
     dead = "[Errno 111] Connection refused; allowed: a server that runs, as from llama-server"
     assert told == f"{url}/v1/chat/completions: {dead}"
-    monkeypatch.setattr("tailored_llama.serving.server.find_spec", lambda name: None)
+    monkeypatch.setattr("tailored_llama.config.execution.find_spec", lambda name: None)
     told = refused(llama_server(file, 64, 1).__enter__)
-    assert told == "serving: needs xllamacpp, which is not installed; allowed: after pip install 'tailored-llama[gguf]'"
+    allowed = "'safetensors', or after pip install 'tailored-llama[gguf]'"
+    assert told == f"serving: got {file}, which needs xllamacpp; allowed: {allowed}"
+
+
+class Locked(BaseHTTPRequestHandler):
+    """A server that asks a key: it sends those with the right one elsewhere, and repeats wrong ones."""
+
+    seen: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:
+        self.seen.append(key := self.headers["Authorization"])
+        self.send_response(301 if (right := key == "Bearer s3cret" and "elsewhere" not in self.path) else 401)
+        self.send_header("Location", "/elsewhere")
+        self.end_headers()
+        told = "x" * 190 + str(key)
+        self.wfile.write(b"" if right else json.dumps({"error": {"message": told}}).encode())
+
+    def log_message(self, *told: object) -> None:
+        pass
+
+
+def test_a_server_that_asks_a_key_is_told_it_and_nobody_else() -> None:
+    with HTTPServer(("127.0.0.1", 0), Locked) as http:
+        Thread(target=http.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{http.server_port}"
+        told = [refused(ChatServer(url, key=key).named) for key in ("s3cret", "wr0ng", "")]
+        http.shutdown()
+    assert Locked.seen == ["Bearer s3cret", None, "Bearer wr0ng", None]  # None: where it was sent to, and without a key
+    assert "xBearer ***'" in told[1]
+    assert "s3cret" not in repr(ChatServer(url, key="s3cret")) + "".join(told)
 
 
 class Strange(BaseHTTPRequestHandler):

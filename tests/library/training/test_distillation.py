@@ -162,7 +162,7 @@ def test_healing_draws_the_student_to_the_teacher(
 ) -> None:
     teach(tiny, text, settings=WHOLE, work=Work(folder("teacher"), CPU))
     healing = HealingConfig(tokens=384, variant=variant, rank=16, alpha=16, learning_rate=rate, batch_size=1)
-    settings = HealSettings(narrow(healing, TrainingConfig), "none", 0)
+    settings = HealSettings(narrow(healing, TrainingConfig), 0)
     measured = heal(student, text.parent / "teacher", settings=settings, work=Work(folder("healed"), CPU))
     assert measured["tokens"] == 384
     healed = text.parent / "healed"
@@ -185,7 +185,7 @@ def test_healing_ends_when_the_divergence_on_texts_held_out_does_not_fall(
     logs = {}
     for name, rate in (("good", 3e-3), ("bad", 1.0)):
         healing = narrow(HealingConfig(variant="full", learning_rate=rate), TrainingConfig)
-        settings = HealSettings(healing, "none", 0, held_out=8)
+        settings = HealSettings(healing, 0, held_out=8)
         heal(student, text.parent / "teacher", settings=settings, work=Work(folder(name), CPU))
         logs[name] = pq.read_table(text.parent / name / "log.parquet").to_pydict()
     assert logs["good"]["step"] == [*range(16)]  # one of the 16 sequences is held out

@@ -123,7 +123,7 @@ def test_healing_learns_from_a_teacher_of_more_tokens(
     dense: Path, student: Path, text: Path, folder: Make, tmp_path: Path
 ) -> None:
     teach(dense, text, settings=TAUGHT, work=Work(folder("teacher"), CPU))
-    healing = HealSettings(narrow(HealingConfig(rank=4, learning_rate=1e-2), TrainingConfig), "none", 0)
+    healing = HealSettings(narrow(HealingConfig(rank=4, learning_rate=1e-2), TrainingConfig), 0)
     facts = heal(student, tmp_path / "teacher", settings=healing, work=Work(folder("healed"), CPU))
     assert facts["tokens"] > 4 * 32
     assert read_id_table(tmp_path / "healed") == read_id_table(student)

@@ -1,0 +1,189 @@
+"""What a benchmark leaves to its files: the columns of the user's own rows, and what their answers are."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tailored_llama.config import forms
+from tailored_llama.config.forms import (
+    FORMS,
+    LABELS,
+    METRICS,
+    TEXTS,
+    WRITTEN,
+    Form,
+    Kind,
+    accepted,
+    calls_of,
+    from_json,
+)
+from tailored_llama.config.harness import find_task, is_harness_task, task_fields
+from tailored_llama.config.inputs import BenchmarkConfig
+from tailored_llama.errors import InputError
+
+COMMON = {  # field → the names of columns that may hold it
+    "context": ("question", "context", "prompt", "instruction", *TEXTS),
+    "choices": ("choices",),
+    "answer": ("answer", "completion", "output", "response", "target", *LABELS),
+}
+NEEDED: dict[Any, tuple[str, ...]] = {  # kind, None while it is unknown → fields beside the context and the answer
+    "labels": ("labels",),
+    "choices": ("choices",),
+    **dict.fromkeys(("written", "json", "call"), ("max_new_tokens", "stop")),
+    None: ("kind",),
+}
+LEAST_TOKENS, ROOM = 32, 8  # of a written answer; the tokens beyond the longest one
+
+
+def resolved_fields(benchmark: BenchmarkConfig) -> dict[str, Any]:
+    """The fields of a benchmark that are set, and those that its file or its task of lm-evaluation-harness decides.
+
+    What is set stays. If that is everything, nothing is read. A file that is not there is left for later, so that a
+    configuration loads without it.
+
+    Raises:
+        InputError: a column is missing or several may be meant, the answers are of no one kind, or there is no such
+            task or none that can be a benchmark.
+    """
+    given = benchmark.model_dump(exclude_none=True)
+    if is_harness_task(benchmark.name):
+        needed = () if benchmark.metric in ("acc", "acc_norm") else ("metric", "stop", "max_new_tokens", "ignore")
+        if given.keys() >= {*needed}:
+            return given
+        return task_fields(find_task(benchmark.name, benchmark.source), benchmark.metric) | given
+    if benchmark.data is None:
+        return given
+    shown: Kind | None = "labels" if benchmark.labels else "choices" if benchmark.choices else None
+    kind = given["kind"] = benchmark.kind or WRITTEN.get(benchmark.metric) or shown
+    if not (path := Path(benchmark.data).expanduser()).is_file():
+        return given
+    if any(given.get(key) is None for key in ("context", "answer", *NEEDED[kind])):
+        given = _completed(given, path)
+    if given["kind"] in WRITTEN.values():
+        given.setdefault("metric", METRICS[given["kind"]][0])
+    return given
+
+
+def _completed(given: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The fields of a benchmark with those that its file decides."""
+    from tailored_llama.files import read_file  # with pyarrow, which takes half a second
+
+    where, rows = f"benchmarks.{given['name']}", read_file(path)
+    names = {column.lower() for column in rows[0]}
+    if "context" not in given or given.get("answer") not in [*rows[0]]:
+        given.setdefault("form", next((form for form, columns in FORMS.items() if names.issuperset(columns)), None))
+    if given.get("form"):
+        rows = forms.in_form(rows, given["form"], f"{where}: {path.name}")
+        given = _of_form(given["form"], rows) | given
+    given = _with_columns(given, where, [*rows[0]])
+    cells = [row.get(given["answer"]) for row in rows]
+    if not given["kind"]:
+        kind = _kind_of_all(where, given["answer"], cells)
+        if kind == "written" and forms.is_labelled(given["answer"], [accepted(cell) for cell in cells]):
+            kind = "labels"
+        given["kind"] = "labels" if given.get("metric") else kind  # it is acc or acc_norm
+    if given["kind"] == "labels" and not given.get("labels"):
+        given["labels"] = _labels(where, given["answer"], [forms.label_of(cell) for cell in cells])
+    if given["kind"] in WRITTEN.values():
+        given = _limits([text for cell in cells for text in accepted(cell, given["kind"])], given["kind"]) | given
+    return given
+
+
+def _of_form(form: Form, rows: Sequence[forms.Row]) -> dict[str, Any]:
+    """The columns of rows in a form. A system message that all rows share is the benchmark's instruction."""
+    if form == "alpaca":
+        return {"context": "prompt", "answer": "output"}
+    system, *others = {row["system"] for row in rows}
+    instruction = {"instruction": system} if system and not others else {}
+    return {"context": "prompt" if others else "user", "answer": "assistant", **instruction}
+
+
+def _with_columns(given: dict[str, Any], where: str, columns: Sequence[str]) -> dict[str, Any]:
+    """The fields with the columns that have common names. Capitals do not matter.
+
+    A question is written as "Question: …" and "Answer:"; a text that has a label likewise, by the names of both.
+    """
+    kind, found, problems = given["kind"], dict[str, Any](), list[str]()
+    letters = tuple(sorted((c for c in columns if len(c) == 1 and c in string.ascii_letters), key=str.lower))
+    for key in COMMON:
+        if given.get(key) is not None or (key == "choices" and kind not in (None, "choices")):
+            continue
+        several: list[Any] = [column for column in columns if column.lower() in COMMON[key]]
+        if key == "choices" and len(letters) > 1:
+            several.append(letters)
+        gap = several == [letters] and not string.ascii_lowercase.startswith("".join(letters).lower())
+        if len(several) == 1 and not gap:
+            found[key] = several[0]
+        elif several or key != "choices" or kind:
+            shown = " and ".join(own if isinstance(own, str) else f"({', '.join(own)})" for own in several)
+            none = f"no column is called {', '.join(COMMON[key])}{', or a, b and so on' * (key == 'choices')}"
+            why = f"{shown} leave out a letter" if gap else f"{shown} may be meant" if several else none
+            problems.append(f"{key} is not set, and {why}")
+    if problems:
+        raise InputError(f"{where}: {'; '.join(problems)}; allowed: columns of the file ({', '.join(columns)})")
+    given |= found
+    if given.get("choices"):
+        given["kind"] = kind or "choices"
+    if given["answer"] not in columns:
+        raise InputError(f"{where}.answer: got {given['answer']!r}; allowed: a column ({', '.join(columns)})")
+    context, answer = str(found.get("context")), str(given["answer"])
+    if context.lower() == "question":
+        given["context"] = f"Question: {{{context}}}\nAnswer:"
+    elif context.lower() in TEXTS and answer.lower() in LABELS and given["kind"] != "choices":
+        given["context"] = f"{context.capitalize()}: {{{context}}}\n{answer.capitalize()}:"
+    return given
+
+
+def _kind_of_all(where: str, column: str, cells: Sequence[Any]) -> Kind:
+    """The kind of written answers; InputError: they are of several."""
+    first = dict[str, int]()
+    for number, cell in enumerate(cells):
+        if cell is not None and cell != "":  # such a row is refused when it is read
+            first.setdefault(_what(cell), number)
+    if len(first) > 1:
+        shown = " and ".join(f"{what} in row {number}" for what, number in first.items())
+        overruled = ', or kind = "written"' * all(isinstance(cells[number], str) for number in first.values())
+        raise InputError(f"{where}: column {column}: got {shown}; allowed: answers of one kind{overruled}")
+    return "call" if "a call" in first else "json" if "JSON" in first else "written"
+
+
+def _what(answer: Any) -> str:
+    """What an answer is, in words. A number is a text, and so is a list of texts that is written as JSON."""
+    values = [from_json(told) if isinstance(told, str) else told for told in forms.answers_in(answer)]
+    if all(map(calls_of, values)):
+        return "a call"
+    if isinstance(answer, dict) and isinstance(answer.get("text"), list):
+        return "a table"
+    if all(isinstance(v, dict) or (isinstance(v, list) and v and isinstance(v[0], dict | list)) for v in values):
+        return "JSON"
+    return "a list" if isinstance(answer, list) else "a text"
+
+
+def _labels(where: str, column: str, values: Sequence[str]) -> tuple[str, ...]:
+    """The labels in order. Rows without one are refused with their numbers when they are read."""
+    counts = Counter(filter(None, values))
+    if len(counts) < 2:
+        raise InputError(f"{where}: column {column}: got no two different labels; allowed: two or more")
+    if once := [label for label, count in counts.items() if count == 1]:
+        (common, _), *_ = counts.most_common(1)
+        raise InputError(
+            f"{where}: column {column}: got {once[0]!r} in row {values.index(once[0])} alone, beside labels such as "
+            f'{common!r} in row {values.index(common)}; allowed: labels of two rows or more, or kind = "written"'
+        )
+    return tuple(sorted(counts))
+
+
+def _limits(answers: Sequence[str], kind: Kind) -> dict[str, Any]:
+    """What ends a written answer: tokens enough for the longest, and more line breaks than any has in a row.
+
+    No line break ends JSON.
+    """
+    # Words of three letters and single other bytes are more than the tokens of any usual tokenizer.
+    pieces = (len(re.findall(rb"[A-Za-z]{1,3}|[^A-Za-z ]", answer.encode())) for answer in answers)
+    breaks = (len(found) for answer in answers for found in re.findall(r"\n+", answer.strip()))
+    tokens = min(max(LEAST_TOKENS, max(pieces, default=0) + ROOM), 4096)
+    stop = ("\n" * (1 + max(breaks, default=0)),) if kind == "written" else ()
+    return {"max_new_tokens": tokens, "stop": stop}

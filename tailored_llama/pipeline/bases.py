@@ -1,0 +1,157 @@
+"""The base models that a search starts from: their prompts, what makes them smaller, and how good they are whole."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from tailored_llama import data, evaluation, models, pruning, reports
+from tailored_llama.config import SmallestConfig
+from tailored_llama.errors import InputError, one_line
+from tailored_llama.evaluation import Answers
+from tailored_llama.pipeline import steps
+from tailored_llama.pipeline.executor import Executor
+from tailored_llama.pipeline.graph import Artifact, Artifacts
+from tailored_llama.pipeline.reporting import answers_of
+from tailored_llama.pipeline.steps import Dense, Prompts
+
+LEAST_STEP = 0.02  # of the parameters, by which neighbours on a ladder differ
+
+ScoredSplit = Literal["selection", "evaluation"]  # the rows to choose with, and those to prove on
+
+
+@dataclass(frozen=True)
+class Step:
+    """A place on the ladders of a base model: what is removed; `tokens` that stay, if only tokens leave."""
+
+    ratio: float
+    tokens: int | None = None
+
+    @property
+    def label(self) -> str:
+        return "trimmed" if self.tokens else f"@ {self.ratio:.2f}" if self.ratio else "dense"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model, ready to be pruned: its run, and its prompts, also those of each set of rows."""
+
+    config: SmallestConfig
+    prompts: Prompts
+    rows: Mapping[ScoredSplit, Artifacts]  # prompts by benchmark
+    dense: Dense
+    steps: tuple[Step, ...]  # by size
+    unreachable: Mapping[str, str]  # why further ratios are not among them
+
+    @property
+    def name(self) -> str:
+        """The name for people, without folders: cards leave this machine."""
+        return str(reports.without_folders(self.config.model.source))
+
+    @property
+    def given(self) -> str:
+        """What the user calls it, which no other base model is called."""
+        return self.config.model.source
+
+    @property
+    def source(self) -> models.ModelSource:
+        return models.find_model(self.config.model)
+
+    def read(self, run: Executor, scores: Artifacts, split: ScoredSplit) -> dict[str, Answers]:
+        """The answers of a scored model on every benchmark."""
+        asked = self.rows[split]
+        return {
+            name: answers_of(self.config, name, run.open(own), run.open(asked[name]), split)
+            for name, own in scores.items()
+        }
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A base model as it is, or tuned: whichever has more right on the choosing rows, with its answers to them."""
+
+    label: str
+    adapter: Artifact | None
+    scores: Artifacts
+    answers: Mapping[str, Answers]
+
+
+def prepare(run: Executor, config: SmallestConfig) -> Base:
+    """Load a base model and score its groups; render all prompts; and see which steps make it smaller.
+
+    Raises:
+        InputError: a benchmark has fewer than ten rows to choose with; or what `steps.checks` finds.
+    """
+    prompts, choosing = steps.render_all(config), {}
+    for benchmark in config.benchmarks:
+        examples = steps.load_examples(benchmark)
+        rows = len(data.read_examples(run.open(examples), "selection"))
+        if not benchmark.data:  # then they are what tuning leaves of the train split
+            pool = len(data.read_examples(run.open(examples), "train")) - config.scoring.num_fewshot
+            rows = pool - (config.shots_of(benchmark) or 0) - config.tuning.held_out
+        if rows < 10:
+            raise InputError(
+                f"benchmarks.{benchmark.name}: got {max(rows, 0)} rows to choose with, beside those tuned on, held out "
+                "or reported on; allowed: at least 10"
+            )
+        count = min(config.goal.choosing_rows, rows)
+        choosing[benchmark.name] = steps.render(config, benchmark.name, "selection", examples, count)
+    unasked = config.model_copy(update={"pruning": config.pruning.model_copy(update={"ratios": ()})})
+    dense = steps.prepare_dense(unasked, prompts)
+    for check in steps.checks(unasked, dense, prompts):
+        run.result(check)
+    rows_of: dict[ScoredSplit, Artifacts] = {"selection": choosing, "evaluation": prompts.evaluation}
+    return Base(config, prompts, rows_of, dense, *_steps(run, config, dense))
+
+
+def _steps(run: Executor, config: SmallestConfig, dense: Dense) -> tuple[tuple[Step, ...], dict[str, str]]:
+    """Nothing removed; only the tokens that the job does not need; and the ratios that remove more.
+
+    Why a ratio cannot be reached comes second.
+    """
+    reached, unreachable = [Step(0.0)], {}
+    if dense.counts is not None:
+        size = models.read_structure(run.open(dense.checkpoint)).size
+        tokens = pruning.enough_tokens(run.open(dense.checkpoint), run.open(dense.counts))
+        if (ratio := (size.vocab_size - tokens) * size.row / size.parameters) >= LEAST_STEP:
+            reached.append(Step(ratio, tokens))
+    for ratio in sorted(config.pruning.ratios):
+        if ratio < reached[-1].ratio + LEAST_STEP:
+            continue
+        try:
+            run.open(steps.check_ratio(config, dense, ratio))
+        except InputError as error:
+            unreachable[f"{config.model.short_name} @ {ratio:.2f}"] = one_line(error)
+        else:
+            reached.append(Step(ratio))
+    return tuple(reached), unreachable
+
+
+def better_whole(run: Executor, base: Base) -> Whole:
+    """The base model as it is or tuned, whichever has more right on the choosing rows."""
+    config, checkpoint, label = base.config, base.dense.checkpoint, f"{base.config.model.short_name} dense"
+    adapters = steps.tune_adapters(config, 0.0, checkpoint, base.prompts)
+    tried: list[Whole] = []
+    for name, adapter in {label: None, **{f"{label}, tuned": own for own in list(adapters.values())[:1]}}.items():
+        title, asked = f"{name}, 16 bits, to choose", base.rows["selection"]
+        scores = {
+            of: steps.score(config, of, title, checkpoint, prompts, adapter, "selection")
+            for of, prompts in asked.items()
+        }
+        tried.append(Whole(name, adapter, scores, {}))
+    run.begin([whole.scores for whole in tried])
+    read = [Whole(own.label, own.adapter, own.scores, base.read(run, own.scores, "selection")) for own in tried]
+    return max(read, key=lambda own: np.mean([np.mean(answers.values) for answers in own.answers.values()]))
+
+
+def doubt(run: Executor, reference: Whole) -> str:
+    """A sentence on the benchmarks on which the reference is not clearly better than without skill."""
+    told = []
+    for name, scores in reference.scores.items():
+        measured = evaluation.read_metrics(run.open(scores))
+        metric, floor = measured["metric"], measured["floor"]
+        value, rows = measured[metric], measured["examples"]
+        if value - floor < 1.645 * max(measured[f"{metric}_stderr"], 1 / rows):  # one-sided, at 95 %
+            told.append(f"{value:.2f} in {metric} on {rows} rows of {name}, where {floor:.2f} takes no skill")
+    return f"{reference.label} may be too small for this job: it has {' and '.join(told)}." if told else ""

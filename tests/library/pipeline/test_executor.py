@@ -1,0 +1,80 @@
+"""What an executor does when a node fails, on stages that compute nothing."""
+
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tailored_llama.config import ExecutionConfig, StoreConfig, Work
+from tailored_llama.pipeline import Artifact, Graph, IncompleteRun, StoreExecutor
+from tailored_llama.pipeline.executor import execute
+from tailored_llama.pipeline.graph import stage
+
+made: list[str] = []
+kept: list["weakref.ref[Weights]"] = []
+
+
+@dataclass(frozen=True)
+class Settings:
+    name: str
+
+
+class Weights:
+    """What takes memory."""
+
+
+def write(*, read: Path | None = None, settings: Settings, work: Work) -> None:
+    made.append(settings.name)
+    (work.out / "name").write_text(settings.name)
+
+
+def refuse(*, settings: Settings, work: Work) -> None:
+    weights = Weights()
+    kept.append(weakref.ref(weights))
+    raise ValueError(settings.name)
+
+
+@stage("written", 1, lambda: write)
+def written(*, settings: Settings, read: Artifact | None = None) -> None: ...
+
+
+@stage("refused", 1, lambda: refuse)
+def refused(*, settings: Settings) -> None: ...
+
+
+@pytest.fixture(params=[1, 2], ids=["one after another", "ahead"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> StoreExecutor:
+    made.clear()
+    kept.clear()
+    return StoreExecutor(StoreConfig(root=str(tmp_path / "store")), ExecutionConfig(processes=request.param))
+
+
+def test_failures_of_one_name_are_all_told(run: StoreExecutor) -> None:
+    failed = run.failures([refused("prune", settings=Settings(of)) for of in ("first", "second", "first")])
+    assert {name: str(error) for name, error in failed.items()} == {"prune": "first", "prune (2)": "second"}
+
+
+def test_what_fails_keeps_no_memory(run: StoreExecutor) -> None:
+    assert run.failures(refused("prune", settings=Settings("too large")))
+    assert [weights() for weights in kept] == [None]
+
+
+def test_nothing_more_is_made_for_a_node_whose_check_has_failed(run: StoreExecutor) -> None:
+    node = written("prune", settings=Settings("pruned"), read=written("importance", settings=Settings("expensive")))
+    graph = Graph(node.after(refused("check ratio", settings=Settings("cannot be reached"))))
+    with pytest.raises(IncompleteRun, match="check ratio: cannot be reached") as ended:
+        execute(run, graph)
+    assert ended.value.failed.keys() == {"check ratio"}
+    assert ended.value.report is None
+    assert made == ["expensive"] * run.ahead
+
+
+def test_nothing_is_published_after_an_export_has_failed(run: StoreExecutor, tmp_path: Path) -> None:
+    published = list[str]()
+    lost = {tmp_path / "lost": refused("export", settings=Settings("no room"))}
+    graph = Graph(written("report", settings=Settings("report")), exports=lost, publish=lambda: published.append("all"))
+    with pytest.raises(IncompleteRun, match="export: no room") as ended:
+        execute(run, graph)
+    assert ended.value.report
+    assert not published

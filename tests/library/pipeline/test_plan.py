@@ -1,0 +1,69 @@
+"""What a run would do: a plan makes nothing, and says what the run then makes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from compositions import built, compose, kinds
+from helpers import as_toml
+from tailored_llama.cli.main import app
+from tailored_llama.config import PromptStudyConfig, build_config, validate_config
+from tailored_llama.errors import InputError
+from tailored_llama.pipeline import COMPOSITIONS, plan_run
+
+
+def test_a_plan_makes_nothing_and_says_what_the_run_then_makes(own_run: dict[str, Any]) -> None:
+    config, root = validate_config(own_run), own_run["store"]["root"]
+    tailor = COMPOSITIONS["tailor"].compose
+    first = plan_run(tailor, config)
+    assert not any(node.found or node.seconds for node in first.nodes)
+    assert list(first.lines())[-1].endswith("how long 18 take is not known yet")
+    assert not kinds(root)
+
+    compose("tailor", config)
+    before = built(root)
+    again = plan_run(tailor, config)
+    assert [node.name for node in again.nodes] == [node.name for node in first.nodes]
+    assert all(node.found for node in again.nodes)
+    fewer = plan_run(tailor, validate_config(own_run | {"scoring": {"limit": 6}}))
+    assert built(root) == before
+    assert {node.name for node in fewer.nodes if not node.found} == {
+        "render colours evaluation harness", "check answers of colours", "report",
+        *(f"score colours {model}" for model in ("dense", "pruned @ 0.20", "tailored @ 0.20")),
+    }  # fmt: skip
+    assert all(node.seconds is not None for node in fewer.nodes)
+
+
+def test_a_plan_goes_as_far_as_values_are_known(own_run: dict[str, Any]) -> None:
+    config = build_config(PromptStudyConfig, own_run | {"templates": ["task"], "examples": 4})
+    prompts = COMPOSITIONS["prompts"].compose
+    first = plan_run(prompts, config)
+    assert first.open_after == "score colours task, selection"
+    compose("prompts", config)
+    assert plan_run(prompts, config).open_after is None
+
+
+def test_the_command_prints_each_node_and_the_sums(own_run: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(as_toml(own_run))
+    ended = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["plan", str(tmp_path / "run.toml")])
+    assert ended.exit_code == 0, ended.output
+    lines = ended.stdout.splitlines()
+    assert "to make  tune colours @ 0.20" in lines
+    assert lines[-1].startswith("18 nodes: 0 found, 18 to make")
+    ended = CliRunner().invoke(app, ["plan", str(tmp_path / "run.toml"), "--study", "tailored"])
+    assert isinstance(ended.exception, InputError)
+
+
+@pytest.mark.parametrize("study", ["sweep", "transfer", "smallest"])
+def test_every_composition_can_be_planned(own_run: dict[str, Any], study: str) -> None:
+    other = own_run["benchmarks"][0] | {"name": "shades"}
+    own_run |= {
+        "sweep": {"grid": [{"pruning.criterion": ["random"]}]},
+        "transfer": {"benchmarks": [*own_run["benchmarks"], other]},
+        "smallest": {"goal": {"runtime": "transformers"}},
+    }[study]
+    config = build_config(COMPOSITIONS[study].kind, own_run)
+    assert plan_run(COMPOSITIONS[study].compose, config).nodes
+    assert not kinds(own_run["store"]["root"])
