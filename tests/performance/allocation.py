@@ -29,14 +29,15 @@ from tailored_llama.models import (
     packed_attention,
     packed_states,
 )
-from tailored_llama.pipeline import Artifact, Runner, Stage, StoreRunner, steps
+from tailored_llama.pipeline import Artifact, Executor, StoreExecutor, steps
+from tailored_llama.pipeline.graph import stage
 
 DIVERGED, TEXT = 20, 4096  # prompts of each benchmark, and tokens of the text, whose divergence is measured
 
 
-def kept_in(folder: Path, config: RunConfig) -> StoreRunner:
-    """A runner that keeps every artifact in a folder, and finds it again."""
-    return StoreRunner(config.store.model_copy(update={"root": str(folder)}), config.execution)
+def kept_in(folder: Path, config: RunConfig) -> StoreExecutor:
+    """An executor that keeps every artifact in a folder, and finds it again."""
+    return StoreExecutor(config.store.model_copy(update={"root": str(folder)}), config.execution)
 
 
 def divergence(dense: Any, model: Any, documents: Sequence[Document]) -> float:
@@ -75,7 +76,10 @@ def diverge(
     (work.out / "metrics.json").write_text(json.dumps(divergences))
 
 
-DIVERGENCE = Stage("divergence", 1, lambda: diverge, DivergenceSettings)
+@stage("divergence", 1, lambda: diverge)
+def divergences(
+    *, settings: DivergenceSettings, dense: Artifact, checkpoint: Artifact, slices: Mapping[str, Artifact]
+) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -86,31 +90,31 @@ class Inputs:
     slices: Mapping[str, Artifact]
 
 
-def render_slices(run: Runner, config: RunConfig, examples: int) -> dict[str, Artifact]:
+def render_slices(run: Executor, config: RunConfig, examples: int) -> dict[str, Artifact]:
     """Further train examples of every benchmark, neither shots nor held out."""
     names = [own.name for own in config.benchmarks]
-    loaded = {own.name: steps.load_examples(run, own) for own in config.benchmarks}
-    return {name: steps.render(run, config, name, "selection", loaded[name], examples) for name in names}
+    loaded = {own.name: steps.load_examples(own) for own in config.benchmarks}
+    return {name: steps.render(config, name, "selection", loaded[name], examples) for name in names}
 
 
 def measure_divergence(
-    run: Runner, config: RunConfig, dense: Artifact, checkpoint: Artifact, slices: Mapping[str, Artifact]
+    run: Executor, config: RunConfig, dense: Artifact, checkpoint: Artifact, slices: Mapping[str, Artifact]
 ) -> dict[str, float]:
     """The divergence of a checkpoint from the dense model on text and prompts, in nats."""
     settings = DivergenceSettings(find_text(config.perplexity))
-    inputs = {"dense": dense, "checkpoint": checkpoint, "slices": slices}
-    found = read_metrics(run.open(run(DIVERGENCE, settings, "divergence", **inputs)))
+    node = divergences("divergence", settings=settings, dense=dense, checkpoint=checkpoint, slices=slices)
+    found = read_metrics(run.open(node))
     return {f"divergence, {name}": value for name, value in found.items()}
 
 
-def measure(run: Runner, config: RunConfig, name: str, checkpoint: Artifact, inputs: Inputs) -> dict[str, str]:
+def measure(run: Executor, config: RunConfig, name: str, checkpoint: Artifact, inputs: Inputs) -> dict[str, str]:
     """Divergences, perplexity and accuracies of a checkpoint."""
     diverged = measure_divergence(run, config, inputs.dense.checkpoint, checkpoint, inputs.slices)
     row = {column: f"{value:.3f}" for column, value in diverged.items()}
-    perplexity = steps.measure_perplexity(run, config, name, checkpoint)
+    perplexity = steps.measure_perplexity(config, name, checkpoint)
     row["perplexity"] = f"{read_metrics(run.open(perplexity))['perplexity']:.1f}"
     for benchmark, prompts in inputs.slices.items():
-        scores = steps.score(run, config, benchmark, name, checkpoint, prompts, split="selection")
+        scores = steps.score(config, benchmark, name, checkpoint, prompts, split="selection")
         metrics = read_metrics(run.open(scores))
         value, error = (metrics[f"{metrics['metric']}{end}"] for end in ("", "_stderr"))
         row[benchmark] = f"{value:.3f} ± {error:.3f}"
@@ -121,13 +125,13 @@ def with_pruning(config: RunConfig, **settings: Any) -> RunConfig:
     return config.model_copy(update={"pruning": config.pruning.model_copy(update=settings)})
 
 
-def prepare(run: Runner, config: RunConfig, examples: int) -> Inputs:
+def prepare(run: Executor, config: RunConfig, examples: int) -> Inputs:
     """The stages before allocation."""
-    dense = steps.prepare_dense(run, config, steps.render_train(run, config))
+    dense = steps.prepare_dense(config, steps.render_train(config))
     return Inputs(dense, render_slices(run, config, examples))
 
 
-def compare(run: Runner, config: RunConfig, inputs: Inputs, models: Mapping[str, Artifact]) -> None:
+def compare(run: Executor, config: RunConfig, inputs: Inputs, models: Mapping[str, Artifact]) -> None:
     """Print a row for the dense model, and one for every pruned model."""
     for name, model in {"dense": inputs.dense.checkpoint, **models}.items():
         row = measure(run, config, name, model, inputs)
@@ -143,9 +147,9 @@ def main(
 ) -> None:
     own = with_pruning(load_config(str(config), override or []), ratios=tuple(ratio))
     run = kept_in(folder, own)
-    inputs, prompts = prepare(run, own, examples), steps.render_train(run, own)
+    inputs, prompts = prepare(run, own, examples), steps.render_train(own)
     models = {
-        f"{kind} {r:g}": steps.prune_to(run, with_pruning(own, shape=kind), inputs.dense, r, prompts)
+        f"{kind} {r:g}": steps.prune_to(with_pruning(own, shape=kind), inputs.dense, r, prompts)
         for r in ratio
         for kind in ("any", "stock")
     }

@@ -29,7 +29,7 @@ from tailored_llama.config import RunConfig, load_config, trims_vocabulary
 from tailored_llama.data import headline_metric
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import read_metrics, read_score
-from tailored_llama.pipeline import Artifact, Runner, steps
+from tailored_llama.pipeline import Artifact, Executor, steps
 
 EVERYDAY = '{source = "hellaswag", column = "query"}'  # what people do, in videos and instructions
 TEXTS = {
@@ -51,7 +51,7 @@ def accuracy_and_loss(predictions: pd.DataFrame, metric: str) -> dict[str, float
 
 
 def measure(
-    run: Runner, config: RunConfig, name: str, prompts: steps.Prompts, slices: Mapping[str, Artifact], trimmed: bool
+    run: Executor, config: RunConfig, name: str, prompts: steps.Prompts, slices: Mapping[str, Artifact], trimmed: bool
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """The figures of one plan: untuned, and of each benchmark once tailored to it; and all answers, right or not.
 
@@ -59,19 +59,19 @@ def measure(
     divergence, and perplexity is per byte.
     """
     (ratio,) = config.pruning.ratios
-    dense = steps.prepare_dense(run, config, prompts)
-    pruned = steps.prune_to(run, config, dense, ratio, prompts)
+    dense = steps.prepare_dense(config, prompts)
+    pruned = steps.prune_to(config, dense, ratio, prompts)
     row = {} if trimmed else measure_divergence(run, config, dense.checkpoint, pruned, slices)
     figure = "byte_perplexity" if trimmed else "perplexity"
-    perplexity = steps.measure_perplexity(run, config, name, pruned, dense.checkpoint)
+    perplexity = steps.measure_perplexity(config, name, pruned, dense.checkpoint)
     row[figure] = read_metrics(run.open(perplexity))[figure]
     answers: dict[str, list[np.ndarray]] = {"untuned": [], "tailored": []}
     for own in config.benchmarks:
-        adapter = steps.tune(run, config, [own.name], ratio, pruned, prompts)
+        adapter = steps.tune(config, [own.name], ratio, pruned, prompts)
         found = {}
         for model, attached, half in (("untuned", None, 0), ("tailored", adapter, 1)):
             label = f"{name}, {model}"
-            scores = steps.score(run, config, own.name, label, pruned, slices[own.name], attached, "selection")
+            scores = steps.score(config, own.name, label, pruned, slices[own.name], attached, "selection")
             table = pq.read_table(run.open(scores) / "predictions.parquet").to_pandas().iloc[half::2]
             found[model] = accuracy_and_loss(table, headline_metric(own))
             answers[model].append(read_score(run.open(scores)).answers.values)
@@ -116,7 +116,7 @@ def main(
         plans[f"{name} {setting}".strip()] = with_pruning(own, ratios=(ratio,))
     base = load_config(str(config), override or [])
     run, rows = kept_in(folder, base), {}
-    prompts, slices = steps.render_train(run, base), render_slices(run, base, examples)
+    prompts, slices = steps.render_train(base), render_slices(run, base, examples)
     trimmed = any(map(trims_vocabulary, plans.values()))
     first: dict[str, np.ndarray] = {}
     for name, plan in plans.items():

@@ -126,21 +126,19 @@ def scoring_flow(store: Path, limits: range) -> Callable[..., None]:
     from tailored_llama.config import validate_config
     from tailored_llama.pipeline import steps
     from tasks._dispatch import THREADED
-    from tasks.executor import PrefectRunner
+    from tasks.executor import PrefectExecutor
 
     @flow(task_runner=THREADED, persist_result=False)
     def stages(config: Any, prepare: bool) -> None:
-        runner = PrefectRunner(config.store, config.execution)
-        model, examples = steps.load_dense(runner, config), steps.load_examples(runner, config.benchmarks[0])
+        model, examples = steps.load_dense(config), steps.load_examples(config.benchmarks[0])
         scores = []
         for limit in limits:
             own = config.model_copy(update={"scoring": config.scoring.model_copy(update={"limit": limit})})
-            prompts = steps.render(runner, own, "arc_easy", "evaluation", examples)
+            prompts = steps.render(own, "arc_easy", "evaluation", examples)
             if not prepare:
                 label = f"dense, {limit} examples"
-                scores.append(steps.score(runner, own, "arc_easy", label, model, prompts))
-        for score in scores:
-            score.result()
+                scores.append(steps.score(own, "arc_easy", label, model, prompts))
+        PrefectExecutor(config.store, config.execution).failures(model, examples, scores)
 
     def run(prepare: bool = False, dispatch: str | None = None) -> None:
         execution = {"device": "cpu"} | ({"dispatch": dispatch} if dispatch else {})

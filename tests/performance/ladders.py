@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from tailored_llama.pipeline.search_state import SearchState
 
 from tailored_llama.config import SmallestConfig, load_config
 from tailored_llama.evaluation import Rung
 from tailored_llama.models import read_structure
-from tailored_llama.pipeline import StoreRunner
-from tailored_llama.pipeline.candidates import measure, score, start_search
+from tailored_llama.pipeline import StoreExecutor
+from tailored_llama.pipeline.candidates import scores
+from tailored_llama.pipeline.smallest import Search, measure, start
 
 
 def main(
     config: Path, out: Path, overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None
 ) -> None:
     run_config = load_config(config, overrides, SmallestConfig)
-    run = StoreRunner(run_config.store, run_config.execution)
-    state = start_search(run, run_config)
-    reference = score(run, state.bases[0], state.reference, "evaluation")
+    run = StoreExecutor(run_config.store, run_config.execution)
+    state = start(run, run_config)
+    reference = scores(state.reference, "evaluation")
     sixteen_bits = 2 * read_structure(run.open(state.reference.checkpoint)).parameters
     first = True
     for number, (base, kind) in enumerate(state.ladders):
@@ -36,24 +36,20 @@ def main(
         rungs = [Rung(number, place) for place in range(len(base.steps))]
         for rung in rungs:  # one after another: each is followed by its scores
             measure(state, [rung])
-        scored = {
-            rung: score(run, base, state.models[state.model_key(rung)], "evaluation", kind)
-            for rung in rungs
-            if rung in state.parts
-        }
+        scored = {rung: scores(state.tried[rung], "evaluation") for rung in rungs if rung in state.tried}
         for benchmark, prompts in base.prompts.evaluation.items():
             folder = run.open(prompts)
             if first:
                 write(out, state, benchmark, folder, [(run.open(reference[benchmark]), "the reference", sixteen_bits)])
             rows = [
-                (run.open(own[benchmark]), state.label(rung), state.candidates[rung].bytes)
+                (run.open(own[benchmark]), state.tried[rung].label, state.tried[rung].measured.bytes)
                 for rung, own in scored.items()
             ]
             write(out, state, benchmark, folder, rows)
         first = False
 
 
-def write(out: Path, state: SearchState, benchmark: str, prompts: Path, rungs: list[tuple[Path, str, int]]) -> None:
+def write(out: Path, state: Search, benchmark: str, prompts: Path, rungs: list[tuple[Path, str, int]]) -> None:
     """Append a ladder: the scores, label and bytes of its rungs."""
     lines = [f"    {{scores = {json.dumps(str(scores))}, cost = {cost}}},  # {label}" for scores, label, cost in rungs]
     head = {"model": state.bases[0].config.model.short_name, "benchmark": benchmark, "prompts": str(prompts)}

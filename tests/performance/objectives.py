@@ -101,9 +101,9 @@ def written_tasks(run: RunConfig, folder: Path) -> list[BenchmarkConfig]:
 def render(run: RunConfig, own: BenchmarkConfig, examples: int, folder: Path) -> tuple[Path, Path]:
     """The train prompts of a benchmark, and those of the slice."""
     runner, alone = kept_in(folder, run), run.model_copy(update={"benchmarks": (own,)})
-    loaded = steps.load_examples(runner, own)
-    train_prompts = steps.render(runner, alone, own.name, "train", loaded)
-    further = steps.render(runner, alone, own.name, "selection", loaded, examples)
+    loaded = steps.load_examples(own)
+    train_prompts = steps.render(alone, own.name, "train", loaded)
+    further = steps.render(alone, own.name, "selection", loaded, examples)
     return runner.open(train_prompts), runner.open(further)
 
 

@@ -34,7 +34,8 @@ from tailored_llama.config import Work, load_config
 from tailored_llama.data import read_calibration
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_model, load_tokenizer
-from tailored_llama.pipeline import Stage, steps
+from tailored_llama.pipeline import Artifact
+from tailored_llama.pipeline.graph import stage
 from tailored_llama.pruning import read_groups
 from tailored_llama.pruning.importance import read_importance, write_importance
 
@@ -159,8 +160,14 @@ def rotate(dense: Path, calibration: Path, *, settings: RatioSettings, work: Wor
     return {"hidden size": kept, "ratio": 1 - model.num_parameters() / parameters}
 
 
-TWO_STAGES = Stage("two-stages", 1, lambda: split_in_two, RatioSettings)
-ROTATED_MODEL = Stage("rotated", 1, lambda: rotate, RatioSettings)
+@stage("two-stages", 1, lambda: split_in_two)
+def two_stages(
+    *, settings: RatioSettings, dense: Artifact, calibration: Artifact, groups: Artifact, importance: Artifact
+) -> None: ...
+
+
+@stage("rotated", 1, lambda: rotate)
+def rotated(*, settings: RatioSettings, dense: Artifact, calibration: Artifact) -> None: ...
 
 
 def main(
@@ -173,16 +180,16 @@ def main(
     own = with_pruning(load_config(str(config), override or []), ratios=tuple(ratio), shape="any")
     run = kept_in(folder, own)
     inputs = prepare(run, own, examples)
-    dense, prompts = inputs.dense, steps.render_train(run, own)
-    text = steps.draw_calibration(run, own, dense.checkpoint, prompts)
+    dense, prompts = inputs.dense, steps.render_train(own)
+    text = steps.draw_calibration(own, dense.checkpoint, prompts)
     read = {"dense": dense.checkpoint, "calibration": text}
     models = {}
     for r in ratio:
         scores = {"groups": dense.groups, "importance": dense.importance}
-        split = run(TWO_STAGES, RatioSettings(r), f"two stages {r:g}", **read, **scores)
-        models[f"global {r:g}"] = steps.prune_to(run, own, dense, r, prompts)
-        models[f"two stages {r:g}"] = steps.prune_to(run, own, replace(dense, importance=split), r, prompts)
-        models[f"rotated {r:g}"] = run(ROTATED_MODEL, RatioSettings(r), f"rotate {r:g}", **read)
+        split = two_stages(f"two stages {r:g}", settings=RatioSettings(r), **read, **scores)
+        models[f"global {r:g}"] = steps.prune_to(own, dense, r, prompts)
+        models[f"two stages {r:g}"] = steps.prune_to(own, replace(dense, importance=split), r, prompts)
+        models[f"rotated {r:g}"] = rotated(f"rotate {r:g}", settings=RatioSettings(r), **read)
     compare(run, own, inputs, models)
 
 

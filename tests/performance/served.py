@@ -10,16 +10,15 @@ share of rows answered as by transformers. `--shots` tunes the model first.
 
 import resource
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 
 from tailored_llama.config import validate_config
 from tailored_llama.evaluation import read_chosen, read_metrics
-from tailored_llama.pipeline import Done, FolderRunner, stages, steps
+from tailored_llama.pipeline import FolderExecutor, stages, steps
 from tailored_llama.serving import GgufSettings, QuantisedSettings, ServedSettings
 
 
@@ -39,29 +38,30 @@ def main(
     config = validate_config(settings | {"tuning": {"shots": shots or 50, "held_out": 0}})
     (benchmark,) = config.benchmarks
     with tempfile.TemporaryDirectory() as folder:
-        run = FolderRunner(Path(folder), config.store.downloads, config.execution)
-        dense, examples = steps.load_dense(run, config), steps.load_examples(run, benchmark)
-        prompts = {
-            split: steps.render(run, config, benchmark.name, split, examples) for split in ("train", "evaluation")
-        }
+        run = FolderExecutor(Path(folder), config.store.downloads, config.execution)
+        dense, examples = steps.load_dense(config), steps.load_examples(benchmark)
+        prompts = {split: steps.render(config, benchmark.name, split, examples) for split in ("train", "evaluation")}
         shown = steps.Prompts(train={benchmark.name: prompts["train"]}, shots={benchmark.name: prompts["train"]})
-        adapter = steps.tune(run, config, [benchmark.name], 0.0, dense, shown) if shots else None
+        adapter = steps.tune(config, [benchmark.name], 0.0, dense, shown) if shots else None
         written = GgufSettings(type, benchmark.name)
-        inputs = {"checkpoint": dense, "adapter": adapter, "prompts": {benchmark.name: prompts["train"]}}
-        file = run(stages.GGUF_FILE, written, "write", **inputs)
+        inputs: dict[str, Any] = {
+            "checkpoint": dense,
+            "adapter": adapter,
+            "prompts": {benchmark.name: prompts["train"]},
+        }
+        file = stages.gguf("write", settings=written, **inputs)
+        run.open(file)
         asked = {"checkpoint": dense, "gguf": file, "prompts": prompts["evaluation"]}
-        served = ServedSettings.of(benchmark, "evaluation")
-        ways: dict[str, Callable[[], Done]] = {
-            "transformers": lambda: run(stages.QUANTISED, QuantisedSettings.of(benchmark, type), "rank", **asked),
-            "chat": lambda: run(stages.SERVED, served, "ask", **asked),
-            "log-likelihoods": lambda: run(
-                stages.SERVED, ServedSettings.of(benchmark, "evaluation", ranked=True), "rank by llama.cpp", **asked
-            ),
+        served = [ServedSettings.of(benchmark, "evaluation", ranked) for ranked in (False, True)]
+        ways = {
+            "transformers": stages.quantised("rank", settings=QuantisedSettings.of(benchmark, type), **asked),
+            "chat": stages.served("ask", settings=served[0], **asked),
+            "log-likelihoods": stages.served("rank by llama.cpp", settings=served[1], **asked),
         }
         first: dict[int, int | str] = {}
         for name, way in ways.items():
             start = cpu_seconds()
-            scores = run.open(way())
+            scores = run.open(way)
             took, found = cpu_seconds() - start, read_chosen(scores, "acc")
             first = first or found
             same = np.mean([first[example] == found[example] for example in first])

@@ -285,10 +285,10 @@ def main(
 def prepare(folder: Path, config: RunConfig, device: str) -> Bench:
     """Everything that the works read, kept in a folder and found again."""
     run = kept_in(folder, config)
-    prompts = steps.render_all(run, config)
-    dense = steps.load_dense(run, config)
-    groups = run(stages.GROUPS, None, "build graph", dense=dense)
-    calibration = steps.draw_calibration(run, config, dense, prompts)
+    prompts = steps.render_all(config)
+    dense = steps.load_dense(config)
+    groups = stages.groups("build graph", dense=dense)
+    calibration = steps.draw_calibration(config, dense, prompts)
     checkpoint = run.open(dense)
     return Bench(
         config,

@@ -97,7 +97,7 @@ def test_a_chat_asks_and_answers_as_scored(trimmed: Path, quickstart: RunConfig,
         "boolq": ("harness", "", "?\nAnswer:"),
         "piqa": ("lettered", "Choose the solution that reaches the goal in everyday life.\n\nGoal: ", "\nAnswer:"),
     }[job]
-    prompts = load_and_render(benchmark, tmp_path, template=template, limit=100)
+    prompts = load_and_render(benchmark, tmp_path, template=template, count=100)
     out, scores = tmp_path / "out", tmp_path / "scores"
     for folder in (out, scores):
         folder.mkdir()
