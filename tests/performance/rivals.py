@@ -34,7 +34,7 @@ from tailored_llama.config import Work, load_config
 from tailored_llama.data import read_calibration
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_model, load_tokenizer
-from tailored_llama.pipeline import Artifact
+from tailored_llama.pipeline import Artifact, steps
 from tailored_llama.pipeline.graph import stage
 from tailored_llama.pruning import read_groups
 from tailored_llama.pruning.importance import read_importance, write_importance
