@@ -20,7 +20,7 @@ from transformers import get_scheduler
 from tailored_llama.config import TrainingConfig, Work
 from tailored_llama.models import packed_attention, token_budget
 from tailored_llama.store import write_table
-from tailored_llama.training.losses import Sample, add_gradients, outcomes, training_loss
+from tailored_llama.training.losses import Sample, add_gradients, in_bfloat16, outcomes, training_loss
 from tailored_llama.training.processes import gathered, passes, put, rank_and_count, share_out, trained, whole
 from tailored_llama.training.records import LOG, LOG_SCHEMA, Outcome, step_log
 from tailored_llama.training.state import Training, load_state, save_state
@@ -70,11 +70,15 @@ def train(
     Raises:
         FloatingPointError: the loss is not finite; the message names the step.
     """
+    from peft.helpers import disable_input_dtype_casting  # late: most stages need none of it
+
     held_out, per_epoch = course.held_out, math.ceil(len(course.samples) / training.batch_size)
     steps, tokens, started = per_epoch * course.epochs, 0, time.perf_counter()
     now = _start_or_resume(model, training, bool(held_out) and course.keeps_best, work)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    with packed_attention(base), step_log(work, now.step + 1) as show:
+    # Autocast rounds what an adapter reads. PEFT would cast it to float32 before.
+    uncast = disable_input_dtype_casting(model, in_bfloat16(model, training))
+    with packed_attention(base), uncast, step_log(work, now.step + 1) as show:
         if held_out and not now.step:
             show(_append(now.log, step=0, epoch=0, held_out_loss=_evaluate(now, held_out)), 0)
             tokens += sum(map(len, held_out))
@@ -110,7 +114,7 @@ def train(
 def _start_or_resume(model: Any, settings: TrainingConfig, keeps_best: bool, work: Work) -> Training:
     """Share the model out, and find the state of an earlier training."""
     call = share_out(model, settings.precision)
-    optimizer = torch.optim.AdamW(trained(model).values(), settings.learning_rate)
+    optimizer = torch.optim.AdamW(trained(model).values(), settings.learning_rate, fused=True)
     budget, log = settings.micro_batch_tokens >> work.halvings, {name: list[Any]() for name in LOG_SCHEMA.names}
     now = Training(model, call, optimizer, settings, budget, _copy(model) if keeps_best else {}, log)
     if work.resume:

@@ -16,7 +16,7 @@ from tailored_llama import models
 from tailored_llama.config import TrainingConfig
 from tailored_llama.memory import out_of_memory
 from tailored_llama.training.distillation import SoftTargets, Teacher, divergence, in_pieces
-from tailored_llama.training.processes import gathered, passes, rank_and_count, trained
+from tailored_llama.training.processes import gathered, passes, rank_and_count
 from tailored_llama.training.records import Outcome
 from tailored_llama.training.state import Training
 
@@ -53,9 +53,14 @@ class TextSamples(Sequence[Sample]):
         return Sample(models.Encoded(models.Document(targets.input_ids), ()), teacher=targets)
 
 
+def in_bfloat16(model: Any, training: TrainingConfig) -> bool:
+    """Return whether matrix products are in bfloat16, as in any case where the model is."""
+    return training.precision == "bfloat16" or model.dtype == torch.bfloat16
+
+
 def autocast(model: Any, training: TrainingConfig) -> torch.autocast:
-    """Matrix products in the configured precision."""
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=training.precision == "bfloat16")
+    """Matrix products in the configured precision, those of adapters too."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=in_bfloat16(model, training))
 
 
 def sample_losses(model: Any, batch: Sequence[Sample]) -> list[Tensor]:
@@ -134,45 +139,10 @@ def add_gradients(now: Training, batch: Sequence[Sample]) -> float:
 
 def _pass(now: Training, batch: Sequence[Sample], share: float) -> float:
     """Backward pass of a micro-batch, each sample with this share of the loss; a graph that did not fit is freed."""
-    if len(parts := _parts(now, batch)) > 1:
-        return _pass_in_parts(now, parts, share)
     with models.using_threads(models.busy_threads(now.model, sum(map(len, batch)))):
         loss = now.call(_weighted_loss, now.settings, batch, share)
         (loss * rank_and_count()[1]).backward()  # processes that train together take the mean of their gradients
     return float(loss.item())
-
-
-def _parts(now: Training, batch: Sequence[Sample]) -> list[list[Sample]]:
-    """Parts of a micro-batch to compute side by side, of about the same length; one part where that gains nothing.
-
-    With dropout it is one, too, as random numbers would depend on the order of threads; and in several processes.
-    """
-    count = min(len(batch), models.passes_at_once(now.model, sum(map(len, batch))))
-    if count > 1:  # a walk over all modules takes milliseconds
-        dropout = [module.p for module in now.model.modules() if isinstance(module, torch.nn.Dropout)]
-        if rank_and_count()[1] > 1 or any(dropout) or getattr(now.model.config, "attention_dropout", None):
-            count = 1
-    parts: list[list[Sample]] = [[] for _ in range(count)]
-    for sample in sorted(batch, key=len, reverse=True):
-        min(parts, key=lambda part: sum(map(len, part))).append(sample)
-    return parts
-
-
-def _pass_in_parts(now: Training, parts: Sequence[Sequence[Sample]], share: float) -> float:
-    """Backward passes side by side. Their gradients are added up in the order of the parts, not of the threads."""
-    parameters = list(trained(now.model).values())
-
-    def run(part: Sequence[Sample]) -> tuple[float, Sequence[Tensor | None]]:
-        with models.using_threads(models.busy_threads(now.model, sum(map(len, part)))):
-            loss = now.call(_weighted_loss, now.settings, part, share)
-            return float(loss.item()), torch.autograd.grad(loss, parameters, allow_unused=True)
-
-    results = models.side_by_side(run, parts, models.threads_each(len(parts)))
-    for parameter, *gradients in zip(parameters, *(gradients_of_part for _, gradients_of_part in results), strict=True):
-        for gradient in gradients:
-            if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-    return sum(loss for loss, _ in results)
 
 
 def _weighted_loss(model: Any, settings: TrainingConfig, batch: Sequence[Sample], share: float) -> Tensor:
