@@ -132,15 +132,16 @@ def checks(config: RunConfig, dense: Dense, prompts: Prompts) -> list[Node]:
 
 def check_answers(config: RunConfig, prompts: Prompts, *names: str) -> list[Node]:
     """Check that the model's context holds every answer of benchmarks that is tuned on or scored."""
-    asked = [(name, of[name]) for of in (prompts.shots, prompts.evaluation) for name in names if name in of]
+    parts = {"shots": prompts.shots, "evaluation": prompts.evaluation}
+    asked = [(part, name, of[name]) for part, of in parts.items() for name in names if name in of]
     return [
         stages.answers(
-            f"check answers of {name}",
+            f"check answers of {name}, {part}",
             settings=data.AnswersSettings(is_written(named_benchmark(config, name))),
             dense=load_dense(config),
             prompts=folder,
         )
-        for name, folder in asked
+        for part, name, folder in asked
         if config.tuning.examples != "none"
     ]
 

@@ -31,7 +31,7 @@ def test_a_stage_is_a_task_run_that_shows_what_it_reads_and_the_second_time_is_c
     site: Site, own_run: dict[str, Any], tailor_here: Callable[[dict[str, Any]], None]
 ) -> None:
     tailor_here(own_run)
-    runs = recorded(site, 16)
+    runs = recorded(site, 18)
     assert {run["state_name"] for run in runs.values()} == {"Completed"}
     names = {run["id"]: name for name, run in runs.items()}
     reads = {
@@ -44,7 +44,7 @@ def test_a_stage_is_a_task_run_that_shows_what_it_reads_and_the_second_time_is_c
     assert len(reads["report"]) > 5
 
     tailor_here(own_run)
-    assert {run["state_name"] for run in recorded(site, 16).values()} == {"Cached"}
+    assert {run["state_name"] for run in recorded(site, 18).values()} == {"Cached"}
 
 
 def test_a_stage_that_fails_is_a_failed_task_run(
@@ -55,5 +55,5 @@ def test_a_stage_that_fails_is_a_failed_task_run(
 
     monkeypatch.setattr(evaluation, "profile_checkpoint", out_of_memory)
     tailor_here(own_run | {"profile": {"batches": [1]}})
-    failed = [name for name, run in recorded(site, 17).items() if run["state_name"] == "Failed"]
+    failed = [name for name, run in recorded(site, 19).items() if run["state_name"] == "Failed"]
     assert failed == ["profile pruned @ 0.20"]

@@ -30,7 +30,7 @@ def test_a_plan_makes_nothing_and_says_what_the_run_then_makes(own_run: dict[str
     fewer = plan_run(tailor, validate_config(own_run | {"scoring": {"limit": 6}}))
     assert built(root) == before
     assert {node.name for node in fewer.nodes if not node.found} == {
-        "render colours evaluation harness", "check answers of colours", "report",
+        "render colours evaluation harness", "check answers of colours, evaluation", "report",
         *(f"score colours {model}" for model in ("dense", "pruned @ 0.20", "tailored @ 0.20")),
     }  # fmt: skip
     assert all(node.seconds is not None for node in fewer.nodes)
