@@ -50,6 +50,8 @@ def test_a_flow_looks_into_the_files_where_it_runs(tmp_path: Path, monkeypatch: 
 
     looking = replace(COMPOSITIONS["tailor"], compose=look)
     monkeypatch.setitem(COMPOSITIONS, "tailor", looking)
+    monkeypatch.setattr("flows.compositions.plan_run", lambda *_: None)
+    monkeypatch.setattr("flows.compositions.show_plan", lambda plan: None)
     parameters = FLOWS["tailor"].validate_parameters({"config": given})  # as on a worker
     assert parameters["config"] == validate_as(RunConfig, given)
     with pytest.raises(InputError, match="enough"):

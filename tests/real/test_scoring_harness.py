@@ -39,7 +39,7 @@ def adapter(layered_smollm2: Path, quickstart: RunConfig, tmp_path_factory: pyte
     """An adapter for ARC-easy, so large that nobody could miss it."""
     data, out = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("adapter")
     prompts = load_and_render(BenchmarkConfig(name="arc_easy"), data, split="train", shots=16)
-    tune(layered_smollm2, prompts, quickstart.tuning.model_copy(update={"epochs": 2, "learning_rate": 2e-3}), out)
+    tune(layered_smollm2, prompts, quickstart.tuning.model_copy(update={"epochs": 2, "learning_rate": 1e-3}), out)
     return out
 
 

@@ -76,5 +76,5 @@ def test_a_failure_behind_the_report_is_told(own_run: dict[str, Any], monkeypatc
     config = PromptStudyConfig.model_validate(own_run | {"templates": ["task"], "examples": 4})
     error = RuntimeError("no memory")
     fail(monkeypatch, (evaluation, "score_benchmark"), error, lambda call: call["settings"].split == "evaluation")
-    with pytest.raises(IncompleteRun, match="score colours harness: no memory"):
+    with pytest.raises(IncompleteRun, match="score colours task: no memory"):
         compose("prompts", config)
