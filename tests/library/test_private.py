@@ -23,7 +23,6 @@ USED = {  # package and the version that it was seen in → names; gone ones are
         "lm_eval.models.utils_hf:get_dtype",
         "lm_eval.tasks:TaskManager.load",
     ),
-    ("peft", "0.21.2"): ("peft.tuners.lora:Linear.disable_adapters", "peft.tuners.lora:Linear.merged"),
     ("torch", "2.13.0"): ("torch:_softmax_backward_data", "torch:ops.mkldnn._is_mkldnn_bf16_supported"),
     ("transformers", "5.24.0"): (
         "transformers.integrations.ggml:GGUF_CONFIG_MAPPING",
@@ -33,7 +32,7 @@ USED = {  # package and the version that it was seen in → names; gone ones are
         "transformers:PreTrainedModel._skip_keys_device_placement",
     ),
 }
-OF_INSTANCES = {"_name_or_path"}  # set by transformers when a configuration is made
+OF_INSTANCES = {"_name_or_path", "_replace"}  # of a configuration of transformers; of a named tuple, where it is public
 
 
 @pytest.mark.parametrize(
