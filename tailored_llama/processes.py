@@ -5,9 +5,11 @@
 
 import atexit
 import logging
+import math
 import os
 import queue
 import signal
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -85,18 +87,17 @@ def call_in(
             worker.connection.send((function, rank, arguments))
     waiting = {worker.connection: rank for rank, worker in enumerate(workers)}
     results: dict[int, Any] = {}
+    errors: list[Exception] = []
+    end = math.inf
     try:
-        while waiting:
+        while waiting and time.monotonic() < end:
             for connection in wait(list(waiting), _LOOK):
                 assert isinstance(connection, Connection)
                 rank = waiting[connection]
                 try:
                     kind, message = connection.recv()
                 except (EOFError, ConnectionError):
-                    workers[rank].process.join()
-                    if (code := workers[rank].process.exitcode) == -signal.SIGKILL:
-                        raise Killed(f"process {rank} was killed") from None
-                    raise RuntimeError(f"process {rank} ended with {code}") from None
+                    kind, message = "error", _ended(workers[rank], rank)
                 if kind == "log":
                     if (log := logging.getLogger(message.name)).isEnabledFor(message.levelno):
                         log.handle(message)
@@ -106,13 +107,24 @@ def call_in(
                     del waiting[connection]
                     results[rank] = message
                     if kind == "error":
-                        raise message
+                        errors.append(message)
+                        end = min(end, time.monotonic() + _LOOK)  # what the others say until then is passed on
             check()
     finally:
         if waiting:
             for worker in workers:
                 worker.kill()
+    if errors:
+        raise errors[0]
     return results[0]
+
+
+def _ended(worker: Worker, rank: int) -> Exception:
+    """The error of a worker that has ended without an answer."""
+    worker.process.join()
+    code = worker.process.exitcode
+    killed = code == -signal.SIGKILL
+    return Killed(f"process {rank} was killed") if killed else RuntimeError(f"process {rank} ended with {code}")
 
 
 def run_processes(

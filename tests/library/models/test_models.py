@@ -11,7 +11,6 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tailored_llama.pipeline.stage import as_json
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from helpers import load_and_render, save_tiny_llama, tune, write_own_benchmark
@@ -29,6 +28,7 @@ from tailored_llama.models import (
 )
 from tailored_llama.models.checkpoints import SUPPORTED, weights_digest
 from tailored_llama.models.convert import _convert
+from tailored_llama.pipeline.graph import as_json
 
 IDS = torch.arange(1, 25)[None]
 

@@ -39,14 +39,16 @@ def test_two_processes_train_as_one_does_and_resume_after_a_kill(
     tuning = TuningConfig(epochs=2, learning_rate=2e-2, batch_size=3, micro_batch_tokens=96)
     one, two, state = folder("one"), folder("two"), folder("state")
     tune(tiny, prompts, tuning, one)
+    others = set(multiprocessing.active_children())  # warm workers of other tests
 
     def kill(done: int, total: int) -> None:
         if done == 4:
-            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+            child, *_ = set(multiprocessing.active_children()) - others
+            os.kill(child.pid or 0, signal.SIGKILL)
 
     with pytest.raises(RuntimeError, match=r"process \d was killed"):
         tune(tiny, prompts, tuning, folder("killed"), execution=TOGETHER, progress=kill, resume=state)
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= others
     steps: list[int] = []
     tune(tiny, prompts, tuning, two, execution=TOGETHER, progress=lambda done, _: steps.append(done), resume=state)
     assert steps[0] in (3, 5)  # after a saved state; the kill may come late
@@ -76,8 +78,9 @@ def test_two_processes_heal_all_weights_as_one_does(tiny: Path, folder: Callable
 
 def test_all_start_again_where_one_ran_out_of_memory_and_its_other_errors_end_them(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
+    others = set(multiprocessing.active_children())
     work = Work(tmp_path, TOGETHER, progress=lambda done, total: told.append((done, total)))
     with pytest.raises(InputError, match="model: got one; allowed: another"):
         processes.in_processes(run_out_then_refuse, work)
     assert told == [(0, 2), (1, 2)]
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= others
