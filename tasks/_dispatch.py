@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from threading import Event, Lock
 from typing import Any, Self, cast
 from uuid import UUID
@@ -59,11 +60,17 @@ def nodes_of(order: Iterable[Ordered]) -> list[Node]:
     return nodes
 
 
+@cache
+def open_store(store: StoreConfig) -> ArtifactStore:
+    """The store of a run; one object per process, so that each file is hashed once."""
+    return ArtifactStore(store.root)
+
+
 @dataclass(eq=False)
 class Batch:
-    """Nodes that one run of a worker makes one after another: a chain, or such as are ready at once.
+    """Nodes that one flow run makes one after another: a chain, or nodes that are ready at once.
 
-    `run` is the run that is under way, or was, of the nodes `ordered`; `tried` are the nodes that have waited for it.
+    `run` is the last flow run, and `ordered` are the nodes that it was asked for. `tried` have waited for a flow run.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -182,7 +189,7 @@ def dispatch(
     assert flow
     assert flow.flow_run
     assert flow.parameters
-    runner, artifacts = flow.task_runner, ArtifactStore(store.root)
+    runner, artifacts = flow.task_runner, open_store(store)
     assert isinstance(runner, Waiting)
     runner.check()
 

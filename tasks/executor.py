@@ -22,18 +22,12 @@ from tailored_llama.config import ExecutionConfig, StoreConfig
 from tailored_llama.console import progress_bar, quiet_libraries
 from tailored_llama.errors import InputError, is_transient, redacted
 from tailored_llama.memory import out_of_memory
-from tailored_llama.store import ArtifactRef, ArtifactStore
-from tasks._dispatch import Batches, Waiting, dispatch, pool_limit
+from tailored_llama.store import ArtifactRef
+from tasks._dispatch import Batches, Waiting, dispatch, open_store, pool_limit
 from tasks._pages import PAGES, show_report
 from tasks._sigterm import heed_sigterm
 
 RETRY_AFTER = (10, 60, 300)  # seconds
-
-
-@cache
-def open_store(store: StoreConfig) -> ArtifactStore:
-    """The store of a run; one object per process, so that each file is hashed once."""
-    return ArtifactStore(store.root)
 
 
 class PrefectExecutor(pipeline.Executor):

@@ -200,7 +200,7 @@ def _new_folder() -> Path:
 def _runner_and_config(
     model: Source, benchmark: Any, store: str | Path | None, fields: Settings, kind: type[RunConfig] = RunConfig
 ) -> tuple[StoreExecutor, Any]:
-    """A runner and the configuration of a call."""
+    """An executor and the configuration of a call."""
     root = Path(_session().name) / "store" if store is None else store
     values = {"model": {"source": _source(model)}, "store": {"root": str(root), "reports": None}}
     config = _configured(values, benchmark, fields, kind)

@@ -55,7 +55,7 @@ def check_new_file(file: Path) -> None:
 
 @contextmanager
 def scratch_runner(config: RunConfig) -> Iterator[FolderExecutor]:
-    """A runner whose folders are gone at the end of the block."""
+    """An executor whose folders are gone at the end of the block."""
     with tempfile.TemporaryDirectory() as scratch:
         yield FolderExecutor(Path(scratch), config.store.downloads, config.execution)
 

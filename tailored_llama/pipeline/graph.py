@@ -46,7 +46,7 @@ class Stage(Generic[P]):
     on_device: bool = False  # it computes on the run's device, and waits for its turn there
     timed: bool = False  # it measures time, and fails no run; any other takes less memory when it is tried again
     shared: bool = False  # workers share out the nodes that are ready at once, instead of starting a process for each
-    tolerant: bool = False  # it is made of what there is; its inputs may be missing
+    tolerant: bool = False  # inputs that failed are left out, and it is made of the others
 
     def __call__(self, title: str, /, *args: P.args, **kwargs: P.kwargs) -> "Node":
         """A node of this stage; `title` is its name for people, such as `tune arc_easy @ 0.20`."""
@@ -262,8 +262,8 @@ def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
 def _present(value: Any, failures: Callable[[Any], Mapping[str, Exception]]) -> Any:
     """A nested value without what failed.
 
-    What failed is left out of mappings and sequences. Of a dataclass it is None; if it must not be, so is the whole
-    dataclass. One with a field `error` has all of its artifacts, or says there what it lacks.
+    What failed is left out of mappings and sequences. In a dataclass its field becomes None. If that field must not be
+    None, the whole dataclass does. A dataclass with a field `error` keeps all of its nodes or none, and then says why.
     """
     if isinstance(value, Node):
         return None if failures(value) else value

@@ -57,10 +57,10 @@ class Workers:
         arguments = (stage.name, inputs, settings, replace(work, progress=silent))
         try:
             facts: Facts = call_in([worker], _run, arguments, work.progress, check)
-        except Killed as error:
-            raise MemoryError(f"{work.name}: {error}, perhaps because memory ran out") from None
-        except BaseException:
+        except BaseException as error:
             worker.kill()  # a stage that failed may leave memory behind, or a GPU that answers no more
+            if isinstance(error, Killed):
+                raise MemoryError(f"{work.name}: {error}, perhaps because memory ran out") from None
             raise
         self._idle.append(worker)
         return facts
