@@ -36,10 +36,10 @@ RECORDED = Path(__file__).parent / "harness_scores.parquet"
 
 @pytest.fixture(scope="session")
 def adapter(layered_smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter for ARC-easy, so large that nobody could miss it."""
+    """An adapter for ARC-easy that nobody could miss, and no larger: a very large one multiplies rounding errors."""
     data, out = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("adapter")
     prompts = load_and_render(BenchmarkConfig(name="arc_easy"), data, split="train", shots=16)
-    tune(layered_smollm2, prompts, quickstart.tuning.model_copy(update={"epochs": 2, "learning_rate": 1e-3}), out)
+    tune(layered_smollm2, prompts, quickstart.tuning.model_copy(update={"epochs": 2}), out)
     return out
 
 
