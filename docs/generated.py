@@ -20,7 +20,7 @@ from typer.main import get_command
 
 from claims import Study, read_claims
 from tailored_llama.cli.main import app as typer_app
-from tailored_llama.config import PromptStudyConfig, RunConfig, Section, SmallestConfig, SweepConfig
+from tailored_llama.config import RunConfig, Section, SmallestConfig, SweepConfig
 from tailored_llama.pipeline import COMPOSITIONS
 
 DOCS = Path(__file__).parent
@@ -49,12 +49,9 @@ def configuration() -> Iterator[str]:
     yield f"`tailored-llama smallest` and the flow `smallest`. {_changed_defaults(SmallestConfig())}"
     goal = SmallestConfig.model_json_schema()
     yield from _section(goal, "`[goal]`", "goal.", goal["properties"]["goal"]["$ref"])
-    for title, model in (("Sweeps", SweepConfig), ("Prompt studies", PromptStudyConfig)):
-        study = model.model_json_schema()
-        yield from (f"## {title}", "Fields at the top of the file, beside those of a run:")
-        yield from _fields(
-            study, study, "", [name for name in study["properties"] if name not in RunConfig.model_fields]
-        )
+    sweep = SweepConfig.model_json_schema()
+    yield from ("## Sweeps", "Fields at the top of the file, beside those of a run:")
+    yield from _fields(sweep, sweep, "", [name for name in sweep["properties"] if name not in RunConfig.model_fields])
 
 
 def _section(schema: dict[str, Any], title: str, prefix: str, ref: str) -> Iterator[str]:

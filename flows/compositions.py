@@ -76,7 +76,7 @@ def _keep(config: RunConfig, report: ArtifactRef | None) -> None:
 
 
 FLOWS = {name: _as_flow(name) for name in COMPOSITIONS}
-tailor, sweep, transfer, smallest, prompts = FLOWS.values()  # the entry points of deployments
+tailor, sweep, smallest = FLOWS.values()  # the entry points of deployments
 
 
 @flow(persist_result=False)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tailored_llama.config import RunConfig, assign, build_config, read_config_data, study_of
+from tailored_llama.config import RunConfig, assign, build_config, composition_of, read_config_data
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import COMPOSITIONS
 
@@ -34,8 +34,8 @@ def deploy(
 ) -> None:
     """Run a configuration of your own every night."""
     try:
-        study, config = _read(file, overrides or [])
-        made = _deploy(study, name or Path(file).stem, cron, parameters_of(config))
+        flow, config = _read(file, overrides or [])
+        made = _deploy(flow, name or Path(file).stem, cron, parameters_of(config))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
@@ -48,19 +48,19 @@ def parameters_of(config: RunConfig) -> dict[str, Any]:
 
 
 def _read(file: str, overrides: list[str]) -> tuple[str, RunConfig]:
-    """Return the study of a file and its configuration, with what a deployed run needs beside it; all is checked."""
-    study, given = study_of(file, overrides), read_config_data(file, overrides)
+    """Return what a file is for and its configuration, with what a deployed run needs beside it; all is checked."""
+    flow, given = composition_of(file, overrides), read_config_data(file, overrides)
     for field, value in DEPLOYED.items():
         section, name = field.split(".")
         if name not in given.get(section, {}):
             assign(given, field, value)
-    composition = COMPOSITIONS[study]
+    composition = COMPOSITIONS[flow]
     config = build_config(composition.kind, given)
     composition.check(config)
-    return study, config
+    return flow, config
 
 
-def _deploy(study: str, name: str, cron: str, parameters: dict[str, Any]) -> str:
+def _deploy(flow: str, name: str, cron: str, parameters: dict[str, Any]) -> str:
     """Make or update a deployment on the cpu pool; returns its name with that of its flow.
 
     Raises:
@@ -84,25 +84,25 @@ def _deploy(study: str, name: str, cron: str, parameters: dict[str, Any]) -> str
         raise InputError(f"--cron: got {cron!r}; allowed: five fields, such as {NIGHTLY!r}") from None
     if not PREFECT_API_URL.value():
         raise InputError("PREFECT_API_URL: not set; allowed: the address of the server, http://127.0.0.1:4200/api")
-    whole = f"{study}/{name}"
+    whole = f"{flow}/{name}"
     with get_client(sync_client=True) as client:
         with suppress(ObjectNotFound):
             if OWN not in client.read_deployment_by_name(whole).tags:
                 raise InputError(f"--name: got {name!r}; allowed: another one, as prefect.yaml has {whole}")
         try:
             client.create_deployment(  # or updates the one of this name
-                flow_id=client.create_flow_from_name(study),
+                flow_id=client.create_flow_from_name(flow),
                 name=name,
                 description="A configuration of your own; unchanged stages are found, not computed.",
-                entrypoint=f"flows.compositions.{study}",
+                entrypoint=f"flows.compositions.{flow}",
                 pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}],
                 work_pool_name="cpu",
-                tags=[study, OWN],
+                tags=[flow, OWN],
                 schedules=[DeploymentScheduleCreate(schedule=schedule)],
                 concurrency_limit=1,
                 concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
                 parameters=parameters,
-                parameter_openapi_schema=parameter_schema(FLOWS[study]).model_dump(exclude_unset=True),
+                parameter_openapi_schema=parameter_schema(FLOWS[flow]).model_dump(exclude_unset=True),
                 enforce_parameter_schema=True,
             )
         except ObjectNotFound:

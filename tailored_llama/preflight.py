@@ -10,7 +10,7 @@ from tailored_llama import config, data, models
 from tailored_llama.errors import InputError
 from tailored_llama.store import FINISHED, GGUF, ArtifactStore, check_target, check_writable
 
-WHOLE = frozenset({"prune", "tune", "score"})  # what a run does; a study may do less
+WHOLE = frozenset({"prune", "tune", "score"})  # what a run does; a sweep may do less
 
 
 def preflight(run: config.RunConfig, does: Collection[str] = WHOLE) -> None:
@@ -81,20 +81,6 @@ def preflight_sweep(sweep: config.SweepConfig) -> None:
     does = WHOLE if sweep.tailored else WHOLE - {"tune"} if sweep.scored else {"prune"}
     for run in [*config.dense_runs(sweep, cells).values(), *(cell.run for cell in cells)]:
         preflight(run, does)
-
-
-def preflight_prompts(study: config.PromptStudyConfig) -> None:
-    """Check a prompt study and every template set in it.
-
-    Raises:
-        InputError: as `preflight`; or a set cannot be used for a benchmark; or stages are dispatched.
-    """
-    if study.execution.dispatch:
-        raise InputError(f"execution.dispatch: got {study.execution.dispatch!r}; allowed: in the other flows")
-    for benchmark in study.benchmarks:
-        for source in data.study_templates(study, benchmark).values():
-            data.layout_of(data.load_template(source, "templates"), benchmark)
-    preflight(study, {"prune", "score"} if study.pruned else {"score"})
 
 
 def texts_of(run: config.RunConfig) -> list[tuple[str, config.TextConfig]]:

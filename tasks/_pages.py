@@ -16,9 +16,7 @@ from tailored_llama.store import ArtifactRef, ArtifactStore
 PAGES = {  # reports that the UI shows, by stage: the Markdown file, the artifact's key, and a few words about it
     "report": ("report", "recovery", "What was kept and what was lost"),
     "sweep": ("sweep", "sweep", "Every setting, and the curves"),
-    "transfer": ("transfer", "transfer", "Each adapter on every benchmark"),
     "smallest": ("smallest", "smallest", "The smallest model, and the proof"),
-    "prompt-study": ("study", "prompt-study", "Chosen prompts and references"),
 }
 LIMIT = 400_000  # bytes per artifact, which the server keeps in its database
 

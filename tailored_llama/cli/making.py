@@ -70,7 +70,7 @@ def example(
             print(*(f"{folder / 'my-task' / path}: {count:,} questions" for path, count in counts.items()), sep="\n")
         if name != "my-task":
             shutil.copyfile(worked_example.CONFIGURATIONS / file.name, file)
-            print(f"{file}: `tailored-llama run {file}{' --study transfer' * (name == 'transfer')}` runs it")
+            print(f"{file}: `tailored-llama run {file}` runs it")
 
 
 @making.command(epilog="Example: `tailored-llama convert smollm2-135m-instruct dense`")

@@ -10,7 +10,7 @@ import typer
 from rich.logging import RichHandler
 
 from tailored_llama.cli.arguments import Overrides
-from tailored_llama.config import Section, SmallestConfig, load_config, study_of
+from tailored_llama.config import Section, SmallestConfig, composition_of, load_config
 from tailored_llama.console import console
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import COMPOSITIONS, Composition, StoreExecutor, plan_run, run_composition
@@ -19,38 +19,27 @@ from tailored_llama.store import ArtifactRef
 running = typer.Typer()
 
 ConfigFile = Annotated[Path, typer.Argument(help="Configuration (TOML).")]
-Study = Annotated[
-    str | None, typer.Option(help=f"What to run: {', '.join(COMPOSITIONS)}; absent: what the file is for.")
-]
 
 
 @running.command(epilog="Example: `tailored-llama run data/quickstart.toml --set tuning.epochs=3`")
 def run(
     config: ConfigFile,
-    study: Study = None,
     only: Annotated[
         str | None, typer.Option(metavar="STAGE", help="Run one stage alone, such as 'tune arc_easy @ 0.20'.")
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Run the whole pipeline, or a study, in this process, without Prefect; what is in the store is found again."""
-    raise typer.Exit(run_in_process(_study(study, config, overrides), str(config), overrides, only))
+    """Run what a configuration is for in this process, without Prefect; what is in the store is found again."""
+    raise typer.Exit(run_in_process(composition_of(config, overrides), str(config), overrides, only))
 
 
 @running.command(epilog="Example: `tailored-llama plan data/quickstart.toml`")
-def plan(config: ConfigFile, study: Study = None, overrides: Overrides = None) -> None:
+def plan(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print what a run would do, without doing it: what is found in the store, what is to be made, and how long."""
-    composition = COMPOSITIONS[_study(study, config, overrides)]
+    composition = COMPOSITIONS[composition_of(config, overrides)]
     loaded = load_config(str(config), overrides, composition.kind)
     composition.check(loaded)
     print(*plan_run(composition.compose, loaded).lines(), sep="\n")
-
-
-def _study(study: str | None, config: Path, overrides: list[str] | None) -> str:
-    study = study or study_of(config, overrides)
-    if study not in COMPOSITIONS:
-        raise InputError(f"--study: got {study!r}; allowed: {', '.join(COMPOSITIONS)}")
-    return study
 
 
 @running.command(epilog="Example: `tailored-llama fields goal`")
@@ -68,7 +57,7 @@ def fields(
             print(textwrap.fill(about.description or "", 100, initial_indent="    ", subsequent_indent="    "))
 
 
-def run_in_process(study: str, config: str | None, overrides: list[str] | None, only: str | None = None) -> int:
+def run_in_process(name: str, config: str | None, overrides: list[str] | None, only: str | None = None) -> int:
     """Run a composition in this process, with its progress on the terminal; returns the exit status."""
 
     def make(composition: Composition, loaded: Any) -> ArtifactRef:
@@ -83,4 +72,4 @@ def run_in_process(study: str, config: str | None, overrides: list[str] | None, 
     shown = [RichHandler(console=console, show_path=False, show_level=False)] if console.is_terminal else None
     logging.basicConfig(format="%(message)s", handlers=shown)
     logging.getLogger("tailored_llama").setLevel(logging.INFO)
-    return run_composition(study, config, overrides or [], make)
+    return run_composition(name, config, overrides or [], make)

@@ -1,4 +1,4 @@
-"""The configuration of a run or a study: its fields, how it is read, and what follows from it."""
+"""The configuration of a run, a sweep or a search: its fields, how it is read, and what follows from it."""
 
 from lazy_loader import attach_stub
 

@@ -57,7 +57,7 @@ class ExecutionConfig(Section):
     processes that stay warm. They divide the CPU's threads, and each takes a free GPU. A stage that measures time runs
     alone. Not with dispatch, where workers do this."""
     dispatch: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """Flows `tailor`, `smallest`, `sweep` and `transfer`: stages that use the device run through the deployment `stage`
+    """Stages that use the device run through the deployment `stage`
     of this name, such as gpu, side by side on all workers of its pool; absent: one by one in the flow's process."""
 
     def contradictions(self) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Configurations beside a run's: sweeps over a grid of settings, prompt studies, transfer, and the smallest model."""
+"""Configurations beside a run's: sweeps over a grid of settings, and the smallest model."""
 
 import copy
 import itertools
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tailored_llama.config.derived import GENERIC, healing_text
+from tailored_llama.config.derived import healing_text
 from tailored_llama.config.execution import GgufType
 from tailored_llama.config.forms import WRITTEN
 from tailored_llama.config.loading import assign, read_config_data, validate_as
@@ -24,10 +24,7 @@ MODEL = "model"
 MAY_VARY = (SEED, MODEL, "calibration", "pruning", "reconstruction", "healing", "prompts", "tuning")
 READ_BY_DENSE = (SEED, MODEL, "prompts", "tuning")  # of what may vary, what a tuned dense model depends on
 
-DENSE, UNTUNED_MODEL = "dense", "pruned (untuned)"  # rows without an adapter in a transfer; DENSE also in a sweep
-TUNED_DENSE = f"{DENSE}, tuned"  # row of the dense model with adapters
-UNREAD_BY_TRANSFER = ("perplexity", "profile")  # sections
-REFERENCES = (GENERIC, "harness")  # template sets that the chosen one is compared with
+DENSE, TUNED_DENSE = "dense", "dense, tuned"  # rows of the dense model without and with adapters
 RATIOS_TO_TRY = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
@@ -162,39 +159,6 @@ def _setting_text(run: RunConfig, field: str) -> str:
     return value if isinstance(value, str) and value != "none" else f"{field.split('.')[-1]}={value}"
 
 
-class PromptStudyConfig(RunConfig):
-    """A run configuration, the template sets to choose from, and the examples to choose on."""
-
-    templates: tuple[str, ...] = ()
-    """Template sets to choose from: shipped names or .toml files; the first wins a tie. Absent: all shipped sets
-    that suit the benchmark."""
-    examples: int = Field(200, ge=1)
-    """Train examples of each benchmark to choose on, drawn by seed from those neither tuned on nor held out."""
-    pruned: bool = Field(False, description="Study the model pruned at the run's only ratio, instead of the dense one.")
-
-    def contradictions(self) -> Iterator[str]:
-        yield from super().contradictions()
-        if self.pruned and len(self.pruning.ratios) > 1:
-            yield f"pruning.ratios: got {list(self.pruning.ratios)}; allowed: one ratio with pruned = true"
-
-
-class TransferConfig(RunConfig):
-    """A run configuration with one ratio and several benchmarks, each tuned on alone."""
-
-    def contradictions(self) -> Iterator[str]:
-        yield from super().contradictions()
-        ratios, examples = self.pruning.ratios, self.tuning.examples
-        names = [benchmark.name for benchmark in self.benchmarks]
-        if len(ratios) > 1:
-            yield f"pruning.ratios: got {list(ratios)}; allowed: one ratio"
-        if examples != "benchmark":
-            yield f"tuning.examples: got {examples!r}; allowed: 'benchmark'; the study adds a mixture itself"
-        if len(names) < 2:
-            yield f"benchmarks: got {names[0]} alone; allowed: at least two, to tune on one and score on others"
-        if taken := [name for name in names if name in (DENSE, GENERIC)]:
-            yield f"benchmarks: got {taken[0]!r}; allowed: another name, as a model has this one"
-
-
 class GoalConfig(Section):
     """What the smallest model must still do, and what small means."""
 
@@ -270,8 +234,8 @@ def bases_of(config: SmallestConfig) -> list[SmallestConfig]:
     return [config.model_copy(update={"model": model, "goal": alone}) for model in (config.model, *further)]
 
 
-def study_of(path: str | Path, overrides: list[str] | None = None) -> str:
-    """Tell the study of a configuration by fields that no other one has: sweep, prompts or smallest; else tailor."""
-    kinds: dict[str, type[RunConfig]] = {"sweep": SweepConfig, "prompts": PromptStudyConfig, "smallest": SmallestConfig}
+def composition_of(path: str | Path, overrides: list[str] | None = None) -> str:
+    """Tell what a configuration is for by fields that no other one has: sweep or smallest; else tailor."""
+    kinds: dict[str, type[RunConfig]] = {"sweep": SweepConfig, "smallest": SmallestConfig}
     given = read_config_data(path, overrides).keys() - RunConfig.model_fields.keys()
     return next((name for name, kind in kinds.items() if given & kind.model_fields.keys()), "tailor")

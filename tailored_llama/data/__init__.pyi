@@ -44,11 +44,9 @@ from .settings import PromptSettings as PromptSettings
 from .settings import RenderedSplit as RenderedSplit
 from .splits import PURPOSE as PURPOSE
 from .splits import Split as Split
-from .templates import candidates as candidates
 from .templates import layout_of as layout_of
 from .templates import load_template as load_template
 from .templates import shipped as shipped
-from .templates import study_templates as study_templates
 from .texts import CalibrationSettings as CalibrationSettings
 from .texts import TextSource as TextSource
 from .texts import all_texts as all_texts

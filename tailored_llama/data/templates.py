@@ -2,21 +2,12 @@
 
 import difflib
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import Field
 
-from tailored_llama.config import (
-    REFERENCES,
-    BenchmarkConfig,
-    PromptStudyConfig,
-    Section,
-    is_json,
-    is_written,
-    read_config_data,
-    validate_as,
-)
+from tailored_llama.config import BenchmarkConfig, Section, is_json, is_written, read_config_data, validate_as
 from tailored_llama.data.builtin import BUILTIN, SEVEN
 from tailored_llama.errors import InputError
 
@@ -158,24 +149,3 @@ def layout_of(template: Template, benchmark: BenchmarkConfig) -> Layout:
     if not template.specific and benchmark.form != "messages":  # a system message is part of every prompt
         return layout
     return layout.model_copy(update={"instruction": benchmark.instruction or layout.instruction})
-
-
-def candidates(templates: Sequence[str], benchmark: BenchmarkConfig) -> dict[str, str]:
-    """The sets to choose among for a benchmark: name → shipped name or file; by default all shipped ones that suit it.
-
-    InputError: a set is unknown or broken, or two have the same name.
-    """
-    if not templates:
-        return {name: name for name in shipped() if not load_template(name).gives_away(benchmark)}
-    sources: dict[str, str] = {}
-    for source in templates:
-        name = load_template(source, "templates").name
-        if name in sources or (name in REFERENCES and source != name):
-            raise InputError(f"templates: got {source!r}, named {name!r}; allowed: a name that no other set has")
-        sources[name] = source
-    return sources
-
-
-def study_templates(config: PromptStudyConfig, benchmark: BenchmarkConfig) -> dict[str, str]:
-    """`candidates` plus the references."""
-    return candidates(config.templates, benchmark) | {name: name for name in REFERENCES}

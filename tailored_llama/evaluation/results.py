@@ -69,35 +69,6 @@ class SweptCell(Generic[A]):
 
 
 @dataclass(frozen=True)
-class TransferScore(Generic[A]):
-    """A model of a transfer on one benchmark: its scores, or the error that left none."""
-
-    model: str  # the benchmark that the adapter was tuned on, or the name of another model
-    benchmark: str
-    scores: A | None = None
-    error: str | None = None
-
-    @property
-    def label(self) -> str:
-        return f"{self.model} on {self.benchmark}"
-
-
-@dataclass(frozen=True)
-class StudiedBenchmark(Generic[A]):
-    """A benchmark of a prompt study: the chosen template set, and what was scored, by template set."""
-
-    benchmark: str
-    chosen: str
-    selection: Mapping[str, A]  # scores on the slice of the train split
-    evaluation: Mapping[str, A]  # scores on the evaluation split
-    prompts: Mapping[str, A] = field(default_factory=dict)  # of the evaluation split
-
-    @property
-    def label(self) -> str:
-        return self.benchmark
-
-
-@dataclass(frozen=True)
 class Proof(Generic[A]):
     """The artifacts that prove a model: the proving rows, and the scores of both models on them, by benchmark."""
 

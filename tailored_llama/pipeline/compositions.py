@@ -10,16 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from tailored_llama import preflight, reports, store
-from tailored_llama.config import (
-    PromptStudyConfig,
-    RunConfig,
-    SmallestConfig,
-    StoreConfig,
-    SweepConfig,
-    TransferConfig,
-    exports,
-    load_config,
-)
+from tailored_llama.config import RunConfig, SmallestConfig, StoreConfig, SweepConfig, exports, load_config
 from tailored_llama.console import console
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.pipeline.executor import Executor, IncompleteRun, execute
@@ -27,7 +18,7 @@ from tailored_llama.pipeline.graph import Graph
 from tailored_llama.pipeline.plan import Planner, known_nodes
 from tailored_llama.pipeline.rows import rows_of, rows_of_search
 from tailored_llama.pipeline.smallest import check_smallest, shipped, smallest
-from tailored_llama.pipeline.studies import prompts, sweep, transfer
+from tailored_llama.pipeline.sweep import sweep
 from tailored_llama.pipeline.tailor import tailor
 from tailored_llama.store import REPORTS, ArtifactRef
 
@@ -79,13 +70,6 @@ COMPOSITIONS = {
         preflight.preflight_sweep,
         sweep,
     ),
-    "transfer": Composition(
-        "Score the adapter of each benchmark on all benchmarks.",
-        "data/transfer.toml",
-        TransferConfig,
-        preflight.preflight,
-        transfer,
-    ),
     "smallest": Composition(
         "Find the smallest model that still does the job, and prove that it does.",
         "data/smallest.toml",
@@ -94,13 +78,6 @@ COMPOSITIONS = {
         smallest,
         shipped,
         rows_of_search,
-    ),
-    "prompts": Composition(
-        "Choose a template set on train examples, and report it on the evaluation split.",
-        "data/prompts-study.toml",
-        PromptStudyConfig,
-        preflight.preflight_prompts,
-        prompts,
     ),
 }
 

@@ -11,18 +11,10 @@ from typing import Any
 import pyarrow as pa
 
 from tailored_llama import data, evaluation, models, reports, serving, training
-from tailored_llama.config import (
-    WRITTEN,
-    PromptStudyConfig,
-    RunConfig,
-    SmallestConfig,
-    SweepConfig,
-    Work,
-    named_benchmark,
-)
+from tailored_llama.config import WRITTEN, RunConfig, SmallestConfig, SweepConfig, Work, named_benchmark
 from tailored_llama.data import PromptSplit
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import Answer, Answers, MeasuredModel, Proof, StudiedBenchmark, TransferScore
+from tailored_llama.evaluation import Answer, Answers, MeasuredModel, Proof
 from tailored_llama.pipeline.graph import as_json, flatten
 from tailored_llama.store import MANIFEST, read_manifest, sha256_file, write_table
 
@@ -103,24 +95,6 @@ def _sweep_rows(
             if cell.error is not None:
                 label = f"{row.label}, seed={cell.seed}" if len(members) > 1 else row.label
                 yield evaluation.SweepRow(label, row.ratio, error=cell.error), []
-
-
-def write_transfer_report(*, scores: Sequence[TransferScore[Path]], settings: ReportSettings, work: Work) -> None:
-    """Stage: write the report of a transfer: every model on every benchmark."""
-    reports.write_transfer(settings.config, scores, out=work.out)
-
-
-@dataclass(frozen=True)
-class StudySettings:
-    """The settings of a prompt study's report: those of the study, and the scored model in words."""
-
-    config: PromptStudyConfig
-    model: str
-
-
-def write_study_report(*, studied: Sequence[StudiedBenchmark[Path]], settings: StudySettings, work: Work) -> None:
-    """Stage: write the report of a prompt study."""
-    reports.write_study(settings.config, settings.model, studied, out=work.out)
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tailored_llama import data, evaluation, models, pruning, serving, training
-from tailored_llama.evaluation import (
-    CandidateParts,
-    MeasuredModel,
-    Proof,
-    StudiedBenchmark,
-    SweptCell,
-    TailoredRun,
-    TransferScore,
-    TunedDense,
-)
+from tailored_llama.evaluation import CandidateParts, MeasuredModel, Proof, SweptCell, TailoredRun, TunedDense
 from tailored_llama.pipeline import reporting
 from tailored_llama.pipeline.graph import Artifact, Artifacts, Stage, stage
 from tailored_llama.store import ANSWER, FINISHED, GGUF
@@ -164,14 +155,6 @@ def report(
 
 @stage("sweep", 7, lambda: reporting.write_sweep_report, tolerant=True)
 def sweep(*, settings: reporting.SweepSettings, cells: Sequence[SweptCell[Artifact]]) -> None: ...
-
-
-@stage("transfer", 5, lambda: reporting.write_transfer_report, tolerant=True)
-def transfer(*, settings: reporting.ReportSettings, scores: Sequence[TransferScore[Artifact]]) -> None: ...
-
-
-@stage("prompt-study", 5, lambda: reporting.write_study_report)
-def study(*, settings: reporting.StudySettings, studied: Sequence[StudiedBenchmark[Artifact]]) -> None: ...
 
 
 @stage("smallest", 4, lambda: reporting.write_smallest_report)

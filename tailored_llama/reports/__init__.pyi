@@ -9,11 +9,9 @@ from .inputs import ReportInputs as ReportInputs
 from .inputs import RunResults as RunResults
 from .inputs import recovery_table as recovery_table
 from .inputs import run_results as run_results
-from .prompt_study import write_study as write_study
 from .run import write_report as write_report
 from .smallest import verdict as verdict
 from .smallest import write_smallest as write_smallest
 from .sweep import write_sweep as write_sweep
 from .tables import stored_table as stored_table
 from .text import verdict_line as verdict_line
-from .transfer import write_transfer as write_transfer

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tailored_llama.evaluation import ModelRow, ProfileRow, RecoveryRow, TemplateRow, TransferRow
+from tailored_llama.evaluation import ModelRow, ProfileRow, RecoveryRow
 from tailored_llama.reports.tables import Cell
 
 NO_DIFFERENCE = "no difference measured"
@@ -64,7 +64,7 @@ def accuracy_cell(value: float | None, error: float | None) -> Cell:
     return Cell(f"{number(value)} ± {number(error)}", brief=f"{number(value)}±{number(error).lstrip('0')}")
 
 
-def accuracy_of(row: RecoveryRow | TemplateRow | TransferRow | None) -> Cell:
+def accuracy_of(row: RecoveryRow | None) -> Cell:
     """The accuracy in a row ± its standard error; a dash without a row."""
     return accuracy_cell(row.accuracy, row.stderr) if row else Cell("–")
 

@@ -25,7 +25,7 @@ from tailored_llama.store.files import file_lock, raise_unless_gone
 from tailored_llama.store.manifests import FINISHED, GGUF, MANIFEST, Manifest
 from tailored_llama.store.remote import Remote
 
-REPORTS = ("report", "sweep", "transfer", "prompt-study", "smallest")  # final results: no stage reads them
+REPORTS = ("report", "sweep", "smallest")  # final results: no stage reads them
 HALF_DONE = 6 * 3600.0  # seconds after which unfinished work that nobody holds is a leftover
 STATES = 7 * 86400.0  # the same for training states, which a run days later may resume
 _ARTIFACT = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)/([0-9a-f]{64})(?:/(.+))?", re.DOTALL)  # stage, key, a file's name

@@ -10,26 +10,15 @@ from typing import Any
 import pytest
 
 from compositions import built, fail
-from flows.compositions import sweep, tailor, transfer
+from flows.compositions import sweep, tailor
 from helpers import add_merge, save_tiny_llama
 from services import ROOT
 from tailored_llama import evaluation
-from tailored_llama.config import (
-    DENSE,
-    GENERIC,
-    UNTUNED_MODEL,
-    PromptStudyConfig,
-    SweepConfig,
-    TransferConfig,
-    build_config,
-    validate_as,
-    validate_config,
-)
+from tailored_llama.config import SweepConfig, build_config, validate_config
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import TransferRow, read_recovery, read_sweep
+from tailored_llama.evaluation import read_recovery, read_sweep
 from tailored_llama.pipeline import IncompleteRun
-from tailored_llama.preflight import preflight_prompts, preflight_tailor
-from tailored_llama.store import read_rows
+from tailored_llama.preflight import preflight_tailor
 from tasks.executor import open_store
 
 DISPATCH = {"execution": {"device": "cpu", "dispatch": "pool"}}
@@ -208,26 +197,6 @@ def test_a_sweep_s_cells_wait_only_for_what_they_read(own_run: dict[str, Any], w
     assert new == ["perplexity", "scores", "sweep"]
 
 
-def test_a_transfer_s_cells_fail_alone(two: dict[str, Any], workers: Workers) -> None:
-    def break_one(name: str) -> None:
-        if name == "tune shades @ 0.20":
-            raise RuntimeError("a shape is wrong")
-
-    config = validate_as(TransferConfig, two | DISPATCH)
-    workers(break_one)
-    with pytest.raises(IncompleteRun) as ended:
-        transfer(config)
-    assert set(ended.value.failed) == {"tune shades @ 0.20"}
-    folder = open_store(config.store).open(ended.value.report)
-    assert "(incomplete)" in (folder / "transfer.md").read_text().splitlines()[0]
-    rows = read_rows(folder / "transfer.parquet", TransferRow)
-    failed = {(row.model, row.benchmark) for row in rows if "a shape is wrong" in (row.error or "")}
-    assert failed == {("shades", "colours"), ("shades", "shades")}
-    assert {(row.model, row.benchmark) for row in rows if row.accuracy is not None} >= {
-        (model, name) for model in (DENSE, UNTUNED_MODEL, GENERIC, "colours") for name in ("colours", "shades")
-    }
-
-
 def test_a_process_for_one_stage_loads_nothing_that_only_others_need() -> None:
     script = """
 import sys
@@ -244,12 +213,6 @@ def test_a_device_that_each_machine_would_choose_is_refused_before_any_work(own_
     message = "execution.device: got 'auto'; allowed with execution.dispatch: cpu"
     with pytest.raises(InputError, match=message):
         preflight_tailor(validate_config(own_run | {"execution": {"dispatch": "gpu"}}))
-
-
-def test_a_prompt_study_does_not_dispatch(own_run: dict[str, Any]) -> None:
-    study = build_config(PromptStudyConfig, own_run | {"execution": {"dispatch": "gpu", "device": "cpu"}})
-    with pytest.raises(InputError, match=r"execution.dispatch: got 'gpu'; allowed: in the other flows"):
-        preflight_prompts(study)
 
 
 def test_a_deployment_that_is_not_there_is_named(own_run: dict[str, Any]) -> None:

@@ -15,9 +15,7 @@ GOAL = {"runtime": "transformers", "lose_at_most": 90, "even_if_unprovable": Tru
 OWN: dict[str, dict[str, Any]] = {  # what a composition is asked beside a run's own fields
     "tailor": {},
     "sweep": {"grid": [{"pruning.criterion": ["random", "taylor_gate"]}], "tailored": True},
-    "transfer": {"tuning": {"shots": 8, "held_out": 4, "epochs": 1}},
     "smallest": {"goal": GOAL},
-    "prompts": {"templates": ["task", "generic"], "examples": 4},
 }
 EXECUTORS: dict[str, tuple[bool, dict[str, Any]]] = {  # whether it is a flow, and how it is executed
     "worker processes": (False, {"processes": 2}),
@@ -42,13 +40,9 @@ def made(config: dict[str, Any], name: str, root: Path, is_flow: bool, execution
 
 @pytest.mark.parametrize("name", OWN)
 def test_all_executors_make_the_same(own_run: dict[str, Any], name: str, tmp_path: Path, workers: Any) -> None:
-    if name == "transfer":
-        own_run["benchmarks"].append({**own_run["benchmarks"][0], "name": "shades"})
     plain = made(own_run, name, tmp_path / "plain", False, {})
     assert len(plain) > 5
     for number, (executor, how) in enumerate(EXECUTORS.items()):
-        if name == "prompts" and "dispatch" in how[1]:
-            continue  # it is not dispatched
         asked = workers()
         assert made(own_run, name, tmp_path / str(number), *how) == plain, executor
         assert bool(asked) == ("dispatch" in how[1])

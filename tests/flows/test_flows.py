@@ -21,9 +21,7 @@ States = dict[str, list[str]]
 STUDIES = {  # what a configuration has beside that of a run: before its sections, and after them
     "tailor": ("", ""),
     "sweep": ("tailored = true\n", '[[grid]]\n"pruning.criterion" = ["random"]\n'),
-    "transfer": ("", ""),
     "smallest": ("", '[goal]\nruntime = "transformers"\nlose_at_most = 90\neven_if_unprovable = true\n'),
-    "prompts": ('templates = ["task", "generic"]\nexamples = 6\n', ""),
 }
 
 
@@ -32,8 +30,6 @@ def test_a_flow_runs_to_its_end_and_all_of_it_is_found_without_prefect(
     own_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], states: States, name: str
 ) -> None:
     path, root = tmp_path / "run.toml", own_run["store"]["root"]
-    if name == "transfer":  # which needs two benchmarks
-        own_run["benchmarks"].append({**own_run["benchmarks"][0], "name": "shades"})
     if name == "smallest":
         own_run["store"]["export"] = str(tmp_path / "models")
     path.write_text(as_toml(own_run).join(STUDIES[name]))

@@ -13,7 +13,7 @@ from flows.compositions import FLOWS, compose
 from flows.housekeeping import housekeeping
 from flows.own import parameters_of
 from helpers import write_jsonl
-from tailored_llama.config import RunConfig, load_config, study_of, validate_as, validate_config
+from tailored_llama.config import RunConfig, composition_of, load_config, validate_as, validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import COMPOSITIONS, Executor
 
@@ -22,7 +22,7 @@ SHIPPED = sorted((Path(__file__).parents[2] / "data").glob("*.toml"))
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_the_server_takes_every_shipped_configuration_and_reads_the_same(file: Path) -> None:
-    study = study_of(file, [])
+    study = composition_of(file, [])
     config = load_config(file, kind=COMPOSITIONS[study].kind)
     parameters = parameters_of(config)
     schema = parameter_schema(FLOWS[study]).model_dump(exclude_unset=True)  # type: ignore[arg-type]

@@ -12,16 +12,14 @@ from pydantic.fields import FieldInfo
 from tailored_llama.config import (
     BenchmarkConfig,
     GoalConfig,
-    PromptStudyConfig,
     RunConfig,
     Section,
     SmallestConfig,
     SweepConfig,
-    TransferConfig,
+    composition_of,
     healing_text,
     load_config,
     reads_prompts,
-    study_of,
     validate_config,
 )
 from tailored_llama.config.inputs import SourceConfig
@@ -30,12 +28,7 @@ from tailored_llama.errors import InputError
 
 SHIPPED = sorted((Path(__file__).parents[3] / "data").glob("*.toml"))
 SWEEPS = ("sweep", "recovery", "recovery-small", "reach", "healing", "shots", "models")
-KINDS: dict[str, type[RunConfig]] = {
-    **dict.fromkeys(SWEEPS, SweepConfig),
-    "prompts-study": PromptStudyConfig,
-    "transfer": TransferConfig,
-    "smallest": SmallestConfig,
-}
+KINDS: dict[str, type[RunConfig]] = {**dict.fromkeys(SWEEPS, SweepConfig), "smallest": SmallestConfig}
 
 
 def exactly(message: str) -> str:
@@ -49,11 +42,11 @@ def test_every_shipped_configuration_validates(path: Path) -> None:
 
 
 def test_every_shipped_configuration_says_what_it_is_for() -> None:
-    found = {path.stem: study_of(path) for path in SHIPPED}
-    expected = dict.fromkeys(SWEEPS, "sweep") | {"prompts-study": "prompts", "smallest": "smallest"}
-    assert found == {name: expected.get(name, "tailor") for name in found}  # a transfer reads what a run reads
+    found = {path.stem: composition_of(path) for path in SHIPPED}
+    expected = dict.fromkeys(SWEEPS, "sweep") | {"smallest": "smallest"}
+    assert found == {name: expected.get(name, "tailor") for name in found}
     quickstart = next(path for path in SHIPPED if path.stem == "quickstart")
-    assert study_of(quickstart, ["goal.lose_at_most=2"]) == "smallest"
+    assert composition_of(quickstart, ["goal.lose_at_most=2"]) == "smallest"
 
 
 def test_the_paper_s_setting() -> None:
@@ -75,7 +68,7 @@ def sections(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 FIELDS = [
     pytest.param(field, id=f"{section.__name__}.{name}")
-    for section in (*sections(SweepConfig), PromptStudyConfig, BenchmarkConfig, GoalConfig, SourceConfig)
+    for section in (*sections(SweepConfig), BenchmarkConfig, GoalConfig, SourceConfig)
     for name, field in section.model_fields.items()
     if not isinstance(field.default, Section)
 ]

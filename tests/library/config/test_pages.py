@@ -14,7 +14,7 @@ from typer.main import get_command
 import claims
 import generated
 from tailored_llama.cli.main import app
-from tailored_llama.config import PromptStudyConfig, Section, SmallestConfig, SweepConfig, validate_as
+from tailored_llama.config import Section, SmallestConfig, SweepConfig, validate_as
 from tailored_llama.data import load_template
 
 ROOT = Path(__file__).parents[3]
@@ -41,7 +41,7 @@ examples = "200"
 commit = "5143fa5"
 command = "make quickstart"
 """
-STUDIES = (SmallestConfig, SweepConfig, PromptStudyConfig)
+STUDIES = (SmallestConfig, SweepConfig)
 RESULTS = ROOT / "docs/results/index.md"  # names settings and options as they were at the commit of each figure
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 current_pages = pytest.mark.parametrize(

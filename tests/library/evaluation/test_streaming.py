@@ -14,7 +14,6 @@ from tailored_llama.config import (
     BenchmarkConfig,
     ExecutionConfig,
     PerplexityConfig,
-    PromptStudyConfig,
     SweepConfig,
     TuningConfig,
     Work,
@@ -24,7 +23,7 @@ from tailored_llama.config import (
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import PerplexitySettings, ScoreSettings, measure_perplexity, score_benchmark
 from tailored_llama.models import add_adapter, devices, load_model, passes, save_adapter, streaming, using_threads
-from tailored_llama.preflight import preflight, preflight_prompts, preflight_sweep, preflight_tailor
+from tailored_llama.preflight import preflight, preflight_sweep, preflight_tailor
 
 RESIDENT, STREAMED, AUTO = (
     ExecutionConfig(device="cpu", batch_tokens=64, streaming=streaming) for streaming in ("never", "always", "auto")
@@ -140,12 +139,11 @@ def test_a_run_that_cannot_be_streamed_or_fitted_is_refused_before_it_begins(
         r"^execution\.streaming: got 'always' with tuning\.examples = 'benchmark', which needs the whole model; allo"
     )
     with pytest.raises(InputError, match=message):
-        preflight(validate_config(own_run))  # as of a transfer
+        preflight(validate_config(own_run))
     grid = {"grid": [{"pruning.criterion": ["random"]}]}
     with pytest.raises(InputError, match=message):
         preflight_sweep(validate_as(SweepConfig, own_run | grid | {"tailored": True}))
     preflight_sweep(validate_as(SweepConfig, own_run | grid))
-    preflight_prompts(validate_as(PromptStudyConfig, own_run))
     own_run["tuning"]["examples"] = "none"
     preflight_tailor(validate_config(own_run))
     monkeypatch.setattr(devices, "free_memory", lambda device: 1000)

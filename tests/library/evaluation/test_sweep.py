@@ -14,7 +14,7 @@ from tailored_llama.config import SweepConfig, dense_runs, load_config, sweep_ce
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import MeasuredModel, RecoveryRow, SweepRow, read_sweep
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA, metrics
-from tailored_llama.evaluation.studies import measure
+from tailored_llama.evaluation.sweep import measure
 from tailored_llama.models import read_structure
 from tailored_llama.reports import stored_table
 from tailored_llama.reports.sweep import write_sweep

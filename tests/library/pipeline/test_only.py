@@ -59,17 +59,15 @@ def test_a_stage_runs_with_what_it_reads_and_the_pipeline_finds_what_it_made(
     [
         ("tailor", ("importance taylor_gate; ", "tune colours @ 0.20; ", "score colours tailored @ 0.20")),
         ("sweep", ("score colours dense; ", "prune @ 0.20; ", "score colours random @ 0.2")),
-        ("transfer", ("tune mixture @ 0.20; ", "score colours tuned on generic")),
     ],
 )
 def test_an_unknown_name_is_refused_with_all_that_there_are_before_heavy_work(
     two: dict[str, Any], file: Path, study: str, named: tuple[str, ...]
 ) -> None:
     if study != "tailor":
-        grid = '[[grid]]\n"pruning.criterion" = ["random"]\n' if study == "sweep" else ""
         two["tuning"]["dense"] = False
-        file.write_text(as_toml(two) + grid)
-    status, _, errors = run_command(file, "--study", study, "--only", "tune numbers @ 0.20")
+        file.write_text(as_toml(two) + '[[grid]]\n"pruning.criterion" = ["random"]\n')
+    status, _, errors = run_command(file, "--only", "tune numbers @ 0.20")
     assert status == 2
     assert errors.startswith("error: only: got 'tune numbers @ 0.20'; allowed: load ")
     assert all(name in errors for name in named)
@@ -78,7 +76,7 @@ def test_an_unknown_name_is_refused_with_all_that_there_are_before_heavy_work(
 
 def test_a_search_knows_only_what_does_not_depend_on_values(own_run: dict[str, Any], file: Path) -> None:
     file.write_text(as_toml(own_run) + '[goal]\nlose_at_most = 50\nruntime = "transformers"\n')
-    status, _, errors = run_command(file, "--study", "smallest", "--only", "tune colours @ 0.20")
+    status, _, errors = run_command(file, "--only", "tune colours @ 0.20")
     told = "error: only: got 'tune colours @ 0.20'; allowed: load colours; and what depends on the result of load"
     assert (status, errors.splitlines()[-1]) == (2, f"{told} colours, once that is there")
     assert not HEAVY & set(kinds(own_run["store"]["root"]))

@@ -14,7 +14,6 @@ from helpers import save_worded_llama, worded_gguf, words, write_jsonl, write_ow
 from pictures import blank_pictures
 from tailored_llama.config import (
     ExecutionConfig,
-    PromptStudyConfig,
     RunConfig,
     SmallestConfig,
     StoreConfig,
@@ -27,7 +26,7 @@ from tailored_llama.pipeline import COMPOSITIONS, STAGES, Executor, FolderExecut
 from tailored_llama.pipeline.graph import stage
 from tailored_llama.store import MANIFEST, ArtifactRef, file_lock
 
-SHOW_A_CONFIGURATION = {"report", "tailored", "sweep", "transfer", "prompt-study", "answer", "smallest"}
+SHOW_A_CONFIGURATION = {"report", "tailored", "sweep", "answer", "smallest"}
 Calls = dict[str, list[Node]]
 
 
@@ -57,8 +56,6 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
     configs: dict[str, Any] = {
         "tailor": validate_config(whole),
         "sweep": build_config(SweepConfig, plain | {"grid": [{"pruning.criterion": ["random"]}]}),
-        "transfer": validate_config(plain),
-        "prompts": build_config(PromptStudyConfig, plain | {"templates": ["task", "generic"], "examples": 4}),
     }
     goal = {"lose_at_most": 90, "choosing_rows": 10, "types": ["q8_0"], "even_if_unprovable": True}
     rows = [{"question": f"{i}: the sky is", "a": "blue", "b": "red", "answer": "ab"[i % 2]} for i in range(150)]

@@ -85,10 +85,10 @@ def test_models_of_two_sizes_and_one_that_cannot_be_loaded(
 def test_the_command_prints_a_table_and_the_path_of_the_report(own_run: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "sweep.toml"
     path.write_text(as_toml(own_run) + '[[grid]]\n"pruning.criterion" = ["magnitude_l2"]\n')
-    status, output, _ = run_command(path, "--study", "sweep", "--set", "scored=false")
+    status, output, _ = run_command(path, "--set", "scored=false")
     assert status == 0
     assert re.search(r"magnitude_l2 +\d+\.\d / \d+\.\d", output)
     assert Path(output.strip().splitlines()[-1].removeprefix("report: ")).read_text().startswith("<!DOCTYPE html>")
-    status, _, errors = run_command(path, "--study", "sweep", "--set", "seed=-1")
+    status, _, errors = run_command(path, "--set", "seed=-1")
     assert status == 2
     assert errors.startswith("error: seed: got -1; allowed: greater than or equal to 0")

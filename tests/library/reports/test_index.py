@@ -41,7 +41,6 @@ def reports(tmp_path: Path) -> Path:
         "job": ("smallest", "smallest", write_search(True)),
         "unproven": ("smallest", "smallest", write_search(False)),
         "grid": ("sweep", "sweep", lambda out: None),
-        "prompts": ("prompt-study", "study", lambda out: None),
     }
     for minute, (name, (stage, page, write)) in enumerate(kinds.items()):
         ref, _ = store.build(stage, 1, {"of": name}, {}, lambda out, write=write: write(out))
@@ -59,7 +58,6 @@ def test_every_model_of_every_run_has_its_figures_newest_first(reports: Path) ->
     lines = write_index(reports).replace("\xa0", " ").splitlines()
     assert lines[0] == "| run | size | accuracy | dense | certificate | made, UTC |"
     assert lines[2:] == [
-        "| prompts (prompt-study) | – | – | – | – | 1970-01-01 (00:04) |",
         "| grid (sweep) | – | – | – | – | 1970-01-01 (00:03) |",
         "| unproven (the smallest model) | – | – | – | nothing is proven | 1970-01-01 (00:02) |",
         "| job (gemma&lt;script&gt;, vocabulary trimmed, tuned, q5_0) | 90 MB | 0.403 | 0.412 "
@@ -79,7 +77,7 @@ def test_a_folder_without_reports_says_so(tmp_path: Path) -> None:
 def test_the_page_leads_to_the_reports_and_runs_nothing(reports: Path) -> None:
     write_index(reports)
     page = (reports / "index.html").read_text()
-    for link in ("quickstart/report.html", "job/smallest.html", "grid/sweep.html", "prompts/study.html"):
+    for link in ("quickstart/report.html", "job/smallest.html", "grid/sweep.html"):
         assert f'<a href="{link}">' in page
         assert (reports / link).is_file()
     assert EVIL not in page

@@ -1,0 +1,78 @@
+"""A sweep over a grid of settings."""
+
+from dataclasses import replace
+
+from tailored_llama.config import (
+    RunConfig,
+    SweepConfig,
+    as_shown,
+    dense_runs,
+    reads_prompts,
+    sweep_cells,
+    trims_vocabulary,
+    tuned_dense_cells,
+)
+from tailored_llama.evaluation import MeasuredModel, SweptCell
+from tailored_llama.pipeline import stages, steps
+from tailored_llama.pipeline.executor import Executor
+from tailored_llama.pipeline.graph import Artifact, Graph, nodes_in
+from tailored_llama.pipeline.reporting import SweepSettings
+from tailored_llama.pipeline.steps import Prompts
+
+Row = SweptCell[Artifact]
+
+
+def sweep(run: Executor, config: SweepConfig) -> Graph:
+    """Prune a model by every combination of a grid of settings, and measure each, and every dense model.
+
+    A failure appears in the table, and stops no other cell. With `tuning.dense`, dense models are also tuned on the
+    shots of the cells.
+    """
+    swept = sweep_cells(config)
+    models, tuned = dense_runs(config, swept), tuned_dense_cells(config, swept)
+    dense = [_dense_row(config, own, SweptCell(label, 0.0, own.seed)) for label, own in models.items()]
+    cells = list(dense)
+    for cell in tuned:
+        row: Row = SweptCell(cell.label, 0.0, cell.run.seed, cell.curve, cell.place)
+        cells.append(_dense_row(config, cell.run, row, tuned=True))
+    for cell in swept:
+        row = SweptCell(cell.label, cell.run.pruning.ratios[0], cell.run.seed, cell.curve, cell.place)
+        cells.append(_pruned_row(config, cell.run, row))
+    report = stages.sweep("sweep report", settings=SweepSettings(as_shown(config)), cells=cells)
+    if len(models) > 1:
+        return Graph(report)
+    (own,) = models.values()  # without its dense model no cell says anything
+    prompts = _prompts(config, own)
+    first = steps.check_answers(own, prompts, *prompts.shots)
+    return Graph(report, first if run.ahead else [*first, *nodes_in(dense)])
+
+
+def _dense_row(config: SweepConfig, run_config: RunConfig, row: Row, tuned: bool = False) -> Row:
+    """Measure a dense model, as it is or `tuned` on the shots of a cell."""
+    prompts = _prompts(config, run_config)
+    dense = model = steps.measure(run_config, "dense", steps.load_dense(run_config), prompts)
+    if tuned:
+        model = replace(dense, scores=steps.tune_dense(run_config, dense.checkpoint, prompts).scores)
+    return replace(row, model=model, dense=dense)
+
+
+def _pruned_row(config: SweepConfig, run_config: RunConfig, row: Row) -> Row:
+    """Prune, heal and tune the model of a cell as configured, and measure it."""
+    ratio, label = row.ratio, f"{row.name} @ {row.ratio:g}"
+    prompts = _prompts(config, run_config)
+    dense = steps.prepare_dense(run_config, prompts)
+    pruned = steps.prune_to(run_config, dense, ratio, prompts)
+    healed = steps.heal_if_asked(run_config, dense.checkpoint, ratio, pruned, prompts)
+    perplexity = steps.measure_perplexity(run_config, label, healed, dense.checkpoint)
+    adapters = steps.tune_adapters(run_config, ratio, healed, prompts) if config.tailored else {}
+    scores = steps.score_all(run_config, label, healed, prompts, adapters) if prompts.evaluation else {}
+    model = MeasuredModel(healed, perplexity, scores)
+    return replace(row, model=model, dense=steps.measure(run_config, "dense", dense.checkpoint, prompts))
+
+
+def _prompts(config: SweepConfig, run_config: RunConfig) -> Prompts:
+    """The prompts of a cell, if anything reads them; those to score only if the sweep scores any."""
+    if config.scored or config.tailored:
+        return steps.render_all(run_config)
+    needed = reads_prompts(run_config) or trims_vocabulary(run_config)
+    return replace(steps.render_all(run_config), evaluation={}) if needed else Prompts()
