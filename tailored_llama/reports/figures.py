@@ -8,17 +8,15 @@ always gives the same bytes.
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 # Safe for colour-blind readers (Okabe & Ito). Each hex stands for its name and is used by nothing else.
@@ -118,34 +116,3 @@ def name_ticks(axes: Axes, names: Sequence[str], width: float, ha: str) -> None:
         axes.set_xticks(range(len(names)), names, rotation=45, ha=ha, rotation_mode="anchor")
     else:
         axes.set_xticks(range(len(names)), ["\n".join(of_name) for of_name in pieces])
-
-
-@styled
-def intervals(
-    names: Sequence[str],
-    panels: Mapping[str, Sequence[Sequence[float | None]]],
-    reference: float,
-    unit: str,
-    label: str,
-    scale: float = 100,
-) -> Picture:
-    """Values with their intervals: a row for each name, a panel for each kind of value.
-
-    A panel has value, low and high of every row, which are drawn `scale` times; None is not drawn. A line marks the
-    reference. The label describes the values in the picture's text alternative.
-    """
-    figure = new_figure(90 + 30 * len(names))
-    panel_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (title, values) in zip(panel_axes, panels.items(), strict=True):
-        axes.axvline(reference, color=COLOURS["ink"], linewidth=1.2)
-        for row, value in enumerate(values):
-            middle, low, high = scale * np.array(value, dtype=float)
-            axes.hlines(row, low, high, COLOURS["tailored"], linewidth=2.5)
-            axes.plot(middle, row, "o", color=COLOURS["tailored"], markersize=7)
-        axes.set(title=title, xlabel=unit, ylim=(len(names) - 0.5, -0.5))
-        axes.set_yticks(range(len(names)), names)
-        axes.tick_params(axis="y", length=0)
-        axes.margins(x=0.08)
-        axes.xaxis.set_major_locator(MaxNLocator(7))
-        axes.grid(axis="x")
-    return Picture(figure, f"{label}: {', '.join(panels)}")

@@ -1,6 +1,5 @@
 """The report of a sweep: a table, and curves over any of its settings."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from tailored_llama.config import RATIOS, SWEEP_FIELDS, SweepConfig, sweep_cells
 from tailored_llama.evaluation import RecoveryRow, SweepRow
-from tailored_llama.reports.figures import COLOURS, Picture, curve_style, intervals, new_figure, styled, xy
+from tailored_llama.reports.figures import COLOURS, Picture, curve_style, new_figure, styled, xy
 from tailored_llama.reports.pages import Report, Section, settings_of, write_pages
 from tailored_llama.reports.parts import accuracy_cell, number, percent, share_cell, span
 from tailored_llama.reports.tables import Cell, Column, Row, Table, table_row
@@ -118,10 +117,10 @@ def _recovered(rows: Sequence[SweepRow]) -> bool:
 
 
 def _figures(config: SweepConfig, rows: Sequence[SweepRow]) -> list[Section]:
-    """A curve of every measured quantity; a list, if all settings share one value of the axis."""
+    """A curve of every measured quantity; none if all settings share one value of the axis."""
     drawn = [row for row in rows if row.curve is not None]
     if len({row.ratio if row.place is None else row.place for row in drawn if row.ratio}) == 1:
-        return [_beside(drawn)]
+        return []
     sections = []
     dense = [row for row in rows if not row.ratio and row.curve is None]
     for name in _CURVES:
@@ -177,24 +176,6 @@ def _curves(
     figure.legend(loc="outside upper left", ncols=2, borderpad=0)
     over = "the share of parameters removed" if by_ratio else axis
     return Picture(figure, f"{label} over {over}: {', '.join(series)}")
-
-
-def _beside(rows: Sequence[SweepRow]) -> Section:
-    """Recoveries with their intervals or, if nothing was scored, perplexities from the lowest seed to the highest."""
-    names = [row.label for row in rows]
-    if not _recovered(rows):
-        seeds = [(row, (row.perplexity, row.perplexity_least, row.perplexity_most)) for row in rows]
-        values = [
-            [(value or math.nan) / (row.dense_perplexity or math.nan) for value in perplexities]
-            for row, perplexities in seeds
-        ]
-        panel = {"perplexity ÷ dense, from the lowest to the highest seed": values}
-        return Section("Perplexity", {"perplexity": intervals(names, panel, 1, "times", "Perplexity ÷ dense", scale=1)})
-    panels = {"mean recovery": [(row.recovery, row.recovery_low, row.recovery_high) for row in rows]}
-    if any(row.chance_corrected is not None for row in rows):
-        panels["chance-corrected"] = [(row.chance_corrected, row.cc_low, row.cc_high) for row in rows]
-    picture = intervals(names, panels, 100, "% of dense", "Recovery with 95 % intervals")
-    return Section("Recovery", {"recovery": picture})
 
 
 def _summary(rows: Sequence[SweepRow]) -> str:

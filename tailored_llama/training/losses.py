@@ -20,8 +20,6 @@ from tailored_llama.training.processes import gathered, passes, rank_and_count
 from tailored_llama.training.records import Outcome
 from tailored_llama.training.state import Training
 
-_AT_ONCE = 8  # positions whose probabilities are in memory at once
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -78,7 +76,8 @@ def choice_losses(model: Any, batch: Sequence[Sample]) -> list[list[Tensor]]:
     states = models.packed_states(model, row.documents, torch.arange(length))
     sizes = [len(tokens) for sample in batch for tokens in sample.encoded.targets]
     logits = models.head_logits(model, states[row.positions])  # all choices at once, so that the head is read only once
-    losses = _token_losses(logits, torch.tensor(row.targets, dtype=torch.int64, device=logits.device))
+    targets = torch.tensor(row.targets, dtype=torch.int64, device=logits.device)
+    losses = cross_entropy(logits.float(), targets, reduction="none")
     parts = iter(losses.split(sizes))
     return [
         [divergence(model, states[start : start + len(sample)], sample.teacher)]
@@ -86,36 +85,6 @@ def choice_losses(model: Any, batch: Sequence[Sample]) -> list[list[Tensor]]:
         else [next(parts) for _ in sample.scales]
         for start, sample in zip(starts, batch, strict=True)
     ]
-
-
-def _token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihoods of target tokens in float32, [positions], from logits [positions, vocabulary]."""
-    if logits.device.type == "cpu" and logits.dtype == torch.bfloat16:
-        losses: Tensor = _LossesInParts.apply(logits, targets)  # type: ignore[no-untyped-call]
-        return losses
-    return cross_entropy(logits.float(), targets, reduction="none")
-
-
-class _LossesInParts(torch.autograd.Function):
-    """Cross-entropies and their gradient in one pass over few positions at a time.
-
-    Probabilities of all positions in float32 would take several times as long: their memory is faulted in every time.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        gradient, losses = torch.empty_like(logits), []
-        for part, grad, wanted in zip(*(each.split(_AT_ONCE) for each in (logits, gradient, targets)), strict=True):
-            logprobs = part.float().log_softmax(-1)
-            losses.append(-logprobs.gather(1, wanted[:, None])[:, 0])
-            grad.copy_(logprobs.exp_().scatter_add_(1, wanted[:, None], -torch.ones_like(losses[-1])[:, None]))
-        ctx.save_for_backward(gradient)
-        return torch.cat(losses)
-
-    @staticmethod
-    def backward(ctx: Any, of_losses: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * of_losses[:, None].to(gradient.dtype), None
 
 
 def add_gradients(now: Training, batch: Sequence[Sample]) -> float:
