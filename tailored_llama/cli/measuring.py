@@ -2,11 +2,9 @@
 
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,24 +95,6 @@ def profile(
                 work=Work(folder, settings.execution, progress=progress),
             )
         Console().print(profile_table(read_profile(folder)))
-
-
-@measuring.command(
-    "lm-eval",
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-    add_help_option=False,
-)
-def lm_eval(context: typer.Context) -> None:
-    """Run lm-evaluation-harness's own command line, with one more model: --model tailored."""
-    if find_spec("lm_eval") is None:
-        raise InputError("lm-eval: not installed; allowed: pip install 'tailored-llama[lm-eval]'")
-    from lm_eval.__main__ import cli_evaluate
-    from lm_eval.api.registry import model_registry
-
-    if "tailored" not in model_registry:  # by its path, as the harness's own: it is imported when it is asked for
-        model_registry.register("tailored", target="tailored_llama.serving.lm_eval_model:TailoredLM")
-    sys.argv = ["lm-eval", *context.args]
-    cli_evaluate()
 
 
 @measuring.command(epilog="Example: `tailored-llama report out --dense dense/piqa --pruned p/piqa --tailored t/piqa`")

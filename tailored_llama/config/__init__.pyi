@@ -33,7 +33,6 @@ from .forms import calls_of as calls_of
 from .forms import from_json as from_json
 from .forms import in_form as in_form
 from .forms import is_labelled as is_labelled
-from .forms import json_of as json_of
 from .forms import label_of as label_of
 from .harness import FUNCTION as FUNCTION
 from .harness import PREFIX as PREFIX
@@ -76,7 +75,6 @@ from .studies import SWEEP_FIELDS as SWEEP_FIELDS
 from .studies import TUNED_DENSE as TUNED_DENSE
 from .studies import GoalConfig as GoalConfig
 from .studies import SmallestConfig as SmallestConfig
-from .studies import SweepCell as SweepCell
 from .studies import SweepConfig as SweepConfig
 from .studies import bases_of as bases_of
 from .studies import composition_of as composition_of

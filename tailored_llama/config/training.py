@@ -8,7 +8,6 @@ from tailored_llama.config.inputs import Sources
 from tailored_llama.config.section import Section
 
 FEW_SHOTS = 50  # the paper's
-Variant = Literal["lora", "rslora", "dora", "full"]
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 
@@ -17,9 +16,8 @@ class TrainingConfig(Section):
     """An adapter, or all weights, and how they are trained."""
 
     rank: int = Field(8, ge=1, le=1024, description="LoRA rank r: the width of each update.")
-    alpha: int = Field(16, ge=1, le=4096, description="LoRA scale α; updates are multiplied by α / r (rslora: α / √r).")
+    alpha: int = Field(16, ge=1, le=4096, description="LoRA scale α; updates are multiplied by α / r.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of each adapter.")
-    variant: Variant = Field("lora", description="An adapter of a kind (LoRA: arXiv 2106.09685), or full: all weights.")
     targets: tuple[Projection, ...] = Field(PROJECTIONS, min_length=1, description="Projections that get an adapter.")
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of matrix products over float32 weights; bfloat16 is about twice as fast where the hardware has it.
@@ -44,9 +42,9 @@ class HealingConfig(TrainingConfig):
     """The text to train on, with the same values as calibration.source; absent: the calibration text. A column of its
     own stands in a table, such as [{source = "hellaswag", column = "query"}]."""
     top: int = Field(32, ge=1, le=1024, description="Likeliest tokens kept of each dense prediction; the rest are one.")
-    variant: Literal["lora", "rslora", "dora", "full"] = "lora"
-    """As in tuning, merged into the weights; or full: all weights are trained, in float32, which takes 16 bytes a
-    parameter beside the activations. It wants a lower learning_rate, such as 3e-4."""
+    variant: Literal["lora", "full"] = "lora"
+    """lora: an adapter (arXiv 2106.09685), merged into the weights; full: all weights are trained, in float32, which
+    takes 16 bytes a parameter beside the activations. It wants a lower learning_rate, such as 3e-4."""
     rank: int = Field(64, ge=1, le=1024, description="LoRA rank r: the width of each update.")
     alpha: int = Field(64, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r.")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate.")
@@ -60,9 +58,6 @@ class HealingConfig(TrainingConfig):
 class AdapterConfig(TrainingConfig):
     """An adapter for a task, and when its training ends."""
 
-    variant: Literal["lora", "rslora", "dora"] = "lora"
-    """lora: updates scaled by α / r; rslora: by α / √r (arXiv 2312.03732); dora: weights split into direction and
-    magnitude (2402.09353)."""
     epochs: int = Field(3, ge=1, le=1000, description="Maximum passes over the training examples.")
     patience: int = Field(2, ge=1, description="Epochs without a lower held-out loss before tuning stops.")
 

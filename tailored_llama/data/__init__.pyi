@@ -23,10 +23,7 @@ from .custom import check_benchmark as check_benchmark
 from .custom import named_columns as named_columns
 from .drawing import select_train as select_train
 from .drawing import without as without
-from .likelihoods import Score as Score
-from .likelihoods import choice_scores as choice_scores
 from .likelihoods import encode_answer as encode_answer
-from .likelihoods import encode_choices as encode_choices
 from .likelihoods import encode_prompt as encode_prompt
 from .likelihoods import loglikelihoods as loglikelihoods
 from .likelihoods import shared_header as shared_header

@@ -1,8 +1,8 @@
 """Prompts as tokens: packed documents, the positions at which choices are scored, and the choices' log-likelihoods."""
 
 import math
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
+from itertools import count, islice
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from tailored_llama.errors import InputError
 from tailored_llama.progress import Progress, silent
 
 WORTH_A_PASS = 64  # tokens; a header that saves fewer is not worth a pass of its own
-Score = tuple[float, bool]  # the log-likelihood of a choice or a token, and whether it is the greedy one
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt, max_length: int, end: Sequence[int] = ()) -> models.Encoded:
@@ -89,37 +88,26 @@ def shared_header(encoded: Sequence[models.Encoded]) -> list[int]:
 def loglikelihoods(
     model: Any, encoded: Sequence[models.Encoded], batch_tokens: int, progress: Progress = silent
 ) -> list[list[float]]:
-    """Summed log-probability of every choice of every prompt, in the given order; see `choice_scores`."""
-    results: list[list[float]] = [[] for _ in encoded]
-    with torch.inference_mode(), models.packed_attention(model):
-        for done, (index, scores) in enumerate(choice_scores(model, encoded, batch_tokens), start=1):
-            results[index] = [value for value, _ in scores]
-            progress(done, len(encoded))
-    return results
-
-
-def choice_scores(
-    model: Any, encoded: Sequence[models.Encoded], batch_tokens: int
-) -> Iterator[tuple[int, list[Score]]]:
-    """The index of every prompt, and the scores of its choices, pass by pass; `model` is inside `packed_attention`.
+    """Summed log-probability of every choice of every prompt, in the given order.
 
     The common start of all prompts is encoded once. Prompts are packed by length, at most `batch_tokens` tokens per
     forward pass. When memory runs out, that budget is halved for the remaining prompts.
     """
 
-    def finish(row: models.PackedRow, states: Tensor) -> list[Score]:
-        likeliest = torch.empty(len(row.targets), dtype=torch.bool, device=states.device)
-        logprobs = models.target_logprobs(model, states, row.positions, row.targets, likeliest)
-        return list(zip(logprobs.tolist(), likeliest.tolist(), strict=True))
+    def finish(row: models.PackedRow, states: Tensor) -> list[float]:
+        return models.target_logprobs(model, states, row.positions, row.targets).tolist()
 
+    results: list[list[float]] = [[] for _ in encoded]
     whole = [i for i, item in enumerate(encoded) if not item.truncated]
     cut = [i for i, item in enumerate(encoded) if item.truncated]  # they start at different points: no common header
-    for members in filter(None, (whole, cut)):
-        shared = shared_header([encoded[i] for i in members])
-        group = [encoded[i].after(len(shared)) for i in members]
-        for batch, scores in models.run_packed(model, group, batch_tokens, finish, shared):
-            values = iter(scores)  # one for each target
-            for i in batch:
-                choices = [list(islice(values, len(wanted))) for wanted in group[i].targets]
-                sums = [(math.fsum(v for v, _ in tokens), all(likely for _, likely in tokens)) for tokens in choices]
-                yield members[i], sums
+    done = count(1)
+    with torch.inference_mode(), models.packed_attention(model):
+        for members in filter(None, (whole, cut)):
+            shared = shared_header([encoded[i] for i in members])
+            group = [encoded[i].after(len(shared)) for i in members]
+            for batch, logprobs in models.run_packed(model, group, batch_tokens, finish, shared):
+                values = iter(logprobs)  # one for each target
+                for i in batch:
+                    results[members[i]] = [math.fsum(islice(values, len(wanted))) for wanted in group[i].targets]
+                    progress(next(done), len(encoded))
+    return results

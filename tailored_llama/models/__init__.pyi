@@ -41,7 +41,6 @@ from .devices import passes_at_once as passes_at_once
 from .devices import pick_device as pick_device
 from .devices import side_by_side as side_by_side
 from .devices import solver_bytes as solver_bytes
-from .devices import threads_each as threads_each
 from .devices import using_threads as using_threads
 from .embedded import EMBEDDED_MODELS as EMBEDDED_MODELS
 from .gguf_reader import open_gguf as open_gguf

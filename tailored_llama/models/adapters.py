@@ -24,8 +24,6 @@ def add_adapter(base: Any, training: TrainingConfig, execution: ExecutionConfig)
         r=training.rank,
         lora_alpha=training.alpha,
         lora_dropout=training.dropout,
-        use_rslora=training.variant == "rslora",
-        use_dora=training.variant == "dora",
         target_modules=_targets(base, training.targets),
         task_type="CAUSAL_LM",
     )

@@ -20,7 +20,7 @@ GGUF_LAYERED = ("llama", "mistral", "phi3", "qwen2")  # that llama.cpp can expre
 ALIKE_HINT = "set pruning.shape=stock, and protect no layers, for layers of equal width"
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")  # tensors with a row for each token
 _FLOATS = ("F64", "F32", "F16", "BF16")
-HEADS, _, CHANNELS = WIDTHS
+HEADS = WIDTHS[0]
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # of Phi-3
 
 

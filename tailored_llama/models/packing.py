@@ -142,13 +142,10 @@ def distinct(positions: Sequence[int]) -> Tensor:
     return unique
 
 
-def target_logprobs(
-    model: Any, states: Tensor, positions: Sequence[int], targets: Sequence[int], greedy: Tensor | None = None
-) -> Tensor:
+def target_logprobs(model: Any, states: Tensor, positions: Sequence[int], targets: Sequence[int]) -> Tensor:
     """Log-probability of `targets[i]` after position `positions[i]` of a packed row, float32 [scored].
 
-    Logits exist for a bounded number of positions at a time. `states` are those at `distinct(positions)`. `greedy`
-    receives whether each target is the likeliest token, bool [scored].
+    Logits exist for a bounded number of positions at a time. `states` are those at `distinct(positions)`.
     """
     row, target_ids = torch.tensor(positions).unique(return_inverse=True)[1], torch.tensor(targets)
     row, target_ids = row.to(states.device), target_ids.to(states.device)
@@ -156,10 +153,7 @@ def target_logprobs(
     at_once = _PROBABILITY_ROWS if states.device.type == "cpu" else HEAD_POSITIONS
     for index, logprobs in enumerate(_logprobs(model, states, at_once)):
         in_part = row // at_once == index
-        rows = row[in_part] % at_once
-        result[in_part] = logprobs[rows, target_ids[in_part]]
-        if greedy is not None:
-            greedy[in_part] = logprobs.argmax(-1)[rows] == target_ids[in_part]
+        result[in_part] = logprobs[row[in_part] % at_once, target_ids[in_part]]
         del logprobs  # before those of the next positions exist
     return result
 

@@ -18,7 +18,6 @@ from .executor import describe as describe
 from .graph import Artifact as Artifact
 from .graph import Graph as Graph
 from .graph import Node as Node
-from .graph import Stage as Stage
 from .graph import flatten as flatten
 from .graph import in_order as in_order
 from .graph import nodes_in as nodes_in

@@ -10,7 +10,6 @@ from tailored_llama.reports.parts import NO_DIFFERENCE, accuracy_of, listed, num
 from tailored_llama.training import Comparison, is_better
 
 NOTHING = "Tuning brought nothing here"
-ADAPTERS = {"lora": "a LoRA adapter", "rslora": "an rsLoRA adapter", "dora": "a DoRA adapter"}
 
 
 def title(inputs: ReportInputs) -> str:
@@ -102,7 +101,7 @@ def _after(config: RunConfig | None) -> str:
     steps = [f"healing on {config.healing.tokens:,} tokens"] if config.healing.tokens else []
     if config.tuning.examples != "none":
         whose = "all benchmarks" if config.tuning.examples == "mixture" else "each benchmark"
-        steps.append(f"tuning {ADAPTERS[config.tuning.variant]} for {whose} on {config.tuned_on}")
+        steps.append(f"tuning a LoRA adapter for {whose} on {config.tuned_on}")
     return f"After {' and '.join(steps)}," if steps else "Without tuning,"
 
 

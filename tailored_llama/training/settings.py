@@ -29,17 +29,19 @@ class TeachSettings:
 
 @dataclass(frozen=True)
 class HealSettings:
-    """Adapter and optimiser of healing, the seed, and how many texts are held out."""
+    """Adapter and optimiser of healing, the seed, how many texts are held out, and whether all weights are trained."""
 
     training: TrainingConfig
     seed: int
     held_out: int = 0
+    full: bool = False
 
     @classmethod
     def of(cls, config: RunConfig) -> Self:
-        unread = ("rank", "alpha", "dropout", "targets") if config.healing.variant == "full" else ()
+        full = config.healing.variant == "full"
+        unread = ("rank", "alpha", "dropout", "targets") if full else ()
         training = with_defaults(narrow(config.healing, TrainingConfig), *unread)
-        return cls(training, config.seed, config.healing.held_out)
+        return cls(training, config.seed, config.healing.held_out, full)
 
 
 @dataclass(frozen=True)

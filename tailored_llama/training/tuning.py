@@ -119,20 +119,19 @@ def encode_sample(tokenizer: Any, limit: int, ranked: Metric | None, prompt: Pro
 def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> dict[str, Any]:
     """Stage: train towards the dense model's next-token distributions; write the healed model and `log.parquet`.
 
-    All weights are trained, or an adapter, on the quantised model if so set, which is merged into the weights as they
-    are. The loss is the mean divergence from the teacher over every position of the text, read once in random order.
-    Healing ends when the divergence on the last sequences, held out, does not fall any more. Deterministic on a CPU.
+    All weights are trained, or an adapter, which is merged into them. The loss is the mean divergence from the teacher
+    over every position of the text, read once in random order. Healing ends when the divergence on the last sequences,
+    held out, does not fall any more. Deterministic on a CPU.
 
     Raises:
-        InputError: the model cannot be quantised here, streaming is demanded, or all weights need more memory than is
-            free.
+        InputError: streaming is demanded, or all weights need more memory than is free.
         FloatingPointError: the loss is not finite; the message names the step.
     """
     check_logs(work.execution)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         measured = in_processes(partial(_heal, pruned, teacher, settings), replace(work, out=scratch))
-        if settings.training.variant == "full":
+        if settings.full:
             model = models.load_model(pruned)
             model.load_state_dict(load_file(scratch / _WEIGHTS), strict=False)  # a tied head is in the file once
             models.save_changed(model, pruned, work.out)
@@ -144,7 +143,7 @@ def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> 
 
 def _heal(pruned: Path, teacher: Path, settings: HealSettings, work: Work) -> dict[str, Any]:
     """Write what is trained, an adapter or all weights, and the log, in one process or in each of several."""
-    training, execution, full = settings.training, work.execution, settings.training.variant == "full"
+    training, execution, full = settings.training, work.execution, settings.full
     torch.manual_seed(settings.seed)
     base = models.open_model(pruned, execution, work.out, whole="healing")
     if full and rank_and_count()[1] == 1:  # several devices were asked before the run

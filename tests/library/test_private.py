@@ -17,10 +17,6 @@ USED = {  # package and the version that it was seen in → names; gone ones are
     ("lm-eval", "0.4.13"): (
         "lm_eval.api.task:ConfigurableTask.build_qa_turn",
         "lm_eval.api.task:ConfigurableTask.resolve_field",
-        "lm_eval.models.huggingface:HFLM._create_model",
-        "lm_eval.models.huggingface:HFLM._get_backend",
-        "lm_eval.models.huggingface:HFLM._loglikelihood_tokens",
-        "lm_eval.models.utils_hf:get_dtype",
         "lm_eval.tasks:TaskManager.load",
     ),
     ("torch", "2.13.0"): ("torch:_softmax_backward_data", "torch:ops.mkldnn._is_mkldnn_bf16_supported"),

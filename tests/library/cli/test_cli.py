@@ -76,7 +76,6 @@ def test_the_commands_there_are() -> None:
         "score",
         "generate",
         "gguf",
-        "lm-eval",
         "merge",
         "report",
         "compare",
@@ -99,10 +98,7 @@ def test_fields_are_printed_with_defaults_and_meanings(command: Command) -> None
     assert err.startswith("error: section: got 'gaol'; allowed: model, ")
 
 
-OWN = [(path, parser) for path, parser in COMMANDS if path != ("lm-eval",)]  # whose help is the harness's
-
-
-@pytest.mark.parametrize(("path", "parser"), OWN, ids=[" ".join(path) for path, _ in OWN])
+@pytest.mark.parametrize(("path", "parser"), COMMANDS, ids=[" ".join(path) for path, _ in COMMANDS])
 def test_help_shows_an_example_that_is_right(command: Command, path: tuple[str, ...], parser: Any) -> None:
     status, shown, _ = command(*path, "--help")
     example = re.search(r"Example: (tailored-llama .*)", shown)

@@ -146,7 +146,7 @@ def test_a_setting_exists(page: Path) -> None:
 def test_a_command_and_its_options_exist(page: Path) -> None:
     for block in blocks(page, "sh"):
         for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith("tailored-llama ") and "lm-eval" not in line:
+            if line.startswith("tailored-llama "):
                 check_command(shlex.split(line, comments=True)[1:])
 
 

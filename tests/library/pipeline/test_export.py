@@ -170,7 +170,7 @@ def test_an_adapter_that_brought_nothing_is_left_out_unless_the_user_insists(
     (result,) = metadata_load(target / "README.md")["model-index"][0]["results"]
     assert result["metrics"][0]["value"] == pytest.approx(rows["pruned"].accuracy, abs=1e-4)
     for said in (
-        "Tuning: none of this model. An adapter (lora) was tuned and left out; 8 examples",
+        "Tuning: none of this model. A LoRA adapter was tuned and left out; 8 examples",
         "Tuning brought nothing here: " + evidence,
         "(+0.0 ± 0.0 points)",
         "It was left out.",
@@ -187,7 +187,7 @@ def test_an_adapter_that_brought_nothing_is_left_out_unless_the_user_insists(
     assert status == 0
     assert kinds(run["store"]["root"], before) == ["report", "tailored"]
     text = (target / "README.md").read_text()
-    assert "Tuning: lora, merged into the weights" in text
+    assert "Tuning: LoRA, merged into the weights" in text
     assert "The adapter is merged all the same, as `tuning.keep` says." in text
     assert "has the adapter all the same" in " ".join(output.split())
 
@@ -197,7 +197,7 @@ def test_without_a_verdict_the_adapter_is_merged(exporting: dict[str, Any]) -> N
     run["tuning"]["held_out"] = 0
     compose("tailor", validate_config(run))
     text = (Path(run["store"]["export"]) / "colours-0.2" / "README.md").read_text()
-    assert "Tuning: lora, merged into the weights" in text
+    assert "Tuning: LoRA, merged into the weights" in text
     assert "brought nothing" not in text
 
 

@@ -156,13 +156,13 @@ def test_a_long_text_is_taught_and_read_in_parts(
         list(Teacher(text.parent / "parts"))
 
 
-@pytest.mark.parametrize(("variant", "rate"), [("lora", 2e-2), ("full", 3e-3)])
+@pytest.mark.parametrize(("full", "rate"), [(False, 2e-2), (True, 3e-3)])
 def test_healing_draws_the_student_to_the_teacher(
-    tiny: Path, student: Path, text: Path, folder: Make, variant: Any, rate: float
+    tiny: Path, student: Path, text: Path, folder: Make, full: bool, rate: float
 ) -> None:
     teach(tiny, text, settings=WHOLE, work=Work(folder("teacher"), CPU))
-    healing = HealingConfig(tokens=384, variant=variant, rank=16, alpha=16, learning_rate=rate, batch_size=1)
-    settings = HealSettings(narrow(healing, TrainingConfig), 0)
+    healing = HealingConfig(tokens=384, rank=16, alpha=16, learning_rate=rate, batch_size=1)
+    settings = HealSettings(narrow(healing, TrainingConfig), 0, full=full)
     measured = heal(student, text.parent / "teacher", settings=settings, work=Work(folder("healed"), CPU))
     assert measured["tokens"] == 384
     healed = text.parent / "healed"
@@ -184,8 +184,8 @@ def test_healing_ends_when_the_divergence_on_texts_held_out_does_not_fall(
     teach(tiny, text, settings=WHOLE, work=Work(folder("teacher"), CPU))
     logs = {}
     for name, rate in (("good", 3e-3), ("bad", 1.0)):
-        healing = narrow(HealingConfig(variant="full", learning_rate=rate), TrainingConfig)
-        settings = HealSettings(healing, 0, held_out=8)
+        healing = narrow(HealingConfig(learning_rate=rate), TrainingConfig)
+        settings = HealSettings(healing, 0, held_out=8, full=True)
         heal(student, text.parent / "teacher", settings=settings, work=Work(folder(name), CPU))
         logs[name] = pq.read_table(text.parent / name / "log.parquet").to_pydict()
     assert logs["good"]["step"] == [*range(16)]  # one of the 16 sequences is held out

@@ -52,16 +52,6 @@ def test_both_models_are_measured_as_the_metric_compares_choices(
     assert facts["better_than_untuned"] == is_better(comparison)
 
 
-def test_the_untuned_model_is_the_one_without_an_adapter(
-    tiny: Path, prompts: Path, folder: Callable[[str], Path]
-) -> None:
-    out = folder("adapter")
-    tune(tiny, prompts, QUICK.model_copy(update={"variant": "dora"}), out, metric="acc")
-    model, tokenizer = load_model(tiny), load_tokenizer(tiny)
-    expected = [plain(model, tokenizer, prompt, "acc").loss for prompt in read_prompts(prompts, "held_out")]
-    assert pq.read_table(out / "held_out.parquet")["untuned_loss"].to_pylist() == pytest.approx(expected, abs=1e-3)
-
-
 def test_a_tuning_that_changes_nothing_brings_nothing(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
     """The adapter kept is the untrained one, which changes no bit."""
     out = folder("adapter")

@@ -64,8 +64,8 @@ def test_two_processes_heal_all_weights_as_one_does(tiny: Path, folder: Callable
     columns = {"input_ids": [[(3 * row + 7 * i) % 200 for i in range(24)] for row in range(6)], "row": range(6)}
     write_table(text / "calibration.parquet", columns | {"source": ["here"] * 6}, CALIBRATION_SCHEMA)
     teach(tiny, text, settings=TeachSettings(16), work=Work(teacher, CPU))
-    healing = HealingConfig(variant="full", batch_size=2, learning_rate=1e-3, precision="bfloat16")
-    settings = HealSettings(narrow(healing, TrainingConfig), 0)
+    healing = HealingConfig(batch_size=2, learning_rate=1e-3, precision="bfloat16")
+    settings = HealSettings(narrow(healing, TrainingConfig), 0, full=True)
     for out, execution in ((one, CPU), (two, TOGETHER)):
         heal(tiny, teacher, settings=settings, work=Work(out, execution))
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
