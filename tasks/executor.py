@@ -13,7 +13,6 @@ from prefect import State, Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
 from prefect.context import FlowRunContext
-from prefect.futures import PrefectConcurrentFuture
 from prefect.runtime import task_run
 from prefect.states import Completed
 
@@ -33,15 +32,13 @@ RETRY_AFTER = (10, 60, 300)  # seconds
 class PrefectExecutor(pipeline.Executor):
     """Makes every node as a Prefect task of the flow that is under way.
 
-    With `execution.dispatch` or several `execution.processes` it works ahead: a stage on the device waits in a thread
-    for the worker or the process that computes it, and every other one runs in the flow's main thread, unless it has to
-    wait for its inputs.
+    With `execution.dispatch` or several `execution.processes` it works ahead. A node waits in a thread for its inputs,
+    and for the worker or the process that computes it.
     """
 
     def __init__(self, store: StoreConfig, execution: ExecutionConfig) -> None:
         super().__init__(ahead=execution.dispatch is not None or execution.processes > 1)
         self.store, self.execution = store, execution
-        self._runs: dict[str, Run] = {}
         self._batches = Batches(pool_limit(execution.dispatch)) if execution.dispatch else None
 
     def begin(self, *values: Any) -> None:
@@ -53,51 +50,27 @@ class PrefectExecutor(pipeline.Executor):
         super().begin(*values)
 
     def start(self, node: pipeline.Node) -> pipeline.Pending:
-        task, given = _task(node.stage.name), (node.name, node.stage.name, node.settings)
-        options: dict[str, Any] = {"store": self.store, "execution": self.execution}
         if not self.ahead:
             return super().start(node)
-        needs = {need.id: self._runs[need.id] for need in node.needs}
-        inputs = node.with_inputs(lambda leaf: needs[leaf.id].run if isinstance(leaf, pipeline.Node) else leaf).inputs
+        options: dict[str, Any] = {"store": self.store, "execution": self.execution}
         if self._batches and (batch := self._batches.of.get(node.id)):
             options["elsewhere"] = partial(dispatch, node=node, batch=batch, result=self.result, **options)
-        options["wait_for"] = [self._runs[check.id].run for check in node.checks]
-        if node.stage.on_device or not all(need.done for need in needs.values()):
-            run = Run(task.submit(*given, inputs, **options))
-        else:
-            run = Run(task(*given, inputs, **options, return_state=True))
-        self._runs[node.id] = run
+        options["wait_for"] = [self._begin(check) for check in node.checks]
+        later = node.with_inputs(lambda leaf: self._begin(leaf) if isinstance(leaf, pipeline.Node) else leaf)
+        run: pipeline.Pending = _task(node.stage.name).submit(*_call(later), **options)
         return run
 
     def make(self, node: pipeline.Node) -> Any:
         options: dict[str, Any] = {"store": self.store, "execution": self.execution, "return_state": True}
-        return Run(_task(node.stage.name)(node.name, node.stage.name, node.settings, node.inputs, **options)).result()
+        return _task(node.stage.name)(*_call(node), **options).result()
 
     def folder(self, made: Any) -> Path:
         return open_store(self.store).open(made)
 
 
-class Run:
-    """The run of a node: Prefect's future of it, or its final state."""
-
-    def __init__(self, run: PrefectConcurrentFuture[Any] | State[Any]) -> None:
-        self.run = run
-
-    @property
-    def done(self) -> bool:
-        return isinstance(self.run, State) or self.run.wrapped_future.done()
-
-    def result(self) -> Any:
-        """Wait for the artifact's reference; a failure is raised. What the node needs has succeeded."""
-        if isinstance(self.run, State):
-            state = self.run
-        else:
-            self.run.wait()
-            state = self.run.state
-        made = state.result(raise_on_failure=False)
-        if state.is_completed():
-            return made
-        raise made if isinstance(made, Exception) else RuntimeError(str(state.message))
+def _call(node: pipeline.Node) -> tuple[str, str, Any, Mapping[str, Any]]:
+    """The arguments of `run_stage` that make a node."""
+    return node.name, node.stage.name, node.settings, node.inputs
 
 
 def run_stage(
