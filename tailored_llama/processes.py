@@ -1,6 +1,7 @@
 """Worker processes of this machine: they stay warm between two calls, and end with the process that started them.
 
-`concurrent.futures` has no way to pass on progress and logs, nor to replace the one process that was killed.
+`concurrent.futures` was tried with a pool for each process. A program that ends waits for every call that such a pool
+has under way, and a pool's process outlives a program that is killed.
 """
 
 import atexit
