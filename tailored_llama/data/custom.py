@@ -8,36 +8,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.config import (
-    WRITTEN,
-    BenchmarkConfig,
-    accepted,
-    asks_turns,
-    find_task,
-    from_json,
-    is_harness_task,
-    is_written,
-    label_of,
-    task_fields,
-)
+from tailored_llama.config import WRITTEN, BenchmarkConfig, accepted, asks_turns, from_json, is_written, label_of
 from tailored_llama.data.builtin import BUILTIN, Parts
 from tailored_llama.errors import InputError
 
 
 def check_benchmark(benchmark: BenchmarkConfig) -> None:
-    """Check, without reading data, that a benchmark is built in, a task of the harness, or names its columns alone."""
+    """Check, without reading data, that a benchmark is built in, or names its columns alone."""
     name, written = benchmark.name, is_written(benchmark)
-    task, builtin = is_harness_task(name), name in BUILTIN
+    builtin = name in BUILTIN
     decided = ("data", "subset", "train", "evaluation", "context", "choices", "labels", "answer")
     refused = (
         (benchmark.metric != "exact_match", ("ignore",), "only with metric exact_match"),
-        (task, decided, "only in the task's own file"),
         (builtin, ("source", "revision", *decided), f"with a name of your own, as {name} is built in"),
-        (not task and benchmark.source is None, ("subset", "revision"), "only with `source`, a Hub data set"),
+        (benchmark.source is None, ("subset", "revision"), "only with `source`, a Hub data set"),
         (benchmark.data is None, ("form", "kind"), "only with `data`"),
-        (not task and written, ("choices", "labels"), "only with metric acc or acc_norm"),
+        (written, ("choices", "labels"), "only with metric acc or acc_norm"),
         (benchmark.labels is not None, ("choices",), "only without labels"),
-        (not task and not written, ("max_new_tokens", "stop"), f"only with metric {', '.join(WRITTEN)}"),
+        (not written, ("max_new_tokens", "stop"), f"only with metric {', '.join(WRITTEN)}"),
     )
     for applies, fields, allowed in refused:
         for field in fields if applies else ():
@@ -46,9 +34,7 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
     if builtin and written:
         got = f"benchmarks.{name}.metric: got {benchmark.metric!r}"
         raise InputError(f"{got}; allowed: acc or acc_norm, as it has choices")
-    if task:
-        task_fields(find_task(name, benchmark.source), benchmark.metric)
-    elif not builtin:
+    if not builtin:
         _check_own(benchmark)
 
 

@@ -91,7 +91,7 @@ def render(
             f"{benchmark.name} example {example.index}: got {len(messages)} messages before the answer; allowed: one "
             "of the user (and a system message), as the base model has no chat template"
         )
-    start = header or _opening(layout, example)
+    start = header or _opening(layout)
     parts = [_fill(template, layout, example, choice) for choice in range(len(example.choices))]
     return Prompt(
         example=example.index,
@@ -115,21 +115,16 @@ def few_shot_header(benchmark: BenchmarkConfig, template: Template, examples: Se
     if not examples:
         return ""
     layout = layout_of(template, benchmark)
-    is_bare = (layout.layout, layout.continuation) == ("{context}", "{choice}")
-    header = _opening(layout, examples[0])
-    for example in examples:
-        written = "".join(_fill(template, layout, example, example.answer)) + "\n\n"
-        header += example.fields.get("solved", written) if is_bare else written
-    return header
+    solved = ["".join(_fill(template, layout, example, example.answer)) for example in examples]
+    return _opening(layout) + "".join(f"{text}\n\n" for text in solved)
 
 
-def _opening(layout: Layout, example: Example) -> str:
-    """The instruction and a blank line; without one, the description of a task of the harness."""
-    return f"{layout.instruction}\n\n" if layout.instruction else example.fields.get("description", "")
+def _opening(layout: Layout) -> str:
+    return f"{layout.instruction}\n\n" if layout.instruction else ""
 
 
 def _fill(template: Template, layout: Layout, example: Example, choice: int) -> tuple[str, str, str]:
-    """Context, delimiter and continuation of one choice; a task of the harness has a delimiter of its own."""
+    """Context, delimiter and continuation of one choice."""
     values: dict[str, Any] = {**example.fields, "choice": example.choices[choice], "choices": example.choices}
     if {"listed", "letter"} & names_in(layout.layout + layout.continuation):
         if len(example.choices) > len(LETTERS):
@@ -140,8 +135,7 @@ def _fill(template: Template, layout: Layout, example: Example, choice: int) -> 
         lettered = zip(LETTERS, example.choices, strict=False)
         values["listed"] = "\n".join(template.shown.format(letter=letter, choice=text) for letter, text in lettered)
         values["letter"] = LETTERS[choice]
-    delimiter = example.fields.get("delimiter", " ") if layout.continuation == "{choice}" else " "
-    delimiter = "" if layout.layout.endswith("\n") else delimiter
+    delimiter = "" if layout.layout.endswith("\n") else " "
     return layout.layout.format(**values), delimiter, layout.continuation.format(**values)
 
 

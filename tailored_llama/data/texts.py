@@ -43,7 +43,7 @@ class TextSource:
         """Identify the text without paths or times; InputError: the Hub cannot resolve a branch or tag."""
         text, benchmark = self.text, self.benchmark
         if benchmark and self.kind == "questions":
-            return {"source": self.kind, "asked": BenchmarkSource(benchmark).train_identity()}
+            return {"source": self.kind, "asked": BenchmarkSource(benchmark).split_identity("train")}
         if benchmark:
             split: Split = "train" if text.split == "train" else "evaluation"
             return BenchmarkSource(benchmark).split_identity(split) | {"column": text.column}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tailored_llama import data, evaluation, models
-from tailored_llama.config import WRITTEN, SmallestConfig, build_config, is_harness_task, named_benchmark
+from tailored_llama.config import WRITTEN, SmallestConfig, build_config, named_benchmark
 from tailored_llama.errors import InputError, is_transient
 from tailored_llama.evaluation import Answers, Array, LossTest
 from tailored_llama.pipeline import stages, steps
@@ -167,15 +167,13 @@ def _config_of(stated: CertificateFile, folder: Path, files: Sequence[str]) -> S
 
 
 def _with_files(benchmarks: Sequence[Settings], files: Sequence[str], with_shots: bool) -> list[Settings]:
-    """Tables of benchmarks with the user's files, in their order, in place of all files and folders that they name."""
+    """Tables of benchmarks with the user's files, in their order, in place of all files that they name."""
     tables, slots = [dict(table) for table in benchmarks], list[tuple[Settings, str]]()
     for table in tables:
         if str(table.get("metric")) in WRITTEN:  # of certificates from before files decided these
             unset = {"max_new_tokens": 32, "stop": ("\n",)}
             table |= {key: value for key, value in unset.items() if table.get(key) is None}
-        if is_harness_task(table.get("name")):
-            keys = ["source"]  # a folder with code, which only the user may choose
-        elif (source := table.get("source")) is None:
+        if (source := table.get("source")) is None:
             keys = ["data", "evaluation", "train"]
             if not with_shots:
                 table["train"] = None  # only solved examples come from there

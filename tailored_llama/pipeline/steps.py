@@ -15,7 +15,6 @@ from tailored_llama.config import (
     is_written,
     named_benchmark,
     reads_calibration,
-    reads_train,
     scores_by_text,
     trims_vocabulary,
     with_template,
@@ -85,8 +84,7 @@ def render_train(config: RunConfig) -> Prompts:
 def render_all(config: RunConfig) -> Prompts:
     """Render the prompts of every benchmark; the shots of a mixture use the generic template."""
     examples = {benchmark.name: load_examples(benchmark) for benchmark in config.benchmarks}
-    read = {name: table for name, table in examples.items() if reads_train(config, name)}
-    train = {name: render(config, name, "train", table) for name, table in read.items()}
+    train = {name: render(config, name, "train", table) for name, table in examples.items()}
     shots = train
     if config.tuning.examples == "mixture":
         worded = with_template(config, GENERIC)

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from tailored_llama.config import GENERIC, BenchmarkConfig, RunConfig, SmallestConfig, is_harness_task, is_written
+from tailored_llama.config import GENERIC, BenchmarkConfig, RunConfig, SmallestConfig, is_written
 from tailored_llama.data import find_turns, headline_metric, in_braces, load_template, named_example, render
 from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, Answer, CandidateFigures, LossTest, is_proven
 from tailored_llama.models import Base, Size, is_layered, loading, lost_words, read_config, what_was_removed, write_card
@@ -199,8 +199,6 @@ def tailored_card(
 
 
 def _data(benchmark: BenchmarkConfig) -> str:
-    if is_harness_task(benchmark.name):
-        return "train and evaluation split of the task, in the wording of lm-evaluation-harness"
     if benchmark.source:
         subset, revision = benchmark.subset or "default", benchmark.revision or "main"
         return f"the Hub data set `{benchmark.source}` ({subset}, revision {revision})"

@@ -14,11 +14,6 @@ USED = {  # package and the version that it was seen in → names; gone ones are
         "llama_cpp_py_sync._cffi_bindings:get_ffi",
         "llama_cpp_py_sync._cffi_bindings:get_lib",
     ),
-    ("lm-eval", "0.4.13"): (
-        "lm_eval.api.task:ConfigurableTask.build_qa_turn",
-        "lm_eval.api.task:ConfigurableTask.resolve_field",
-        "lm_eval.tasks:TaskManager.load",
-    ),
     ("torch", "2.13.0"): ("torch:_softmax_backward_data", "torch:ops.mkldnn._is_mkldnn_bf16_supported"),
     ("transformers", "5.24.0"): (
         "transformers.integrations.ggml:GGUF_CONFIG_MAPPING",

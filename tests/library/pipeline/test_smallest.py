@@ -364,30 +364,12 @@ def test_a_certificate_that_was_changed_is_refused_in_one_line(shipped: Path, tm
     assert verify(shipped)[1] == f"{file}: No such file or directory; allowed: the folder of a proven model"
 
 
-def test_a_certificate_runs_no_code_and_names_no_file_to_read(shipped: Path, tmp_path: Path) -> None:
-    folder, file = tmp_path / "tasks", shipped / "certificate.json"
-    folder.mkdir()
-    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef texts(row): return row\n")
-    (folder / "evil.yaml").write_text(
-        "task: evil\ndataset_path: json\noutput_type: multiple_choice\ntest_split: test\n"
-        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'rows.jsonl'}}}}}\n"
-        "process_docs: !function code.texts\ndoc_to_text: '{{q}}'\ndoc_to_choice: ['a', 'b']\ndoc_to_target: 0\n"
-        "metric_list: [{metric: acc}]\n"
-    )
-    (tmp_path / "rows.jsonl").write_text('{"q": "one"}\n{"q": "two"}\n')
-    evil = json.loads(file.read_text().replace('"job":', '"lm_eval:evil":'))
-    task = dict.fromkeys(evil["run"]["benchmarks"][0]) | {
-        "name": "lm_eval:evil",
-        "source": str(folder),
-        "metric": "acc",
-    }
-    evil["run"]["benchmarks"] = [task]
-    plain = put(json.loads(file.read_text()), "run.benchmarks.0.data", "/etc/passwd")
-    for certificate, named in ((evil, folder), (plain, "/etc/passwd")):
-        file.write_text(json.dumps(certificate))
-        status, told = verify(shipped)
-        assert (status, told) == (2, f"rows: got 0 files; allowed: 1 in the place of '{named}'")
-    assert not (tmp_path / "ran").exists()
+def test_a_certificate_names_no_file_to_read(shipped: Path) -> None:
+    file = shipped / "certificate.json"
+    for field in ("data", "evaluation"):
+        stated = put(json.loads(file.read_text()), "run.benchmarks.0.data", None)
+        file.write_text(json.dumps(put(stated, f"run.benchmarks.0.{field}", "/etc/passwd")))
+        assert verify(shipped) == (2, "rows: got 0 files; allowed: 1 in the place of '/etc/passwd'")
 
 
 def test_a_certificate_of_the_first_format_still_holds(shipped: Path, tmp_path: Path) -> None:
