@@ -1,4 +1,4 @@
-"""The callback by which long stages report progress; the caller decides how to show it."""
+"""Progress of long stages, which the caller decides how to show, and times for readers."""
 
 from typing import Protocol
 
@@ -11,3 +11,11 @@ class Progress(Protocol):
 
 def silent(done: int, total: int) -> None:
     """Show nothing."""
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the units that a reader would choose."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

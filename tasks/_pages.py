@@ -13,10 +13,10 @@ from tailored_llama.errors import InputError
 from tailored_llama.pipeline import Plan, place_report, report_target
 from tailored_llama.store import ArtifactRef, ArtifactStore
 
-PAGES = {  # reports that the UI shows, by stage: the Markdown file, the artifact's key, and a few words about it
-    "report": ("report", "recovery", "What was kept and what was lost"),
-    "sweep": ("sweep", "sweep", "Every setting, and the curves"),
-    "smallest": ("smallest", "smallest", "The smallest model, and the proof"),
+PAGES = {  # reports that the UI shows, by stage: the artifact's key, and a few words about it
+    "report": ("recovery", "What was kept and what was lost"),
+    "sweep": ("sweep", "Every setting, and the curves"),
+    "smallest": ("smallest", "The smallest model, and the proof"),
 }
 LIMIT = 400_000  # bytes per artifact, which the server keeps in its database
 
@@ -24,10 +24,10 @@ LIMIT = 400_000  # bytes per artifact, which the server keeps in its database
 def show_report(store: ArtifactStore, ref: ArtifactRef) -> None:
     """Show a report's Markdown file as an artifact of this run."""
     folder = store.folder(ref.stage, ref.key)
-    page, key, about = PAGES[ref.stage]
+    key, about = PAGES[ref.stage]
     location = f"{store.root.rstrip('/')}/{ref.stage}/{ref.key}" if store.remote else folder
-    text = (folder / f"{page}.md").read_text(encoding="utf-8")
-    _show(key, about, with_pictures(f"{text}\nThe whole report:\n\n```\n{location}/{page}.html\n```\n", folder))
+    text = (folder / f"{ref.stage}.md").read_text(encoding="utf-8")
+    _show(key, about, with_pictures(f"{text}\nThe whole report:\n\n```\n{location}/{ref.stage}.html\n```\n", folder))
 
 
 def show_plan(plan: Plan) -> None:

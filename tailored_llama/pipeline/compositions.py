@@ -20,6 +20,7 @@ from tailored_llama.pipeline.rows import rows_of, rows_of_search
 from tailored_llama.pipeline.smallest import check_smallest, shipped, smallest
 from tailored_llama.pipeline.sweep import sweep
 from tailored_llama.pipeline.tailor import tailor
+from tailored_llama.progress import duration
 from tailored_llama.store import REPORTS, ArtifactRef
 
 
@@ -166,10 +167,5 @@ def _costs(artifacts: store.ArtifactStore, report: ArtifactRef, begun: float) ->
             continue
         (new if is_new else old).append(manifest.seconds)
         waiting += manifest.inputs.values()
-    found = f"; {len(old)} found in the store, which took {_minutes(old)} to compute" if old else ""
-    return f"{len(new)} computed in this run, in {_minutes(new)}{found}"
-
-
-def _minutes(seconds: Iterable[float]) -> str:
-    minutes, rest = divmod(round(sum(seconds)), 60)
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+    found = f"; {len(old)} found in the store, which took {duration(sum(old))} to compute" if old else ""
+    return f"{len(new)} computed in this run, in {duration(sum(new))}{found}"

@@ -13,6 +13,7 @@ from tailored_llama.config import RunConfig, StoreConfig
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline.executor import Executor, Lacking
 from tailored_llama.pipeline.graph import Graph, Node, in_order, nodes_in
+from tailored_llama.progress import duration
 from tailored_llama.store import MANIFEST, ArtifactRef, ArtifactStore, read_manifest
 
 RECENT = 20  # artifacts of a stage, whose times are looked at
@@ -46,12 +47,12 @@ class Plan:
         """The plan in lines, the last of which has the sums."""
         made = [node for node in self.nodes if not node.found]
         for node in self.nodes:
-            time = "" if node.found or node.seconds is None else f"  about {_time(node.seconds)}"
+            time = "" if node.found or node.seconds is None else f"  about {duration(node.seconds)}"
             yield f"{'found' if node.found else 'to make':8} {node.name}{time}"
         known = [node.seconds for node in made if node.seconds is not None]
         told = f"{len(self.nodes)} nodes: {len(self.nodes) - len(made)} found, {len(made)} to make"
         if known:
-            told += f", about {_time(sum(known))} by earlier runs"
+            told += f", about {duration(sum(known))} by earlier runs"
         if len(known) < len(made):
             told += f"; how long {len(made) - len(known)} take is not known yet"
         yield told
@@ -107,13 +108,13 @@ def plan_run(compose: Callable[[Executor, Any], Graph], config: RunConfig) -> Pl
     for node in nodes:
         kind = node.stage.name
         if kind not in times:
-            times[kind] = _usual_time(run.artifacts, kind)
+            times[kind] = _usualduration(run.artifacts, kind)
         found = not run.failures(*in_order([node])) if node.stage.tolerant else not run.failures(node)
         planned.append(PlannedNode(node.name, found, times[kind]))
     return Plan(planned, open_after)
 
 
-def _usual_time(artifacts: ArtifactStore, stage: str) -> float | None:
+def _usualduration(artifacts: ArtifactStore, stage: str) -> float | None:
     """The median of the seconds that the last artifacts of a stage took; None: there is none."""
     manifests = sorted(artifacts.local.glob(f"{stage}/*/{MANIFEST}"), key=lambda file: file.stat().st_mtime)
     seconds = []
@@ -123,9 +124,3 @@ def _usual_time(artifacts: ArtifactStore, stage: str) -> float | None:
         except (InputError, OSError):  # it is damaged, or was removed
             continue
     return median(seconds) if seconds else None
-
-
-def _time(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -6,6 +6,7 @@ from dataclasses import replace
 import rich.table
 
 from tailored_llama.evaluation import ProfileRow
+from tailored_llama.progress import duration
 from tailored_llama.reports.parts import listed, megabytes, number, speedup
 from tailored_llama.reports.tables import Cell, Column, Row, Table, table_row, terminal
 from tailored_llama.store import Manifest
@@ -64,12 +65,4 @@ def cost_table(costs: Sequence[tuple[str, Manifest]]) -> Table:
 
 def _cost_row(stage: str, label: str, costs: Sequence[Manifest]) -> Row:
     seconds, memory = sum(cost.seconds for cost in costs), max(cost.peak_memory_bytes for cost in costs)
-    return table_row(stage, label, _duration(seconds), megabytes(memory) if memory else "–")
-
-
-def _duration(seconds: float) -> str:
-    """Seconds in the units that a reader would choose."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+    return table_row(stage, label, duration(seconds), megabytes(memory) if memory else "–")

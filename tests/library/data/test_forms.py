@@ -225,7 +225,7 @@ def test_validation_opens_no_file(tmp_path: Path) -> None:
     broken.write_text("\0")
     (own,) = validate_as(RunConfig, {"benchmarks": [str(broken)]}).benchmarks
     assert (own.name, own.context, own.kind) == ("own", None, None)
-    with pytest.raises(InputError, match="own.csv: "):
+    with pytest.raises(InputError, match=r"own\.csv: "):
         resolve(RunConfig(benchmarks=(own,)))
 
 
