@@ -52,14 +52,13 @@ def compose(name: str, config: RunConfig, only: str | None = None) -> ArtifactRe
         composition.check(config)
         for line in composition.announce(config):
             get_run_logger().info("%s", line)
-    if not only:
-        try:
-            show_plan(plan_run(composition.compose, config))
-        except Exception as error:  # the run itself will say what is wrong
-            get_run_logger().warning("there is no plan: %s", error)
     if only:  # computed in this process: a run that waits for its own pool would hold the pool's only slot
-        run = PrefectExecutor(config.store, config.execution.model_copy(update={"dispatch": None, "processes": 1}))
-        return composition.make(run, config, only)
+        here = config.execution.model_copy(update={"dispatch": None, "processes": 1})
+        return composition.make(PrefectExecutor(config.store, here), config, only)
+    try:
+        show_plan(plan_run(composition.compose, config))
+    except Exception as error:  # the run itself will say what is wrong
+        get_run_logger().warning("there is no plan: %s", error)
     try:
         report = composition.make(PrefectExecutor(config.store, config.execution), config)
     except IncompleteRun as error:

@@ -61,8 +61,8 @@ class PrefectExecutor(pipeline.Executor):
         return run
 
     def make(self, node: pipeline.Node) -> Any:
-        options: dict[str, Any] = {"store": self.store, "execution": self.execution, "return_state": True}
-        return _task(node.stage.name)(*_call(node), **options).result()
+        task = _task(node.stage.name)
+        return task(*_call(node), store=self.store, execution=self.execution, return_state=True).result()
 
     def folder(self, made: Any) -> Path:
         return open_store(self.store).open(made)

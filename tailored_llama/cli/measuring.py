@@ -49,23 +49,6 @@ def score(
             runner.move(scores, folder)
 
 
-@measuring.command(epilog='Example: `tailored-llama generate pruned "The capital of France is"`')
-def generate(
-    checkpoint: Checkpoint,
-    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
-    adapter: Adapter = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens to generate.")] = 64,
-    device: Device = "auto",
-) -> None:
-    """Continue a prompt greedily."""
-    from tailored_llama.evaluation import WrittenAnswer
-    from tailored_llama.evaluation import generate as write
-    from tailored_llama.models import load_model, load_tokenizer
-
-    model = load_model(checkpoint, adapter, device)
-    print(write(model, load_tokenizer(checkpoint), [prompt], WrittenAnswer(max_new_tokens))[0])
-
-
 @measuring.command(epilog="Example: `tailored-llama profile pruned --against dense --batch 1 --batch 8`")
 def profile(
     checkpoint: Checkpoint,

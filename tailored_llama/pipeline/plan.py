@@ -4,6 +4,7 @@ Make and Snakemake call it a dry run.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -119,8 +120,6 @@ def _usualduration(artifacts: ArtifactStore, stage: str) -> float | None:
     manifests = sorted(artifacts.local.glob(f"{stage}/*/{MANIFEST}"), key=lambda file: file.stat().st_mtime)
     seconds = []
     for file in manifests[-RECENT:]:
-        try:
+        with suppress(InputError, OSError):  # it is damaged, or was removed
             seconds.append(read_manifest(file.parent).seconds)
-        except (InputError, OSError):  # it is damaged, or was removed
-            continue
     return median(seconds) if seconds else None

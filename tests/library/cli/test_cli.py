@@ -24,7 +24,6 @@ from transformers import AutoModelForCausalLM
 from helpers import add_merge, as_toml, save_worded_llama, words
 from tailored_llama.cli.main import app, main
 from tailored_llama.config import RunConfig
-from tailored_llama.evaluation import WrittenAnswer, generate
 from tailored_llama.models import load_model, load_tokenizer, read_structure
 from tailored_llama.serving import ChatServer
 from tailored_llama.store import ArtifactStore
@@ -74,7 +73,6 @@ def test_the_commands_there_are() -> None:
         "prune",
         "tune",
         "score",
-        "generate",
         "gguf",
         "merge",
         "report",
@@ -112,7 +110,7 @@ def test_help_shows_an_example_that_is_right(command: Command, path: tuple[str, 
     parser.make_context(path[-1], words[1 + len(path) :])  # raises where an option or argument is wrong
 
 
-def test_prune_tune_score_merge_generate(command: Command, config: Path, tiny: Path, tmp_path: Path) -> None:
+def test_prune_tune_score_merge(command: Command, config: Path, tiny: Path, tmp_path: Path) -> None:
     dense = read_structure(tiny).parameters
     status, out, _ = command("prune", tiny, "pruned", "--ratio", 0.2, "--config", config)
     left = read_structure(tmp_path / "pruned").parameters
@@ -168,10 +166,6 @@ def test_prune_tune_score_merge_generate(command: Command, config: Path, tiny: P
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert sum(p.numel() for p in merged.parameters()) == left
 
-    status, out, _ = command("generate", "merged", "the sky is", "--max-new-tokens", 4, "--device", "cpu")
-    expected = generate(load_model(tmp_path / "merged"), load_tokenizer(tiny), ["the sky is"], WrittenAnswer(4))[0]
-    assert (status, out) == (0, expected + "\n")
-    assert command("generate", "pruned", "the sky is", "--adapter", "adapter", "--max-new-tokens", 4)[:2] == (0, out)
     made = {"adapter", "before", "dense", "healed", "merged", "pruned", "scores"}
     assert {path.name for path in tmp_path.iterdir()} == {"data", "run.toml", "rows.csv", "own", *made}
 
