@@ -243,8 +243,6 @@ WRONG = {
     "score {tiny} -b colours --config run.toml --adapter out --out out": "adapter out: adapter_config.json is missing; "
     "allowed: a PEFT adapter in safetensors",
     "merge {tiny} data out": "adapter data: adapter_config.json is missing; allowed: a PEFT adapter in safetensors",
-    "generate {tiny} ''": "prompt 0: got ''; allowed: a text of at least one token",
-    "generate {tiny} x --device cuda:99": "execution.device: got 'cuda:99'; allowed here: *",
     "store ls --root none": "--root none: no such folder; allowed: an artifact store",
     "store gc --root none": "--root none: no such folder; allowed: an artifact store",
     "store gc --older-than 3x": "--older-than: got '3x'; allowed: a number and m, h, d, w, such as 30d",
