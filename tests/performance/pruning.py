@@ -12,7 +12,6 @@ included; `idle` is that of a process that has only loaded the libraries.
 """
 
 import json
-import multiprocessing
 import shutil
 import time
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from tailored_llama.data import read_calibration
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.memory import peak_memory, reset_peak_memory
 from tailored_llama.models import load_model, weight_files
+from tailored_llama.processes import forking
 from tailored_llama.pruning import ImportanceSettings, build_graph, read_groups, score_importance
 from tailored_llama.pruning.groups import read_owners
 from tailored_llama.pruning.importance import add_scores, read_importance
@@ -154,7 +154,7 @@ def main(
     weights = sum(file.stat().st_size for file in weight_files(dense))
     rows = []
     for name in (name for name in stages(dense, root, ratio) if name not in (skip or [])):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
+        with ProcessPoolExecutor(1, forking()) as worker:
             seconds, peak = worker.submit(measure, dense, root, ratio, name).result()
         rows.append({"shape": shape, "stage": name, "seconds": seconds, "peak_bytes": peak})
         idle = rows[0]["peak_bytes"]

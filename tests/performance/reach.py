@@ -12,7 +12,6 @@ are in `resident`, the high-water mark. A later call finds what a stage wrote, i
 RLIMIT_DATA so many MiB above an idle process.
 """
 
-import multiprocessing
 import resource
 import shutil
 import time
@@ -31,6 +30,7 @@ from tailored_llama.config import BenchmarkConfig, ExecutionConfig, PerplexityCo
 from tailored_llama.evaluation import PerplexitySettings, ScoreSettings, measure_perplexity, score_benchmark
 from tailored_llama.memory import _field, peak_memory, reset_peak_memory
 from tailored_llama.models import weight_bytes, writing
+from tailored_llama.processes import forking
 from tailored_llama.pruning import ImportanceSettings, build_graph, read_groups, score_importance
 
 SHAPES: dict[str, dict[str, Any]] = shapes.SHAPES | {
@@ -124,8 +124,8 @@ def measure(
 
 
 def alone(*arguments: Any) -> dict[str, Any]:
-    """`measure` in a new process."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
+    """`measure` in a new process, forked from one with all libraries."""
+    with ProcessPoolExecutor(1, forking()) as worker:
         return worker.submit(measure, *arguments).result()
 
 

@@ -1,16 +1,15 @@
-"""SmolLM2-135M-Instruct, dense and with a fifth or half of its parameters pruned; built once per process."""
+"""SmolLM2-135M-Instruct, dense and with a fifth or half of its parameters pruned; made once for all processes."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from helpers import CPU, prune
-from tailored_llama.config import RunConfig, Work, load_config
-from tailored_llama.config.schema import Shape
-from tailored_llama.data import CalibrationSettings, load_calibration
-from tailored_llama.models import DenseSettings, prepare_dense
-from tailored_llama.pruning import ImportanceSettings, build_graph, score_importance
+from helpers import CPU
+from real_models import dense, pruned
+from tailored_llama.config import RunConfig, StoreConfig, load_config
+from tailored_llama.data import CalibrationSettings
+from tailored_llama.pipeline import StoreExecutor, stages
+from tailored_llama.pipeline.graph import Node
 
 QUICKSTART = Path(__file__).parents[2] / "data" / "quickstart.toml"
 
@@ -23,75 +22,50 @@ def quickstart() -> RunConfig:
 
 
 @pytest.fixture(scope="session")
-def smollm2(quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("smollm2")
-    work = Work(out, downloads=quickstart.store.downloads)
-    prepare_dense(settings=DenseSettings.of(quickstart.model), work=work)
-    return out
+def models(
+    quickstart: RunConfig, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> StoreExecutor:
+    """Makes what no process of pytest-xdist has made yet; one that is at work on the same is waited for."""
+    folder = tmp_path_factory.getbasetemp()
+    root = (folder.parent if hasattr(request.config, "workerinput") else folder) / "models"
+    return StoreExecutor(StoreConfig(root=str(root), downloads=quickstart.store.downloads), CPU)
 
 
-@dataclass(frozen=True)
-class Scored:
-    """The folders that a pruning by gradients reads."""
-
-    groups: Path
-    calibration: Path
-    importance: Path
+SMOLLM2 = dense("smollm2-135m-instruct")
 
 
-@pytest.fixture(scope="session")
-def scored_smollm2(quickstart: RunConfig, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Scored:
-    scored = Scored(*(tmp_path_factory.mktemp(name) for name in ("groups", "text", "score")))
-    build_graph(smollm2, settings=None, work=Work(scored.groups))
-    drawn = CalibrationSettings.of(quickstart)
-    load_calibration(smollm2, {}, settings=drawn, work=Work(scored.calibration, downloads=quickstart.store.downloads))
-    criterion = ImportanceSettings(quickstart.pruning.criterion, 0)
-    score_importance(smollm2, scored.groups, scored.calibration, settings=criterion, work=Work(scored.importance, CPU))
-    return scored
-
-
-def prune_by_gradients(dense: Path, scored: Scored, run: RunConfig, ratio: float, out: Path) -> Path:
-    read = (scored.groups, scored.importance, scored.calibration)
+def by_gradients(run: RunConfig, ratio: float) -> Node:
+    text = stages.calibration("text", settings=CalibrationSettings.of(run), dense=SMOLLM2, prompts={})
     pruning = run.pruning.model_copy(update={"shape": "any"})
-    prune(dense, *read, ratio=ratio, pruning=pruning, reconstruction=run.reconstruction, out=out)
-    return out
+    return pruned(SMOLLM2, ratio, pruning, text=text, reconstruction=run.reconstruction)
 
 
 @pytest.fixture(scope="session")
-def pruned_smollm2(
-    smollm2: Path, scored_smollm2: Scored, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    return prune_by_gradients(smollm2, scored_smollm2, quickstart, 0.2, tmp_path_factory.mktemp("pruned"))
+def smollm2(models: StoreExecutor) -> Path:
+    return models.open(SMOLLM2)
 
 
 @pytest.fixture(scope="session")
-def halved_smollm2(
-    smollm2: Path, scored_smollm2: Scored, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def pruned_smollm2(models: StoreExecutor, quickstart: RunConfig) -> Path:
+    return models.open(by_gradients(quickstart, 0.2))
+
+
+@pytest.fixture(scope="session")
+def halved_smollm2(models: StoreExecutor, quickstart: RunConfig) -> Path:
     """Half of all parameters gone: a model worth little before tuning."""
-    return prune_by_gradients(smollm2, scored_smollm2, quickstart, 0.5, tmp_path_factory.mktemp("halved"))
-
-
-def prune_by_size(dense: Path, run: RunConfig, shape: Shape, factory: pytest.TempPathFactory) -> Path:
-    """Prune by the size of the weights alone, which takes seconds; the model is worth little."""
-    groups, importance, out = (factory.mktemp(name) for name in ("groups", "importance", shape))
-    build_graph(dense, settings=None, work=Work(groups))
-    score_importance(dense, groups, None, settings=ImportanceSettings("magnitude_l2"), work=Work(importance, CPU))
-    pruning = run.pruning.model_copy(update={"shape": shape})
-    prune(dense, groups, importance, None, ratio=0.2, pruning=pruning, out=out)
-    return out
+    return models.open(by_gradients(quickstart, 0.5))
 
 
 @pytest.fixture(scope="session")
-def layered_smollm2(smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def layered_smollm2(models: StoreExecutor, quickstart: RunConfig) -> Path:
     """Pruned by size, layers of different widths: for what must hold for any weights."""
-    return prune_by_size(smollm2, quickstart, "any", tmp_path_factory)
+    return models.open(pruned(SMOLLM2, 0.2, quickstart.pruning.model_copy(update={"shape": "any"})))
 
 
 @pytest.fixture(scope="session")
-def uniform_smollm2(smollm2: Path, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uniform_smollm2(models: StoreExecutor, quickstart: RunConfig) -> Path:
     """Pruned by size alike in every layer: a checkpoint of a stock architecture."""
-    return prune_by_size(smollm2, quickstart, "stock", tmp_path_factory)
+    return models.open(pruned(SMOLLM2, 0.2, quickstart.pruning.model_copy(update={"shape": "stock"})))
 
 
 @pytest.fixture(scope="session")

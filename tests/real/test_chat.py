@@ -4,6 +4,7 @@ import os
 import shutil
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,13 @@ import pytest
 
 from helpers import CPU, load_and_render, write_jsonl
 from llama_server import llama_server
-from tailored_llama.config import BenchmarkConfig, ModelConfig, RunConfig, Work, validate_config
+from real_models import dense
+from tailored_llama.config import BenchmarkConfig, RunConfig, Work, validate_config
 from tailored_llama.data import Chat, Prompt, read_chat, read_prompts
 from tailored_llama.data.benchmarks import load_examples
-from tailored_llama.models import DenseSettings, encode_pair, load_tokenizer, open_gguf, prepare_dense
+from tailored_llama.models import encode_pair, load_tokenizer, open_gguf, read_structure
+from tailored_llama.pipeline import StoreExecutor
+from tailored_llama.pipeline.graph import Artifact, stage
 from tailored_llama.serving import (
     GgufSettings,
     QuantisedSettings,
@@ -50,14 +54,20 @@ LABELS = ("science", "everyday life", "everyday story")  # two of them begin ali
 
 
 @pytest.fixture(scope="module", params=KEPT)
-def trimmed(request: pytest.FixtureRequest, quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    dense, out = tmp_path_factory.mktemp("dense"), tmp_path_factory.mktemp("trimmed")
-    settings = DenseSettings.of(ModelConfig(source=request.param, dtype="float32"))
-    prepare_dense(settings=settings, work=Work(dense, downloads=quickstart.store.downloads))
-    if request.param.startswith("gemma"):  # the embedded one has no chat template
-        (dense / "chat_template.jinja").write_text(GEMMA)
-    trim_checkpoint(dense, ["Text: Kind: Passage: Question: Answer:", *LABELS], KEPT[request.param], out)
-    return out
+def trimmed(request: pytest.FixtureRequest, models: StoreExecutor) -> Path:
+    return models.open(trimming(f"trim {request.param}", model=dense(request.param), size=KEPT[request.param]))
+
+
+def trim(model: Path, size: int, settings: None, work: Work) -> None:
+    with TemporaryDirectory() as folder:
+        copied = shutil.copytree(model, Path(folder), copy_function=os.symlink, dirs_exist_ok=True)
+        if "gemma" in read_structure(model).model_type:  # the embedded one has no chat template
+            (copied / "chat_template.jinja").write_text(GEMMA)
+        trim_checkpoint(copied, ["Text: Kind: Passage: Question: Answer:", *LABELS], size, work.out)
+
+
+@stage("trimmed", 1, lambda: trim)
+def trimming(*, settings: None = None, model: Artifact, size: int) -> None: ...
 
 
 def labelled(folder: Path, downloads: Path) -> BenchmarkConfig:
@@ -66,7 +76,7 @@ def labelled(folder: Path, downloads: Path) -> BenchmarkConfig:
     for (name, field), label in zip(
         {"arc_easy": "question", "piqa": "question", "hellaswag": "query"}.items(), LABELS, strict=True
     ):
-        for example in islice(load_examples(BenchmarkConfig(name=name), "evaluation", downloads), 30):
+        for example in islice(load_examples(BenchmarkConfig(name=name), "evaluation", downloads), 12):
             rows.append({"text": example.fields[field], "labels": LABELS, "label": label})
     file = write_jsonl(folder / "rows.jsonl", rows)
     columns = {"context": "Text: {text}\nKind:", "choices": "labels", "answer": "label"}

@@ -6,24 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import CPU, prune
 from llama_cpp import llama_cpp, with_ggml_gelu
-from tailored_llama.config import BenchmarkConfig, ModelConfig, PerplexityConfig, PruningConfig, RunConfig, Work
+from real_models import dense, pruned
+from tailored_llama.config import BenchmarkConfig, PerplexityConfig, PruningConfig, RunConfig
 from tailored_llama.data import find_text, load_template, load_texts, render
 from tailored_llama.data.benchmarks import load_examples
-from tailored_llama.models import (
-    EMBEDDED_MODELS,
-    DenseSettings,
-    load_model,
-    load_tokenizer,
-    prepare_dense,
-    read_structure,
-)
-from tailored_llama.pruning import CountSettings, ImportanceSettings, build_graph, count_tokens, score_importance
+from tailored_llama.models import EMBEDDED_MODELS, load_model, load_tokenizer, read_structure
+from tailored_llama.pipeline import StoreExecutor, stages
+from tailored_llama.pruning import CountSettings
 from tailored_llama.serving import write_gguf
 from tailored_llama.store import sha256_file
 
 pytestmark = pytest.mark.real
+GEMMA = dense("gemma-3-270m")
 TOKENS = 32_768
 WINDOW = 512  # tokens that 15 of the 18 layers look back on
 ODD = [
@@ -40,25 +35,17 @@ ODD = [
 
 
 @pytest.fixture(scope="module")
-def gemma(quickstart: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("gemma")
-    settings = DenseSettings.of(ModelConfig(source="gemma-3-270m", dtype="float32"))
-    prepare_dense(settings=settings, work=Work(out, downloads=quickstart.store.downloads))
-    return out
+def gemma(models: StoreExecutor) -> Path:
+    return models.open(GEMMA)
 
 
 @pytest.fixture(scope="module")
-def smaller(quickstart: RunConfig, gemma: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smaller(models: StoreExecutor, quickstart: RunConfig) -> Path:
     """Three fifths gone: seven of eight tokens, and channels by the size of their weights, alike in every layer."""
-    graph, scores, counts, out = (tmp_path_factory.mktemp(name) for name in ("graph", "scores", "counts", "smaller"))
-    build_graph(gemma, settings=None, work=Work(graph))
-    score_importance(gemma, graph, None, settings=ImportanceSettings("magnitude_l2"), work=Work(scores, CPU))
-    settings = CountSettings.of(quickstart)
-    count_tokens(gemma, {}, settings=settings, work=Work(counts, downloads=quickstart.store.downloads))
+    counts = stages.tokens("counts", settings=CountSettings.of(quickstart), dense=GEMMA, prompts={})
     kinds = ("attention", "mlp", "vocabulary")
     pruning = PruningConfig(shape="stock", kinds=kinds, vocabulary=TOKENS)
-    prune(gemma, graph, scores, None, ratio=0.6, pruning=pruning, counts=counts, out=out)
-    return out
+    return models.open(pruned(GEMMA, 0.6, pruning, counts=counts))
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,12 @@
 """Memory of importance scoring, on a model large enough for its weights to matter."""
 
-import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import pruning
+from tailored_llama.processes import forking
 
 pytestmark = pytest.mark.real
 
@@ -22,7 +22,7 @@ def test_importance_takes_little_more_memory_than_the_weights(tmp_path: Path) ->
     pruning.write_tokens(root / "tokens", shape["vocab_size"], samples=2, tokens=4)
     weights = sum(file.stat().st_size for file in dense.glob("*.safetensors"))
     pruning.measure(dense, root, 0.2, "graph")
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
+    with ProcessPoolExecutor(1, forking()) as worker:
         idle, peak = (worker.submit(pruning.measure, dense, root, 0.2, stage).result()[1] for stage in STAGES)
     assert weights > 2 * CONSTANT
     assert peak - idle <= 1.15 * weights + CONSTANT

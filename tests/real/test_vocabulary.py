@@ -7,41 +7,33 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import CPU, prune
 from llama_cpp import llama_cpp
-from tailored_llama.config import BenchmarkConfig, PerplexityConfig, PruningConfig, RunConfig, Work
+from real_models import dense, pruned
+from tailored_llama.config import BenchmarkConfig, PerplexityConfig, PruningConfig, RunConfig
 from tailored_llama.data import find_text, load_template, load_texts, render
 from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.models import load_model, load_tokenizer, read_id_table, read_structure
-from tailored_llama.pruning import CountSettings, ImportanceSettings, build_graph, count_tokens, score_importance
+from tailored_llama.pipeline import StoreExecutor, stages
+from tailored_llama.pruning import CountSettings
 from tailored_llama.serving import write_gguf
 
 pytestmark = pytest.mark.real
+SMOLLM2 = dense("smollm2-135m-instruct")
 TOKENS = 16_384
 
 
 @pytest.fixture(scope="module")
-def trimmed(quickstart: RunConfig, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trimmed(models: StoreExecutor, quickstart: RunConfig, smollm2: Path) -> Path:
     """Only tokens are removed, by the calibration text alone."""
-    graph, scores, counts, out = (tmp_path_factory.mktemp(name) for name in ("graph", "scores", "counts", "trimmed"))
-    build_graph(smollm2, settings=None, work=Work(graph))
-    score_importance(smollm2, graph, None, settings=ImportanceSettings("random", 0), work=Work(scores, CPU))
-    settings = CountSettings.of(quickstart)
-    count_tokens(smollm2, {}, settings=settings, work=Work(counts, downloads=quickstart.store.downloads))
+    counts = stages.tokens("counts", settings=CountSettings.of(quickstart), dense=SMOLLM2, prompts={})
     size = read_structure(smollm2).size
-    facts = prune(
-        smollm2,
-        graph,
-        scores,
-        None,
-        ratio=(size.vocab_size - TOKENS) * size.row / size.parameters,
-        pruning=PruningConfig(shape="any", kinds=("attention", "mlp", "vocabulary"), vocabulary=TOKENS),
-        counts=counts,
-        out=out,
-    )
+    ratio = (size.vocab_size - TOKENS) * size.row / size.parameters
+    pruning = PruningConfig(shape="any", kinds=("attention", "mlp", "vocabulary"), vocabulary=TOKENS)
+    made = pruned(SMOLLM2, ratio, pruning, counts=counts)
+    facts = models.artifacts.manifest(models.result(made)).measured
     assert facts["body_ratio"] == 0
     assert 0.95 < facts["tokens_whole"] < 0.96
-    return out
+    return models.open(made)
 
 
 @pytest.fixture(scope="module")
