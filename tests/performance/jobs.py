@@ -74,11 +74,18 @@ def calls(wheel: Path) -> Rows:
         asked, right = (lines_of(f"bfcl_eval/data/{folder}BFCL_v4_{part}.json") for folder in ("", "possible_answer/"))
         for row, answer in zip(asked, right, strict=True):
             ((name, values),) = answer["ground_truth"][0].items()
-            arguments = {key: accepted[0] for key, accepted in values.items() if accepted[0] != ""}
-            call = {"type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+            arguments = json.dumps(as_arguments(values))
+            call = {"type": "function", "function": {"name": name, "arguments": arguments}}
             tools = [{"type": "function", "function": function} for function in row["function"]]
             rows.append(in_turns(row["question"][0][-1]["content"], {"tool_calls": [call]}) | {"tools": tools})
     return rows
+
+
+def as_arguments(value: Any) -> Any:
+    """Values as the leaderboard has them, in whose objects each field lists what it takes: the first of each list."""
+    if isinstance(value, dict):
+        return {key: as_arguments(taken[0]) for key, taken in value.items() if taken and taken[0] != ""}
+    return [as_arguments(own) for own in value] if isinstance(value, list) else value
 
 
 def lines_of(name: str) -> Rows:
