@@ -165,7 +165,7 @@ def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the program, and that its workers
     Thread(target=read, daemon=True).start()
     quiet_libraries()
-    handler = _Sender(send)  # type: ignore[arg-type]
+    handler = _Sender(send)
     log = logging.getLogger("tailored_llama")
     log.setLevel(logging.INFO)
 
@@ -188,7 +188,11 @@ def _serve(connection: Connection) -> None:
 
 
 class _Sender(QueueHandler):
-    """Sends log records to the process that started this one; its queue is a function that does so."""
+    """Sends log records to the process that started this one."""
+
+    def __init__(self, send: Callable[[str, Any], None]) -> None:
+        super().__init__(None)  # type: ignore[arg-type]
+        self.send = send
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        self.queue("log", record)  # type: ignore[operator]
+        self.send("log", record)

@@ -15,7 +15,7 @@ def silent(done: int, total: int) -> None:
 
 def duration(seconds: float) -> str:
     """Seconds in the units that a reader would choose."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
+    if round(seconds) < 60:
+        return f"{seconds} s" if isinstance(seconds, int) else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -25,7 +25,7 @@ from tailored_llama.pipeline import STAGES, Cancelled, Node
 from tailored_llama.store import ArtifactRef, ArtifactStore
 
 FLOW = "stage"  # in flows/compositions.py
-THREADS = 64  # nodes that one flow has under way at once
+THREADS = 64  # nodes that one flow has under way at once, those that wait for others included
 Result = Callable[[Node], ArtifactRef]
 EVERY = 1.0  # seconds between two looks at a dispatched run, and as many more for each ten nodes under way
 
@@ -203,6 +203,7 @@ def dispatch(
         with batch.lock:
             if batch.run is None or node.id in batch.tried or node.id not in batch.ordered:
                 order = _order(node, batch, result)
+                runner.check()  # what it waited for may have been cancelled
                 batch.ordered = set(order)
                 batch.run = _create(deployment, list(order.values()), model, store, execution)
             batch.tried.add(node.id)

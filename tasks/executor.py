@@ -42,7 +42,7 @@ class PrefectExecutor(pipeline.Executor):
         self._batches = Batches(pool_limit(execution.dispatch)) if execution.dispatch else None
 
     def begin(self, *values: Any) -> None:
-        if self._batches:  # local nodes first: an order names what its nodes read, so that must be made
+        if self._batches:  # local nodes first: an order names what its nodes read, and waits for it
             nodes = pipeline.in_order(pipeline.nodes_in(values))
             for node in nodes:
                 self._batches.add(node)

@@ -8,8 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from tailored_llama.cli.main import app
+from tailored_llama.evaluation import SweepRow
 from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun, StoreExecutor
-from tailored_llama.store import ArtifactStore
+from tailored_llama.store import ArtifactStore, read_rows
 
 
 def compose(name: str, config: Any) -> Path:
@@ -24,6 +25,11 @@ def compose_incomplete(name: str, config: Any) -> tuple[Path, Mapping[str, Excep
         compose(name, config)
     assert ended.value.report
     return ArtifactStore(config.store.root).open(ended.value.report), ended.value.failed
+
+
+def read_sweep(report: Path) -> list[SweepRow]:
+    """The rows of a sweep's report, dense models first."""
+    return read_rows(report / "sweep.parquet", SweepRow)
 
 
 def run_command(*arguments: Any) -> tuple[int, str, str]:

@@ -29,7 +29,7 @@ def run(
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Run what a configuration is for in this process, without Prefect; what is in the store is found again."""
+    """Run a configuration without Prefect: the pipeline, a sweep or a search. What is in the store is found again."""
     raise typer.Exit(run_in_process(composition_of(config, overrides), str(config), overrides, only))
 
 

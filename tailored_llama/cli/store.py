@@ -116,7 +116,7 @@ def _store(root: str) -> store.ArtifactStore:
 
 def _report(start: str, entries: list[store.Entry]) -> store.Entry:
     """The only report whose key starts with `start`."""
-    reports = [entry for entry in entries if entry.stage in store.REPORTS]
+    reports = [entry for entry in entries if entry.stage in (*store.REPORTS, *store.FORMER)]
     matches = [entry for entry in reports if entry.key.startswith(start)]
     if len(matches) != 1:
         named = ", ".join(f"{entry.stage} {entry.key[:12]}" for entry in matches or reports) or "none is in this store"

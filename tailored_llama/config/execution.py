@@ -57,8 +57,8 @@ class ExecutionConfig(Section):
     processes that stay warm. They divide the CPU's threads, and each takes a free GPU. A stage that measures time runs
     alone. Not with dispatch, where workers do this."""
     dispatch: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """Stages that use the device run through the deployment `stage`
-    of this name, such as gpu, side by side on all workers of its pool; absent: one by one in the flow's process."""
+    """Name of a deployment of the flow `stage`, such as gpu. It runs the stages that use the device, side by side on
+    all workers of its pool; absent: one by one in the flow's process."""
 
     def contradictions(self) -> Iterator[str]:
         if self.device == "balanced" and self.streaming == "always":

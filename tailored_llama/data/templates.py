@@ -112,8 +112,8 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def load_template(source: str, field: str = "prompts.template") -> Template:
-    """Read a template set: a shipped one by its name, or a TOML file by its path; `field` is for error messages.
+def load_template(source: str) -> Template:
+    """Read a template set: a shipped one by its name, or a TOML file by its path.
 
     InputError: the set or file does not exist, is not TOML, or has an unknown key or an invalid layout.
     """
@@ -124,12 +124,14 @@ def load_template(source: str, field: str = "prompts.template") -> Template:
         near = difflib.get_close_matches(path.stem, names, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         kind = "file" if path.suffix == ".toml" else "template set"
-        raise InputError(f"{field}: got {source!r}, no such {kind}; allowed: {', '.join(names)}, or a .toml file{hint}")
+        raise InputError(
+            f"prompts.template: got {source!r}, no such {kind}; allowed: {', '.join(names)}, or a .toml file{hint}"
+        )
     data = read_config_data(path)
     try:
         return validate_as(Template, data)
     except InputError as error:
-        raise InputError(f"{field} {path}: {error}") from None
+        raise InputError(f"prompts.template {path}: {error}") from None
 
 
 def layout_of(template: Template, benchmark: BenchmarkConfig) -> Layout:

@@ -1,4 +1,4 @@
-"""From a model to numbers with intervals: scores, perplexity, costs, recovery and the studies' rows."""
+"""From a model to numbers with intervals: scores, perplexity, costs, recovery and the rows of a sweep."""
 
 from lazy_loader import attach_stub
 

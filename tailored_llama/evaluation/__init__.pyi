@@ -70,4 +70,3 @@ from .statistics import above_floor as above_floor
 from .statistics import detectable_difference as detectable_difference
 from .sweep import SweepRow as SweepRow
 from .sweep import measure as measure
-from .sweep import read_sweep as read_sweep

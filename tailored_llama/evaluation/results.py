@@ -1,4 +1,4 @@
-"""The parts of runs and studies: named artifacts, as futures in a composition and as folders in a stage."""
+"""The parts of runs, sweeps and searches: named artifacts, as nodes in a composition and as folders in a stage."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

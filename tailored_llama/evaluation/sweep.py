@@ -11,7 +11,6 @@ from tailored_llama.evaluation.recovery import MEAN, TAILORED, RecoveryRow, reco
 from tailored_llama.evaluation.results import MeasuredModel
 from tailored_llama.evaluation.scores import read_metrics, read_score
 from tailored_llama.models import read_structure
-from tailored_llama.store import read_rows
 
 
 @dataclass(frozen=True)
@@ -122,8 +121,3 @@ def _recovery(cells: Sequence[MeasuredModel[Path]], dense: Sequence[MeasuredMode
         for model, models in ((DENSE, dense), (TAILORED, cells))
     }
     return [row for row in recovery_rows(scores) if row.model == TAILORED]
-
-
-def read_sweep(folder: Path) -> list[SweepRow]:
-    """The rows of `sweep.parquet`, dense models first; InputError as `read_rows`."""
-    return read_rows(folder / "sweep.parquet", SweepRow)

@@ -1,4 +1,4 @@
-"""The stages composed: the whole pipeline and the studies, and the executors that make them in this process."""
+"""The stages composed: the whole pipeline, sweeps and searches, and the executors that make them in this process."""
 
 from lazy_loader import attach_stub
 

@@ -284,13 +284,17 @@ def build(
     A stage on the device waits for its turn there, and runs in a process of its own where some run side by side.
 
     Raises:
-        Exception: what the stage raised, or `check`, which a process of its own calls now and then.
+        Exception: what the stage raised, or `check`, which is called now and then: in this process, with the progress.
     """
     stage, fields, inputs, key = node.stage, node.fields, node.references, node.key
 
+    def told(done: int, total: int) -> None:
+        check()
+        progress(done, total)
+
     def compute(beside: bool, out: Path) -> Facts:
         resume = artifacts.resume_folder(stage.name, stage.version, fields, inputs)
-        work = Work(out, execution, downloads, progress, resume, f"{node.name} {key[:8]}")
+        work = Work(out, execution, downloads, told, resume, f"{node.name} {key[:8]}")
         opened = node.with_inputs(lambda leaf: artifacts.open(leaf) if isinstance(leaf, ArtifactRef) else leaf)
         if beside:
             return workers(execution.processes).run(stage, opened.inputs, node.settings, work, check)

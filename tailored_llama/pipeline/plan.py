@@ -1,7 +1,4 @@
-"""What a run would do, before it does anything: which nodes are found, which are to be made, and how long that takes.
-
-Make and Snakemake call it a dry run.
-"""
+"""A dry run, as Make and Snakemake have it: which nodes are found, which are to be made, and how long that takes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -48,12 +45,12 @@ class Plan:
         """The plan in lines, the last of which has the sums."""
         made = [node for node in self.nodes if not node.found]
         for node in self.nodes:
-            time = "" if node.found or node.seconds is None else f"  about {duration(node.seconds)}"
+            time = "" if node.found or node.seconds is None else f"  about {duration(round(node.seconds))}"
             yield f"{'found' if node.found else 'to make':8} {node.name}{time}"
         known = [node.seconds for node in made if node.seconds is not None]
         told = f"{len(self.nodes)} nodes: {len(self.nodes) - len(made)} found, {len(made)} to make"
         if known:
-            told += f", about {duration(sum(known))} by earlier runs"
+            told += f", about {duration(round(sum(known)))} by earlier runs"
         if len(known) < len(made):
             told += f"; how long {len(made) - len(known)} take is not known yet"
         yield told
@@ -109,13 +106,13 @@ def plan_run(compose: Callable[[Executor, Any], Graph], config: RunConfig) -> Pl
     for node in nodes:
         kind = node.stage.name
         if kind not in times:
-            times[kind] = _usualduration(run.artifacts, kind)
+            times[kind] = _usual_seconds(run.artifacts, kind)
         found = not run.failures(*in_order([node])) if node.stage.tolerant else not run.failures(node)
         planned.append(PlannedNode(node.name, found, times[kind]))
     return Plan(planned, open_after)
 
 
-def _usualduration(artifacts: ArtifactStore, stage: str) -> float | None:
+def _usual_seconds(artifacts: ArtifactStore, stage: str) -> float | None:
     """The median of the seconds that the last artifacts of a stage took; None: there is none."""
     manifests = sorted(artifacts.local.glob(f"{stage}/*/{MANIFEST}"), key=lambda file: file.stat().st_mtime)
     seconds = []

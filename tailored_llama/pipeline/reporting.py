@@ -1,4 +1,4 @@
-"""The last stages: finished models with their cards, and the reports of runs, studies and searches."""
+"""The last stages: finished models with their cards, and the reports of runs, sweeps and searches."""
 
 import json
 import shutil

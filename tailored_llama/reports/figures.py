@@ -1,4 +1,4 @@
-"""The pictures of the reports: their common style, their conversion to SVG and PNG, and intervals.
+"""The pictures of the reports: their common style, and their conversion to SVG and PNG.
 
 HTML reports embed pictures as SVG. Its colours are variables of the style sheet (`var(--dense)` …), so that one picture
 serves light and dark pages; its text stays text, in the page's font. Markdown pages show a small PNG. The same data
@@ -109,10 +109,10 @@ def xy(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]
     return [x for x, _ in points], [y for _, y in points]
 
 
-def name_ticks(axes: Axes, names: Sequence[str], width: float, ha: str) -> None:
+def name_ticks(axes: Axes, names: Sequence[str], width: float) -> None:
     """Names at x = 0, 1, …, on lines of 13 characters; tilted if such a line is wider than so many CSS pixels."""
     pieces = [re.findall(r".{1,13}(?:(?<=[-_.])|$)|[^-_.]+[-_.]?", name) for name in names]
     if max(len(piece) for of_name in pieces for piece in of_name) * 8 > width:
-        axes.set_xticks(range(len(names)), names, rotation=45, ha=ha, rotation_mode="anchor")
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     else:
         axes.set_xticks(range(len(names)), ["\n".join(of_name) for of_name in pieces])

@@ -14,7 +14,7 @@ from tailored_llama.evaluation import PRUNED, TAILORED, Answer
 from tailored_llama.reports.pages import Report, Section, from_template
 from tailored_llama.reports.parts import accuracy_of, megabytes, number, percent
 from tailored_llama.reports.tables import Cell, Column, Table, markdown, table_row
-from tailored_llama.store import MANIFEST, REPORTS, read_manifest
+from tailored_llama.store import FORMER, MANIFEST, REPORTS, read_manifest
 
 INDEX = "index.html"
 FIGURES = (*map(Column, ("size", "accuracy", "dense")), Column("certificate", left=True))
@@ -28,7 +28,7 @@ def write_index(folder: Path) -> str:
     runs = []
     for manifest in folder.glob(f"*/{MANIFEST}"):
         with suppress(InputError):
-            if (stage := read_manifest(manifest.parent).stage) in REPORTS:
+            if (stage := read_manifest(manifest.parent).stage) in (*REPORTS, *FORMER):
                 runs.append((manifest.stat().st_mtime, manifest.parent, list(_models(stage, manifest.parent))))
     rows = []
     for made, report, models in sorted(runs, key=lambda run: -run[0]):

@@ -210,7 +210,7 @@ def _bars(table: RecoveryTable, caption: str) -> Picture:
     floors, dashes = [table.any_row(name).floor for name in names], (0, (4, 2))
     axes.hlines(floors, places - 0.45, places + 0.45, COLOURS["ink"], dashes, linewidth=1.5, label="floor")
     axes.set(ylabel="accuracy", xlim=(-0.6, len(names) - 0.4), ylim=(0, None))
-    name_ticks(axes, names, (96 * figure.get_figwidth() - 80) / len(names), "right")
+    name_ticks(axes, names, (96 * figure.get_figwidth() - 80) / len(names))
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="y")
     legend = (entries[1:] + entries[:1] for entries in axes.get_legend_handles_labels())  # the floor comes last

@@ -14,6 +14,7 @@ from .files import error_number as error_number
 from .files import file_lock as file_lock
 from .files import is_safe_relative as is_safe_relative
 from .files import sha256_file as sha256_file
+from .housekeeping import FORMER as FORMER
 from .housekeeping import REPORTS as REPORTS
 from .housekeeping import Entry as Entry
 from .housekeeping import abandoned_claims as abandoned_claims

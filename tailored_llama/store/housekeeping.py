@@ -26,6 +26,7 @@ from tailored_llama.store.manifests import FINISHED, GGUF, MANIFEST, Manifest
 from tailored_llama.store.remote import Remote
 
 REPORTS = ("report", "sweep", "smallest")  # final results: no stage reads them
+FORMER = ("transfer", "prompt-study")  # reports that older versions wrote; they are kept as any other
 HALF_DONE = 6 * 3600.0  # seconds after which unfinished work that nobody holds is a leftover
 STATES = 7 * 86400.0  # the same for training states, which a run days later may resume
 _ARTIFACT = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)/([0-9a-f]{64})(?:/(.+))?", re.DOTALL)  # stage, key, a file's name
@@ -247,7 +248,7 @@ def remove_claims(store: ArtifactStore, names: Sequence[str]) -> None:
 
 
 def _reports(entries: Iterable[Entry]) -> list[Entry]:
-    reports = (entry for entry in entries if entry.stage in REPORTS and MANIFEST in entry.files)
+    reports = (entry for entry in entries if entry.stage in (*REPORTS, *FORMER) and MANIFEST in entry.files)
     return sorted(reports, key=lambda entry: -entry.used)
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from compositions import built, fail
+from compositions import built, fail, read_sweep
 from flows.compositions import sweep, tailor
 from helpers import add_merge, save_tiny_llama
 from services import ROOT
 from tailored_llama import evaluation
 from tailored_llama.config import SweepConfig, build_config, validate_config
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import read_recovery, read_sweep
+from tailored_llama.evaluation import read_recovery
 from tailored_llama.pipeline import IncompleteRun
 from tailored_llama.preflight import preflight_tailor
 from tasks.executor import open_store

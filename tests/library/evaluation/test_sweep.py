@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from compositions import read_sweep
 from helpers import save_tiny_llama
 from tailored_llama.config import SweepConfig, dense_runs, load_config, sweep_cells, tuned_dense_cells
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import MeasuredModel, RecoveryRow, SweepRow, read_sweep
+from tailored_llama.evaluation import MeasuredModel, RecoveryRow, SweepRow
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA, metrics
 from tailored_llama.evaluation.sweep import measure
 from tailored_llama.models import read_structure

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from compositions import built, compose, compose_incomplete, fail, kinds, run_command
+from compositions import built, compose, compose_incomplete, fail, kinds, read_sweep, run_command
 from helpers import as_toml, save_tiny_llama
 from tailored_llama import models, pruning
 from tailored_llama.config import SweepConfig, build_config
-from tailored_llama.evaluation import SweepRow, read_sweep
+from tailored_llama.evaluation import SweepRow
 
 
 @pytest.fixture

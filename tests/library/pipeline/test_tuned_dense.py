@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from compositions import built, compose, compose_incomplete, fail, folders, kinds
+from compositions import built, compose, compose_incomplete, fail, folders, kinds, read_sweep
 from helpers import save_worded_llama
 from tailored_llama import training
 from tailored_llama.config import TUNED_DENSE, SweepConfig, read_config_data, validate_as, validate_config
-from tailored_llama.evaluation import MEAN, read_recovery, read_sweep
+from tailored_llama.evaluation import MEAN, read_recovery
 from tailored_llama.models import read_config
 from tailored_llama.reports import stored_table
 

@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from compositions import built, compose, folders
+from compositions import built, compose, folders, read_sweep
 from helpers import save_worded_llama, words
 from tailored_llama.config import SweepConfig, validate_as, validate_config
-from tailored_llama.evaluation import read_metrics, read_recovery, read_sweep
+from tailored_llama.evaluation import read_metrics, read_recovery
 from tailored_llama.models import read_id_table
 
 pytestmark = pytest.mark.usefixtures("all_general_words")

@@ -112,6 +112,12 @@ def test_only_what_no_report_used_may_go_and_only_when_old(store: ArtifactStore,
     assert removable(entries, 3 * DAY, now=in_days(2)) == []
 
 
+def test_reports_that_older_versions_wrote_are_kept(store: ArtifactStore, make: Make) -> None:
+    make("transfer", make("scores"))
+    make("prompt-study", make("prompts"))
+    assert removable(survey(store), DAY, now=in_days(400)) == []
+
+
 def test_reports_beyond_the_newest_go_with_what_they_alone_used(store: ArtifactStore, make: Make) -> None:
     dense = make("dense")
     for number in range(3):
