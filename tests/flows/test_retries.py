@@ -165,7 +165,7 @@ def test_a_device_is_had_alone_until_its_holder_dies(tmp_path: Path, caplog: pyt
     ready = spawn.Event()
     holder = spawn.Process(target=hold, args=(str(tmp_path), ready))
     holder.start()
-    assert ready.wait(60)
+    assert ready.wait(180)
     execution = ExecutionConfig(device="cpu", exclusive="always")
     with device_slot(ExecutionConfig(device="cpu"), str(tmp_path)):
         pass  # the CPU is shared, where nothing else is asked for
