@@ -103,7 +103,7 @@ def _explain(error: Any, kind: type[BaseModel]) -> str:
         return str(context["error"])  # names its field itself
     if error["type"] == "extra_forbidden":
         siblings = _siblings(path, kind)
-        near = difflib.get_close_matches(path[-1], siblings, n=1, cutoff=0.65)
+        near = difflib.get_close_matches(path[-1], siblings, n=1, cutoff=0.6)
         hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"allowed: {', '.join(siblings)}"
         return f"{field}: unknown key; {hint}"
     if error["type"] == "literal_error":

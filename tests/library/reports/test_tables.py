@@ -57,7 +57,7 @@ def test_a_long_prompt_loses_its_middle() -> None:
 def test_names_below_bars_break_where_they_may_and_else_are_tilted() -> None:
     def shown(*names: str) -> list[tuple[str, float]]:
         axes = new_figure(300).subplots()
-        name_ticks(axes, names, 120, "right")
+        name_ticks(axes, names, 120)
         return [(label.get_text(), label.get_rotation()) for label in axes.get_xticklabels()]
 
     assert shown("arc_easy", "customer-support-tickets-2026", "my.data_v2.csv") == [
