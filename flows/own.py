@@ -48,7 +48,7 @@ def parameters_of(config: RunConfig) -> dict[str, Any]:
 
 
 def _read(file: str, overrides: list[str]) -> tuple[str, RunConfig]:
-    """Return what a file is for and its configuration, with what a deployed run needs beside it; all is checked."""
+    """Return the flow of a file and its configuration, with what a deployed run needs beside it; all is checked."""
     flow, given = composition_of(file, overrides), read_config_data(file, overrides)
     for field, value in DEPLOYED.items():
         section, name = field.split(".")
