@@ -12,6 +12,8 @@ from tailored_llama.evaluation.settings import WrittenAnswer
 from tailored_llama.models import encode, token_budget, within_memory
 from tailored_llama.progress import Progress, silent
 
+LEAST_TOKENS = 4_096  # of a batch: each new token reads all weights, whether for one prompt or for several
+
 
 def generate(
     model: Any,
@@ -37,12 +39,17 @@ def generate(
     if [] in encoded:
         empty = encoded.index([])
         raise InputError(f"prompt {empty}: got {contexts[empty]!r}; allowed: a text of at least one token")
-    texts, done = [""] * len(contexts), 0
+    texts, done, budget = [""] * len(contexts), 0, batch_tokens or max(token_budget(None, model), LEAST_TOKENS)
     lengths, run = [len(ids) + new for ids in encoded], partial(_generate_batch, model, tokenizer, encoded, until)
-    for batch, continuations in within_memory(lengths, token_budget(batch_tokens, model), run, padded=True):
-        for index, text in zip(batch, continuations, strict=True):
-            texts[index] = text
-        progress(done := done + len(batch), len(contexts))
+    # On a CPU, torch multiplies the last states of several prompts, a slice, hundreds of times as slowly in bfloat16.
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, states: (states[0].contiguous(),))
+    try:
+        for batch, continuations in within_memory(lengths, budget, run, padded=True):
+            for index, text in zip(batch, continuations, strict=True):
+                texts[index] = text
+            progress(done := done + len(batch), len(contexts))
+    finally:
+        hook.remove()
     return texts
 
 

@@ -58,6 +58,15 @@ def test_batches_write_what_each_context_gets_alone(tiny: Path, batch_tokens: in
     assert generate(model, tokenizer, CONTEXTS, WrittenAnswer(12), batch_tokens=batch_tokens) == expected
 
 
+def test_the_head_never_multiplies_a_slice_which_takes_torch_minutes_in_bfloat16(tiny: Path) -> None:
+    model, seen = load_model(tiny), list[bool]()
+    multiply = model.lm_head.forward
+    model.lm_head.forward = lambda states: (seen.append(states.is_contiguous()), multiply(states))[1]
+    generate(model, load_tokenizer(tiny), CONTEXTS, WrittenAnswer(3))
+    assert len(seen) == 3  # tokens of one batch
+    assert all(seen)
+
+
 def test_an_answer_ends_before_the_first_stop_string(tiny: Path) -> None:
     model, tokenizer = load_model(tiny), load_tokenizer(tiny)
     whole = plain(model, tokenizer, "The sky is", 24)
