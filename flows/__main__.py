@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tailored_llama.pipeline import COMPOSITIONS, Composition, run_composition
+from tailored_llama.pipeline import COMPOSITIONS, Composition, WaitingForLabels, run_composition
 from tailored_llama.store import ArtifactRef
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one field")]
@@ -24,9 +24,13 @@ def _add_command(name: str, composition: Composition) -> None:
         only: Annotated[str | None, typer.Option(metavar="STAGE", help="run one alone: 'tune arc_easy @ 0.20'")] = None,
     ) -> None:
         def execute(_: Composition, loaded: Any) -> ArtifactRef:
-            from flows.compositions import FLOWS  # with Prefect, which takes a second that a wrong value needs not
+            from flows.compositions import FLOWS, WAITING  # with Prefect: a second that a wrong value needs not
 
-            return FLOWS[name](loaded, only)
+            state: Any = FLOWS[name](loaded, only, return_state=True)
+            if state.name == WAITING:
+                raise WaitingForLabels(str(state.message))
+            reference: ArtifactRef = state.result()
+            return reference
 
         raise typer.Exit(run_composition(name, config, overrides or [], execute))
 

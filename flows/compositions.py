@@ -3,13 +3,15 @@
 from typing import Any
 
 from prefect import Flow, flow, get_run_logger
+from prefect.client.schemas.objects import State
 from prefect.runtime import deployment, flow_run
+from prefect.states import Completed
 
 from tailored_llama.config import ExecutionConfig, RunConfig, StoreConfig, resolve
-from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun, plan_run
+from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun, WaitingForLabels, plan_run
 from tailored_llama.store import ArtifactRef
 from tasks._dispatch import THREADED, Ordered, nodes_of
-from tasks._pages import keep_report, show_plan
+from tasks._pages import keep_report, show_labels, show_plan
 from tasks.executor import PrefectExecutor
 
 
@@ -24,12 +26,19 @@ def run_name() -> str:
     return f"{flow_run.flow_name} {model} @ {ratios}: {first}{f' and {len(more)} more' if more else ''}"
 
 
-def _as_flow(name: str) -> Flow[..., ArtifactRef]:
+WAITING = "WaitingForLabels"  # the state of a search that goes on when rows are labelled; no failure
+
+
+def _as_flow(name: str) -> Flow[..., Any]:
     """The flow of a composition; Prefect takes its name, its form and what it checks from its function."""
     composition = COMPOSITIONS[name]
 
-    def run(config: Any, only: str | None = None) -> ArtifactRef:
-        return compose(name, config, only)
+    def run(config: Any, only: str | None = None) -> ArtifactRef | State[Any]:
+        try:
+            return compose(name, config, only)
+        except WaitingForLabels as waiting:
+            show_labels(waiting)
+            return Completed(name=WAITING, message=str(waiting))
 
     run.__name__ = run.__qualname__ = name
     run.__annotations__["config"] = composition.kind

@@ -1,6 +1,7 @@
-"""Tables as files: Parquet, checked before it is read, and the user's own CSV, JSON and Parquet."""
+"""Files: Parquet, checked before it is read, and the user's own CSV, JSON and Parquet; and how one is written whole."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -109,3 +110,14 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
                 raise InputError(f"{path} line {number}: got {line[:80]!r}; allowed: {allowed}") from None
     columns = dict.fromkeys(name for row in rows for name in row)
     return [{name: row.get(name) for name in columns} for row in rows]
+
+
+@contextmanager
+def unfinished(out: Path) -> Iterator[Path]:
+    """A path beside that of a file, whose place it takes once the block has ended without an error."""
+    part = out.with_name(f"{out.name}.part")
+    try:
+        yield part
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from tailored_llama import reports
 from tailored_llama.config import StoreConfig
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import Plan, place_report, report_target
+from tailored_llama.pipeline import Plan, WaitingForLabels, place_report, report_target
 from tailored_llama.store import ArtifactRef, ArtifactStore
 
 PAGES = {  # reports that the UI shows, by stage: the artifact's key, and a few words about it
@@ -18,6 +18,7 @@ PAGES = {  # reports that the UI shows, by stage: the artifact's key, and a few 
     "sweep": ("sweep", "Every setting, and the curves"),
     "smallest": ("smallest", "The smallest model, and the proof"),
 }
+SHOWN = 50  # rows to label
 LIMIT = 400_000  # bytes per artifact, which the server keeps in its database
 
 
@@ -34,6 +35,14 @@ def show_plan(plan: Plan) -> None:
     """Show what a run will do as an artifact of this run."""
     lines = "\n".join(plan.lines())
     _show("plan", "What this run makes, and what it finds", f"# Plan\n\n```\n{lines}\n```\n")
+
+
+def show_labels(waiting: WaitingForLabels) -> None:
+    """Show which rows a search waits for as an artifact of this run, the first of them with their texts."""
+    shown = [f"| {row.part} | {' '.join(row.row.split())[:300].replace('|', '/')} |" for row in waiting.rows[:SHOWN]]
+    more = f"\n… and {len(waiting.rows) - SHOWN} more.\n" if len(waiting.rows) > SHOWN else ""
+    table = "\n".join(["| part | row |", "|--:|---|", *shown])
+    _show("labels", "Rows to label", f"# {len(waiting.rows)} rows to label\n\n{waiting}\n\n{table}\n{more}")
 
 
 def keep_report(store: StoreConfig, report: ArtifactRef, name: str) -> None:

@@ -152,6 +152,7 @@ def smallest(
     model: Source,
     rows: Rows,
     lose_at_most: float = 3.0,
+    unlabelled: Rows = None,
     export: str | Path | None = None,
     store: str | Path | None = None,
     settings: Settings | None = None,
@@ -162,6 +163,8 @@ def smallest(
         model: as in `prune`.
         rows: as in `tune`.
         lose_at_most: points of accuracy.
+        unlabelled: rows without answers to prove on, as in `tune`; labels are asked for where two models differ, in the
+            file that the field goal.labels names.
         export: a folder that gets the model; absent: one that is gone when Python ends.
         store: as in `prune`. How often the rows were opened is recorded there, and in the user's state folder.
         settings: further fields of a configuration, such as {"goal.runtime": "transformers"}.
@@ -169,6 +172,7 @@ def smallest(
     Raises:
         InputError: an argument is wrong, or so many rows cannot prove it; the message says what could. Or without
             `store`, the user's state folder cannot be written.
+        WaitingForLabels: rows have to be labelled first; the message says where they are.
     """
     if store is None:
         try:
@@ -180,7 +184,12 @@ def smallest(
             ) from None
     fields = {"goal.lose_at_most": lose_at_most, "store.export": str(export or _new_folder()), **(settings or {})}
     composition = COMPOSITIONS["smallest"]
-    run, config = _runner_and_config(model, _benchmark(rows), store, fields, SmallestConfig)
+    job = _benchmark(rows)
+    if unlabelled is not None:
+        job = {"data": job} if isinstance(job, str) else job
+        others = _benchmark(unlabelled)
+        job = {**job, "unlabelled": others if isinstance(others, str) else others["data"]}
+    run, config = _runner_and_config(model, job, store, fields, SmallestConfig)
     composition.check(config)
     report = run.folder(composition.make(run, config))
     answer = evaluation.read_answer(report)

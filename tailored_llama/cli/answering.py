@@ -27,7 +27,8 @@ def answer(
     if out.suffix not in SUFFIXES:
         raise InputError(f"--out: got {out}; allowed: a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
     check_new_file(out)
-    from tailored_llama.serving import load, unfinished
+    from tailored_llama.files import unfinished
+    from tailored_llama.serving import load
 
     with load(folder, context) as model:
         frame = model.answers(rows)

@@ -5,6 +5,7 @@ import sys
 import typer
 
 from tailored_llama.cli.answering import answering
+from tailored_llama.cli.labelling import labelling
 from tailored_llama.cli.making import making
 from tailored_llama.cli.measuring import measuring
 from tailored_llama.cli.running import running
@@ -26,6 +27,7 @@ app.add_typer(running)
 app.add_typer(making)
 app.add_typer(measuring)
 app.add_typer(answering)
+app.add_typer(labelling)
 app.add_typer(store_app, name="store")
 
 

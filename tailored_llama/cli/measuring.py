@@ -118,11 +118,15 @@ def smallest(
     ],
     model: Annotated[str, typer.Option(help="Embedded name, folder, .gguf file or Hub id.")],
     lose_at_most: Annotated[float, typer.Option(help="Points of accuracy that may be lost.")] = 3.0,
+    unlabelled: Annotated[
+        Path | None, typer.Option(help="Rows without answers to prove on: labels are asked for where models differ.")
+    ] = None,
     export: Annotated[Path, typer.Option(help="Folder that gets the model.")] = Path("smallest"),
     overrides: Overrides = None,
 ) -> None:
     """Find the smallest model that still does a job, and prove that it does, without a configuration file."""
     settings = [f"benchmarks={json.dumps(rows)}", f"model.source={json.dumps(model)}"]
+    settings += [f"rows.unlabelled={json.dumps(str(unlabelled))}"] if unlabelled else []
     settings += [f"goal.lose_at_most={lose_at_most}", f"store.export={json.dumps(str(export))}"]
     raise typer.Exit(run_in_process("smallest", None, [*settings, *(overrides or [])]))
 

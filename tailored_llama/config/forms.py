@@ -27,6 +27,9 @@ METRICS: dict[Any, tuple[str, ...]] = {  # kind → its metrics; the first of a 
 # The metrics of answers that the model writes → their kinds
 WRITTEN: dict[Any, Kind] = {metric: kind for kind in ("written", "json", "call") for metric in METRICS[kind]}
 
+# What stands for the answer of a row that has none
+UNKNOWN: dict[Any, Any] = {"choices": 0, "written": "?", "json": "{}", "call": '{"name": "", "arguments": {}}'}
+
 # Answers that nothing calls labels are labels if there are few of them, and each has several rows. Numbers are counted
 # more strictly, since the sums of small numbers come again as well.
 MOST_LABELS, MOST_NUMBERS, LONGEST_LABEL, ROWS_A_LABEL = 200, 10, 100, 5
@@ -39,8 +42,10 @@ def as_benchmark(value: Any) -> Any:
     return {"data" if Path(value).suffix in SUFFIXES else "name": value}
 
 
-def in_form(rows: Sequence[Row], form: Form, where: str) -> list[dict[str, Any]]:
+def in_form(rows: Sequence[Row], form: Form, where: str, unanswered: bool = False) -> list[dict[str, Any]]:
     """Rows with the columns that a form stands for; InputError: a row has another form, after `where`.
+
+    If rows may be `unanswered`, the answer of such a row is None.
 
     messages: `turns`, those before the answer; `system`; `user`, the texts of all others, after the tools; `assistant`,
     the answer; and `prompt`, all but the answer. alpaca: `output`, and `prompt`, the instruction with any input.
@@ -49,7 +54,7 @@ def in_form(rows: Sequence[Row], form: Form, where: str) -> list[dict[str, Any]]
     for number, row in enumerate(rows):
         cells = {column.lower(): value for column, value in row.items()}
         try:
-            told = _turns(cells) if form == "messages" else {"output": cells.get("output")}
+            told = _turns(cells, unanswered) if form == "messages" else {"output": cells.get("output")}
         except ValueError as error:
             raise InputError(f"{where} row {number}: {error}") from None
         parts = ("system", "user") if form == "messages" else ("instruction", "input")
@@ -58,13 +63,16 @@ def in_form(rows: Sequence[Row], form: Form, where: str) -> list[dict[str, Any]]
     return shaped
 
 
-def _turns(cells: Row) -> dict[str, Any]:
+def _turns(cells: Row, unanswered: bool) -> dict[str, Any]:
     """The messages of a row, and their texts; ValueError: they are no words, or not questions with answers in turn."""
     cell = cells.get("messages")
     messages = from_json(cell) if isinstance(cell, str) else cell
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError(f"column messages: got {str(cell)[:80]!r}; allowed: a list of messages")
     roles = [str(message.get("role")) for message in messages]
+    if unanswered and roles[-1:] == ["user"]:
+        unknown = {"role": "assistant", "content": UNKNOWN["call"]}
+        return _turns({**cells, "messages": [*messages, unknown]}, False) | {"assistant": None}
     asked = len(roles) - (roles[:1] == ["system"])
     if not asked or roles[-asked:] != ["user", "assistant"] * (asked // 2):
         allowed = "system (or none), then user and assistant in turn, assistant last"
@@ -110,6 +118,11 @@ def _words(role: str, content: Any) -> str:
     if not all(isinstance(text, str) for text in texts) or not "".join(map(str, texts)).strip():
         raise ValueError(f"column messages: got {str(content)[:80]!r} from {role}; allowed: a text")
     return "".join(map(str, texts))
+
+
+def is_answered(cell: Any) -> bool:
+    """Return whether a cell has an answer."""
+    return cell is not None and cell == cell and (not isinstance(cell, str) or bool(cell.strip()))
 
 
 def from_json(text: str) -> Any:

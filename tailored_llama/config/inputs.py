@@ -163,6 +163,10 @@ class BenchmarkConfig(Section):
     row decides whether it is to tune on (45 %), to choose with (15 %) or to report on (40 %). Columns with common names
     need not be set: messages; instruction, input and output; prompt and completion; text and label; question, choices
     (or a, b, …) and answer; and others like them."""
+    unlabelled: str | None = None
+    """With `data`, in a search: a file of rows whose answers nobody knows yet, which are to prove on. Answers are asked
+    for only where two models differ. `data` is then to tune on (75 %) and to choose with (25 %). Rows without an answer
+    in `data` are such rows, too; its own name here means no others."""
     form: Form | None = None
     """With `data`: what a row stands for. messages: its messages and tools, read as the columns system, user (the tools
     first), assistant, and prompt (system and user together). alpaca: its instruction and input, read as the column
@@ -214,14 +218,20 @@ class BenchmarkConfig(Section):
         return data if is_text or data.get("stop") is not None else {**data, "stop": ()}
 
     def contradictions(self) -> Iterator[str]:
+        if self.unlabelled is not None and self.data is None:
+            yield f"benchmarks.{self.name}.unlabelled: got {self.unlabelled!r}; allowed: beside `data`"
         if self.data is None:
             return
         where = f"benchmarks.{self.name}.data: got {self.data!r}"
         for field in OTHER_SOURCES:
             if (value := getattr(self, field)) is not None:
                 yield f"{where} with {field} = {value!r}; allowed: data alone, or {field}"
-        if Path(self.data).suffix not in SUFFIXES:
-            yield f"{where}; allowed: a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
+        for field, file in (("data", self.data), ("unlabelled", self.unlabelled)):
+            if file is not None and Path(file).suffix not in SUFFIXES:
+                allowed = f"a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
+                yield f"benchmarks.{self.name}.{field}: got {file!r}; allowed: {allowed}"
+        if self.unlabelled is not None and self.metric == "f1":
+            yield f"{where} with unlabelled rows and metric = 'f1'; allowed: a metric that is right or wrong"
         if self.kind and self.metric and self.metric not in METRICS[self.kind]:
             got = f"benchmarks.{self.name}.metric: got {self.metric!r} with kind = {self.kind!r}"
             yield f"{got}; allowed: {' or '.join(METRICS[self.kind])}"

@@ -69,10 +69,12 @@ def _completed(given: dict[str, Any], path: Path) -> dict[str, Any]:
     if "context" not in given or given.get("answer") not in [*rows[0]]:
         given.setdefault("form", next((form for form, columns in FORMS.items() if names.issuperset(columns)), None))
     if given.get("form"):
-        rows = forms.in_form(rows, given["form"], f"{where}: {path.name}")
+        rows = forms.in_form(rows, given["form"], f"{where}: {path.name}", bool(given.get("unlabelled")))
         given = _of_form(given["form"], rows) | given
     given = _with_columns(given, where, [*rows[0]])
     cells = [row.get(given["answer"]) for row in rows]
+    if given.get("unlabelled"):
+        cells = [cell for cell in cells if forms.is_answered(cell)]
     if not given["kind"]:
         kind = _kind_of_all(where, given["answer"], cells)
         if kind == "written" and forms.is_labelled(given["answer"], [accepted(cell) for cell in cells]):

@@ -157,6 +157,11 @@ class RunConfig(Section):
             yield f"benchmarks: {', '.join(twice)} is named twice; allowed: each name once"
         if set(self.pruning.kinds) == {"vocabulary"}:
             yield "pruning.kinds: got vocabulary alone; allowed: with attention or mlp, for the rest of it"
+        if not hasattr(self, "goal"):
+            for benchmark in self.benchmarks:
+                if benchmark.unlabelled:
+                    got = f"benchmarks.{benchmark.name}.unlabelled: got {benchmark.unlabelled!r}"
+                    yield f"{got}; allowed: in a search for the smallest model, which asks for labels"
         yield from self._unread_texts()
 
     def _unread_texts(self) -> Iterator[str]:

@@ -182,6 +182,19 @@ class GoalConfig(Section):
     choosing_rows: int = Field(1000, ge=10)
     """Rows to choose candidates with, at most; they are neither tuned on nor prove anything."""
     even_if_unprovable: bool = Field(False, description="Search even if there are too few rows to prove lose_at_most.")
+    labels: str = Field("to-label.csv", pattern=r"\.(csv|jsonl)$")
+    """With rows to prove on that are not labelled: the .csv or .jsonl file in which a search asks for labels, and finds
+    them."""
+    ask: bool = True
+    """Ask for the labels that may still prove a smaller model; false: prove what the labels that there are prove."""
+    label_errors: float = Field(0.0, ge=0, lt=0.5)
+    """The share of wrong labels to reckon with. They make a loss look smaller, at worst by twice their share, so the
+    margin that is tested is smaller by that."""
+
+    @property
+    def tested_margin(self) -> float:
+        """The margin that is tested, as a share."""
+        return self.lose_at_most / 100 * (1 - 2 * self.label_errors)
 
 
 class SmallestConfig(RunConfig):
@@ -220,6 +233,8 @@ class SmallestConfig(RunConfig):
             yield f"goal.models: got {min(twice)!r} twice; allowed: each model once, beside model.source"
         if len(set(goal.types)) < len(goal.types):
             yield f"goal.types: got {', '.join(goal.types)}; allowed: each type once"
+        if goal.measure == "probability" and any(benchmark.unlabelled for benchmark in self.benchmarks):
+            yield "goal.measure: got 'probability' with unlabelled rows; allowed: accuracy"
 
     @property
     def file_types(self) -> tuple[GgufType | None, ...]:

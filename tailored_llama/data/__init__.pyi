@@ -3,6 +3,7 @@ from . import benchmarks as benchmarks
 from . import worked_example as worked_example
 from .answers import AnswersSettings as AnswersSettings
 from .answers import check_answers as check_answers
+from .benchmarks import UNLABELLED as UNLABELLED
 from .benchmarks import BenchmarkSource as BenchmarkSource
 from .benchmarks import Example as Example
 from .benchmarks import headline_metric as headline_metric
@@ -23,6 +24,13 @@ from .custom import check_benchmark as check_benchmark
 from .custom import named_columns as named_columns
 from .drawing import select_train as select_train
 from .drawing import without as without
+from .labels import NONE as NONE
+from .labels import Asked as Asked
+from .labels import ask as ask
+from .labels import labels_in as labels_in
+from .labels import merged as merged
+from .labels import read_asked as read_asked
+from .labels import write_asked as write_asked
 from .likelihoods import encode_answer as encode_answer
 from .likelihoods import encode_prompt as encode_prompt
 from .likelihoods import loglikelihoods as loglikelihoods

@@ -5,20 +5,44 @@ lm-evaluation-harness (and so the evaluation split here) writes ".. ". On the va
 3,073 of 10,042 documents, by full stops and spaces only.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailored_llama.config import BenchmarkConfig, Metric, Work, in_form, is_json, is_written
+from tailored_llama.config import (
+    UNKNOWN,
+    WRITTEN,
+    BenchmarkConfig,
+    Metric,
+    Work,
+    in_form,
+    is_answered,
+    is_json,
+    is_written,
+)
 from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.custom import check_benchmark, custom_columns, custom_content, custom_parts
-from tailored_llama.data.splits import PURPOSE, SPLITS, Split, check_column, divide, embedded_rows, find_split
+from tailored_llama.data.splits import (
+    LABELLED,
+    PURPOSE,
+    SHARES,
+    SPLITS,
+    Split,
+    check_column,
+    divide,
+    embedded_rows,
+    find_split,
+    in_hash_order,
+)
 from tailored_llama.errors import InputError
+from tailored_llama.files import read_file
 from tailored_llama.store import read_table, write_table
 
+UNLABELLED = -1  # the answer of an example whose right choice nobody knows yet
 _TEXT, _NUMBER = pa.string(), pa.int32()
 EXAMPLES_SCHEMA = pa.schema(
     {"split": _TEXT, "example": _NUMBER, "fields": pa.map_(_TEXT, _TEXT), "choices": pa.list_(_TEXT), "answer": _NUMBER}
@@ -27,7 +51,10 @@ EXAMPLES_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Example:
-    """One question: its row in the official split, its named texts, the choices, and the index of the right choice."""
+    """One question: its row in the official split, its named texts, the choices, and the index of the right choice.
+
+    If nobody knows the right one (`UNLABELLED`), a written answer has one choice, which means nothing.
+    """
 
     index: int
     fields: dict[str, str]
@@ -105,19 +132,52 @@ def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Exam
     if not table:
         raise InputError(f"{where}: holds no rows; allowed: at least one")
     if benchmark.form:
-        table = in_form(table, benchmark.form, where)
+        table = in_form(table, benchmark.form, where, bool(benchmark.unlabelled))
     for column in custom_columns(benchmark):
         check_column(where, column, table[0])
-    examples = [_example(benchmark, f"{where} row", index, row) for index, row in enumerate(table)]
+    answered = {
+        i: row for i, row in enumerate(table) if not benchmark.unlabelled or is_answered(row[str(benchmark.answer)])
+    }
+    examples = [_example(benchmark, f"{where} row", index, row) for index, row in answered.items()]
     if not benchmark.data:
         return examples
-    divided = divide([custom_content(benchmark, row, e.choices) for row, e in zip(table, examples, strict=True)])
+    contents = [custom_content(benchmark, table[example.index], example.choices) for example in examples]
+    if benchmark.unlabelled and split == "evaluation":
+        return _unlabelled(
+            benchmark, {i: row for i, row in enumerate(table) if i not in answered}, len(table), contents
+        )
+    divided = divide(contents, LABELLED if benchmark.unlabelled else SHARES)
     if not divided[split]:
         raise InputError(
             f"benchmarks.{benchmark.name}.data: got {benchmark.data!r}, whose {sum(map(len, divided.values()))} "
             f"different rows leave none {PURPOSE[split]}; allowed: a file with rows for every part, 150 or more"
         )
     return [examples[i] for i in divided[split]]
+
+
+def _unlabelled(
+    benchmark: BenchmarkConfig, own: Mapping[int, dict[str, Any]], start: int, labelled: Sequence[Sequence[str]]
+) -> list[Example]:
+    """The rows without an answer in the order of their hashes: `own`, by index, and those of the file, from `start` on.
+
+    Rows with the contents of `labelled` ones are left out. Answers in the file are not read.
+    """
+    path, columns = Path(str(benchmark.unlabelled)).expanduser(), custom_columns(benchmark)
+    where, rows = f"benchmarks.{benchmark.name}.unlabelled: {path.name}", dict(own)
+    if benchmark.unlabelled != benchmark.data:
+        if not path.is_file():
+            raise InputError(f"{where}: no such file; allowed: a file of rows without answers")
+        others = read_file(path)
+        others = in_form(others, benchmark.form, where, True) if benchmark.form else others
+        for column in columns[:-1]:
+            check_column(where, column, others[0] if others else {})
+        rows |= enumerate(others, start)
+    unknown = benchmark.labels[0] if benchmark.labels else UNKNOWN[WRITTEN.get(benchmark.metric, "choices")]
+    examples = [_example(benchmark, f"{where} row", i, {**row, columns[-1]: unknown}) for i, row in rows.items()]
+    contents = [custom_content(benchmark, rows[example.index], example.choices) for example in examples]
+    if not (order := in_hash_order(contents, labelled)):
+        raise InputError(f"{where}: got no row without an answer; allowed: some that are in no other part")
+    return [replace(examples[i], answer=UNLABELLED) for i in order]
 
 
 def has_train(benchmark: BenchmarkConfig) -> bool:
@@ -218,7 +278,9 @@ def load_benchmark(*, settings: BenchmarkSource, work: Work) -> dict[str, Any]:
         "answer": [e.answer for e in every],
     }
     write_table(work.out / "examples.parquet", columns, EXAMPLES_SCHEMA)
-    left_out = len(find_split(benchmark, "train").rows()) - len(every) if benchmark.data else len(rows) - len(train)
+    left_out = len(rows) - len(train)
+    if benchmark.data:
+        left_out = len(find_split(benchmark, "train").rows()) - len([e for e in every if e.answer != UNLABELLED])
     return {split: len(examples) for split, examples in splits.items()} | {"left_out": left_out}
 
 

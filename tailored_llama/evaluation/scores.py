@@ -14,7 +14,7 @@ from tailored_llama.config import WRITTEN
 from tailored_llama.data import PromptSplit, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation.statistics import Answers, Array, check_same_examples, difference, interval
-from tailored_llama.evaluation.written import answers_schema
+from tailored_llama.evaluation.written import answer_form, answers_schema
 from tailored_llama.store import read_table
 
 PREDICTIONS_SCHEMA = pa.schema(
@@ -112,6 +112,25 @@ def read_chosen(folder: Path, metric: str) -> dict[int, int | str]:
     """Read what a scored model answered, by example: the position of its choice, or the text that it wrote."""
     table = _read_table(folder, metric)
     return dict(zip(table["example"].to_pylist(), table[_CHOSEN.get(metric, "text")].to_pylist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model answered to rows, in the normal form of the metric: the same answers are equal texts."""
+
+    examples: Array  # int [n]
+    answers: Array  # str [n]
+
+
+def read_said(folder: Path, prompts: Path, split: PromptSplit, metric: str, ignore: Sequence[str] | None) -> Said:
+    """Read what a scored model answered, so that it can be compared with another's answers or with labels.
+
+    The prompts have the texts of the choices. An answer that is none of them is empty.
+    """
+    chosen, form = read_chosen(folder, metric), answer_form(metric, ignore)
+    offered = {prompt.example: prompt.continuations for prompt in read_prompts(prompts, split)}
+    texts = [said if isinstance(said, str) else offered[row][said] if said >= 0 else "" for row, said in chosen.items()]
+    return Said(np.array([*chosen]), np.array([form(text) for text in texts], dtype=object))
 
 
 def read_score(*folders: Path) -> Score:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tailored_llama.config import Work
-from tailored_llama.data import Prompt, encode_prompt, loglikelihoods, read_prompts, shared_header
+from tailored_llama.data import UNLABELLED, Prompt, encode_prompt, loglikelihoods, read_prompts, shared_header
 from tailored_llama.evaluation.generation import generate
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA, hits, metrics
 from tailored_llama.evaluation.settings import ScoreSettings
@@ -104,5 +104,6 @@ def predict(prompts: Sequence[Prompt], scores: Sequence[Sequence[float]]) -> dic
 
 def choice_floor(prompts: Sequence[Prompt]) -> float:
     """Accuracy without skill: the larger of 1 ÷ number of choices and the share of the most common answer."""
-    majority = max(Counter(prompt.answer for prompt in prompts).values()) / len(prompts)
+    known = Counter(prompt.answer for prompt in prompts if prompt.answer != UNLABELLED)
+    majority = max(known.values(), default=0) / len(prompts)
     return max(float(np.mean([1 / len(prompt.continuations) for prompt in prompts])), majority)

@@ -128,6 +128,30 @@ def _flat(value: Any) -> dict[Path, str]:
     return fields
 
 
+def answer_form(metric: str, ignore: Ignored = None) -> Callable[[str], str]:
+    """The normal form of an answer, by which two are the same in a metric that is right or wrong.
+
+    Choices are texts; `ignore` is as in `exact_match`.
+    """
+    if metric in ("json", "tool_call"):
+        return _json_form
+    return partial(_form, ignore=ignore) if metric == "exact_match" else str.strip
+
+
+def _json_form(text: str) -> str:
+    value = from_json(text)
+    return text.strip() if value is None else json.dumps(_whole(value), sort_keys=True)
+
+
+def _whole(value: Any) -> Any:
+    """A value of JSON in which 1.0 is 1."""
+    if isinstance(value, dict):
+        return {key: _whole(member) for key, member in value.items()}
+    if isinstance(value, list):
+        return [_whole(member) for member in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _text(ignore: Ignored) -> WrittenMetric:
     return WrittenMetric({"exact_match": partial(exact_match, ignore=ignore), "f1": f1}, partial(_form, ignore=ignore))
 

@@ -26,6 +26,7 @@ from .plan import plan_run as plan_run
 from .proven import read_certificate as read_certificate
 from .proven import uncovered as uncovered
 from .proven import verify_certificate as verify_certificate
+from .proving import WaitingForLabels as WaitingForLabels
 from .rows import rows_of as rows_of
 from .smallest import answer_folder as answer_folder
 from .stages import STAGES as STAGES

@@ -15,9 +15,9 @@ from tailored_llama.data import Chat
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answers, LossTest, ScoreSettings
 from tailored_llama.pipeline import stages, steps
+from tailored_llama.pipeline.answers import answers_of
 from tailored_llama.pipeline.executor import FolderExecutor
 from tailored_llama.pipeline.proven import Certificate, certified_rows
-from tailored_llama.pipeline.reporting import answers_of
 from tailored_llama.serving import ChatServer
 from tailored_llama.store import sha256_file
 
@@ -26,9 +26,8 @@ REPEATED = 5  # rows that are asked twice: greedy answers do not change
 
 @dataclass(frozen=True)
 class ServedAnswers:
-    """What a server answers to the rows of a benchmark; how many the limit of tokens ended, and how many changed."""
+    """How many answers of a server the limit of tokens ended, and how many changed when they were asked again."""
 
-    answers: Answers
     unended: int
     unsteady: int
 
@@ -55,10 +54,9 @@ def verify_server(
         chat = None if served and served.asked == "prompt" else data.read_chat({name: folder})
         chat = chat and serving.shipped_chat(chat, certificate.folder)
         asked = _ask(run, config, name, folder, server, _requests(config, name, folder, chat))
-        before, small = certificate.compared_with(name, asked.answers)
-        margin = config.goal.lose_at_most / 100
-        tests[name] = evaluation.noninferiority_test(before, asked.answers, margin, certificate.content.level)
-        unended, changed = served.unended if served else 0, int(np.sum(small != asked.answers.values))
+        pair, (*_, small) = certificate.compare(name, run.scratch, folder), certificate.recorded(name)
+        tests[name] = certificate.test(name, pair)
+        unended, changed = served.unended if served else 0, int(np.sum(small != pair.small.values))
         ranked = ", as choices were ranked and are written now" * bool(served and served.asked == "log-likelihoods")
         told = {
             f"{asked.unended} answers end at the limit of tokens, {unended} when certified: its stop or grammar is "
@@ -96,7 +94,11 @@ def compare_servers(
         if asks_turns(benchmark) and (system := benchmark.instruction):  # that all rows share
             for request in requests:
                 request["messages"].insert(0, {"role": "system", "content": system})
-        before, after = (_ask(run, config, name, prompts, server, requests).answers for server in servers)
+        scored = list[Answers]()
+        for server in servers:
+            _ask(run, config, name, prompts, server, requests)
+            scored.append(answers_of(config, name, run.scratch, prompts))
+        before, after = scored
         tests[name] = evaluation.noninferiority_test(before, after, config.goal.lose_at_most / 100, level)
     return tests
 
@@ -114,17 +116,14 @@ def _ask(
     server: ChatServer,
     requests: Sequence[dict[str, Any]],
 ) -> ServedAnswers:
-    """Ask a server the rows of a benchmark."""
+    """Ask a server the rows of a benchmark, and write its scores into the executor's folder."""
     score, rows = ScoreSettings.of(named_benchmark(config, name)), data.read_prompts(prompts, "evaluation")
     with progress_bar(f"ask {name}") as progress:
         replies = serving.ask_all(server, requests, progress)
     again = serving.ask_all(server, requests[:REPEATED])
     serving.write_answers(rows, replies, score, run.scratch)
-    return ServedAnswers(
-        answers_of(config, name, run.scratch, prompts),
-        serving.unended(replies),
-        sum(first != second for first, second in zip(replies, again, strict=False)),
-    )
+    changed = sum(first != second for first, second in zip(replies, again, strict=False))
+    return ServedAnswers(serving.unended(replies), changed)
 
 
 def _check_model(certificate: Certificate, server: ChatServer) -> None:

@@ -11,9 +11,9 @@ from tailored_llama.config import SmallestConfig
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.evaluation import Answers
 from tailored_llama.pipeline import steps
+from tailored_llama.pipeline.answers import answers_of
 from tailored_llama.pipeline.executor import Executor
 from tailored_llama.pipeline.graph import Artifact, Artifacts
-from tailored_llama.pipeline.reporting import answers_of
 from tailored_llama.pipeline.steps import Dense, Prompts
 
 LEAST_STEP = 0.02  # of the parameters, by which neighbours on a ladder differ

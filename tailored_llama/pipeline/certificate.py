@@ -44,6 +44,13 @@ class Stated(Section):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
+class StatedLook(Stated):
+    """`evaluation.Look`."""
+
+    rows: Rows = Field(ge=2)
+    level: float = Field(gt=0, lt=1)
+
+
 class StatedTest(Stated):
     """`evaluation.LossTest`, with what follows from it."""
 
@@ -58,6 +65,8 @@ class StatedTest(Stated):
     p: float
     bootstrap: float = Field(ge=0, le=1)
     counts: Counts | None
+    looks: list[StatedLook] = Field(default_factory=list, max_length=evaluation.LOOKS)
+    missing: Rows = 0
     proven: bool
 
     @property
@@ -130,6 +139,7 @@ class CertificateFile(Stated):
     margin_points: float = Field(gt=0, lt=100)
     measure: Literal["accuracy", "probability"]
     confidence: float = Field(ge=0.5, lt=1)
+    label_errors: float = Field(0.0, ge=0, lt=0.5)
     level: float
     opening: int = Field(ge=1, le=100)
     record: Text = "the store"
@@ -168,14 +178,21 @@ class CertificateFile(Stated):
         Later messages may follow from the first one, which is the one to show.
         """
         proving = self.sets[name].get("proving")
-        yield from _differs(f"{where}.rows", test.rows, proving.rows if proving else 0, "by the sets")
-        yield from _differs(f"{where}.margin", test.margin, self.margin_points / 100, "as for the whole")
+        planned = test.looks[-1].rows if test.looks else test.rows
+        yield from _differs(f"{where}.rows", planned, proving.rows if proving else 0, "by the sets")
+        margin = self.margin_points / 100 * (1 - 2 * self.label_errors)
+        yield from _differs(f"{where}.margin", test.margin, margin, "as for the whole")
         yield from _differs(f"{where}.level", test.level, self.level, "as for the whole")
         if not test.counts or self.format == 1:
             yield from _differs(f"{where}.nominal", test.nominal, None, "without counts, or in format 1")
-        elif not test.nominal or evaluation.exact_size(test.rows, test.margin, test.nominal) > test.level * (1 + CLOSE):
-            yield f"{where}.nominal: got {test.nominal}; allowed: at most what keeps the level {test.level:g}"
+        else:
+            allowed = _planned_level(test)
+            size = evaluation.exact_size(test.rows, test.margin, test.nominal) if test.nominal else 1.0
+            if size > allowed * (1 + CLOSE):
+                yield f"{where}.nominal: got {test.nominal}; allowed: at most what keeps the level {allowed:.4g}"
         level = test.nominal or test.level
+        if test.missing > (test.counts["only_dense"] if test.looks and test.counts else 0):
+            yield f"{where}.missing: got {test.missing}; allowed: at most the rows that only the reference gets right"
         if answers:
             yield from _differs(f"{where}.rows", test.rows, len(answers[0]), "by the answers")
             counts, losses = evaluation.counts_of(*answers), np.subtract(*answers)
@@ -185,6 +202,21 @@ class CertificateFile(Stated):
             for field, value in figures.items():
                 yield from _differs(f"{where}.{field}", getattr(test, field), value, "by the answers")
         yield from _differs(f"{where}.proven", test.proven, test.p <= level, f"as p is {test.p:.3g}")
+
+
+def _planned_level(test: StatedTest) -> float:
+    """The level that a test may use: the whole one, or that of its look; 0: no such look was planned."""
+    if not test.looks:
+        return test.level
+    levels = evaluation.look_levels(test.level)[-len(test.looks) :]
+    return max(
+        (
+            level
+            for look, level in zip(test.looks, levels, strict=True)
+            if (look.rows, look.level) == (test.rows, test.nominal)
+        ),
+        default=0.0,
+    )
 
 
 def _differs(field: str, got: Any, expected: Any, because: str) -> Iterator[str]:

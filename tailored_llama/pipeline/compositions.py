@@ -16,6 +16,7 @@ from tailored_llama.errors import InputError, one_line
 from tailored_llama.pipeline.executor import Executor, IncompleteRun, execute
 from tailored_llama.pipeline.graph import Graph
 from tailored_llama.pipeline.plan import Planner, known_nodes
+from tailored_llama.pipeline.proving import WaitingForLabels
 from tailored_llama.pipeline.rows import rows_of, rows_of_search
 from tailored_llama.pipeline.smallest import check_smallest, shipped, smallest
 from tailored_llama.pipeline.sweep import sweep
@@ -89,7 +90,7 @@ def run_composition(
     """Run a composition from a configuration file; print its table, and where its report and its models are.
 
     `overrides` are KEY=VALUE, all fields if there is no file. `make` runs the composition on the configuration, once
-    that is checked. The exit status is 0, 1 if stages failed, or 2 for bad input.
+    that is checked. The exit status is 0, 1 if stages failed, 2 for bad input, or 3 if a search waits for labels.
     """
     composition = COMPOSITIONS[name]
     failed: Mapping[str, Exception] = {}
@@ -104,6 +105,9 @@ def run_composition(
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except WaitingForLabels as waiting:
+        print(waiting)
+        return 3
     except IncompleteRun as error:
         failed = error.failed
         for part, cause in failed.items():

@@ -11,12 +11,13 @@ import numpy as np
 from tailored_llama import data, evaluation, models
 from tailored_llama.config import WRITTEN, SmallestConfig, build_config, named_benchmark
 from tailored_llama.errors import InputError, is_transient
-from tailored_llama.evaluation import Answers, Array, LossTest
+from tailored_llama.evaluation import Answers, Array, Compared, LossTest, Said
 from tailored_llama.pipeline import stages, steps
+from tailored_llama.pipeline.answers import answers_of, compared, digest_of, said_of
 from tailored_llama.pipeline.certificate import CertificateFile, Settings, parse_certificate
 from tailored_llama.pipeline.executor import Executor
 from tailored_llama.pipeline.graph import Artifact
-from tailored_llama.pipeline.reporting import CERTIFICATE, PROOF, PROOF_SCHEMA, answers_of
+from tailored_llama.pipeline.reporting import ASKED, ASKED_SCHEMA, CERTIFICATE, PROOF, PROOF_SCHEMA
 from tailored_llama.serving import ServedSettings
 from tailored_llama.store import MANIFEST, is_hub_id, publish, published_file, read_table, sha256_file
 
@@ -107,12 +108,39 @@ class Certificate:
         rows = table["benchmark"].to_numpy() == name
         return [table[column].to_numpy()[rows] for column in ("example", "dense", "small")]
 
-    def compared_with(self, name: str, answers: Answers) -> tuple[Answers, Array]:
-        """The recorded answers of the reference and of the model to the rows of new answers; InputError: others."""
-        examples, dense, small = self.recorded(name)
-        if not np.array_equal(examples, answers.examples):
+    def compare(self, name: str, scores: Path, prompts: Path, dense: Path | None = None) -> Compared:
+        """Compare new scores of the model with the reference, by new scores of that (`dense`) or as it was recorded.
+
+        Labels that were asked for are the recorded ones. InputError: the recorded rows are others.
+        """
+        test, (examples, recorded, _) = self.content.benchmarks[name], self.recorded(name)
+        said = said_of(self.config, name, scores, prompts)
+        if not np.array_equal(examples, said.examples[: test.rows]):
             raise InputError(f"{self.folder / PROOF}: got other rows of {name}; allowed: the proving rows")
-        return Answers(examples, answers.answers, dense), small
+        if not test.looks and dense:
+            return compared(self.config, name, dense, scores, prompts, None)
+        if not test.looks:
+            after = answers_of(self.config, name, scores, prompts)
+            return Compared(Answers(examples, after.answers, recorded), after, np.zeros(len(examples), dtype=bool))
+        table = read_table(self.folder / ASKED, ASKED_SCHEMA)
+        reference, labels = (
+            table[column].to_numpy()[table["benchmark"].to_numpy() == name] for column in ASKED_SCHEMA.names[1:]
+        )
+        if dense:
+            reference = _digests(said_of(self.config, name, dense, prompts), test.rows)
+        known = {row: label for row, label in zip(examples.tolist(), labels, strict=True) if label is not None}
+        small = Said(examples, _digests(said, test.rows))
+        return evaluation.compare_said(Said(examples, reference), small, known)
+
+    def test(self, name: str, compared: Compared) -> LossTest:
+        """Test a model as it was tested, at the same look if labels were asked for."""
+        stated = self.content.benchmarks[name]
+        nominal, margin = stated.nominal if stated.looks else None, self.config.goal.tested_margin
+        return evaluation.noninferiority_test(compared.dense, compared.small, margin, self.content.level, nominal)
+
+
+def _digests(said: Said, rows: int) -> Array:
+    return np.array([digest_of(form) for form in said.answers[:rows]], dtype=object)
 
 
 def read_certificate(folder: Path, files: Sequence[str] | None) -> Certificate:
@@ -149,7 +177,8 @@ def _config_of(stated: CertificateFile, folder: Path, files: Sequence[str]) -> S
     elif named not in data.shipped():
         allowed = f"{', '.join(data.shipped())}, or a file that model.sha256 lists"
         raise InputError(f"run.prompts.template: got {named!r}; allowed: {allowed}")
-    goal = {"lose_at_most": stated.margin_points, "measure": stated.measure, "confidence": stated.confidence}
+    goal: Settings = {"lose_at_most": stated.margin_points, "measure": stated.measure, "confidence": stated.confidence}
+    goal["label_errors"] = stated.label_errors
     settings = {
         "benchmarks": _with_files(run.benchmarks, files, bool(run.scoring.get("num_fewshot"))),
         "seed": run.seed,
@@ -169,12 +198,16 @@ def _config_of(stated: CertificateFile, folder: Path, files: Sequence[str]) -> S
 def _with_files(benchmarks: Sequence[Settings], files: Sequence[str], with_shots: bool) -> list[Settings]:
     """Tables of benchmarks with the user's files, in their order, in place of all files that they name."""
     tables, slots = [dict(table) for table in benchmarks], list[tuple[Settings, str]]()
+    beside = list[Settings]()  # tables whose own file has the rows to prove on, too
     for table in tables:
         if str(table.get("metric")) in WRITTEN:  # of certificates from before files decided these
             unset = {"max_new_tokens": 32, "stop": ("\n",)}
             table |= {key: value for key, value in unset.items() if table.get(key) is None}
         if (source := table.get("source")) is None:
-            keys = ["data", "evaluation", "train"]
+            if table.get("unlabelled") == table.get("data"):
+                table.pop("unlabelled", None)
+                beside.append(table)
+            keys = ["data", "unlabelled", "evaluation", "train"]
             if not with_shots:
                 table["train"] = None  # only solved examples come from there
         elif is_hub_id(str(source)):
@@ -188,6 +221,8 @@ def _with_files(benchmarks: Sequence[Settings], files: Sequence[str], with_shots
         raise InputError(f"rows: got {len(files)} files; allowed: {allowed}")
     for (table, key), file in zip(slots, files, strict=True):
         table[key] = file
+    for table in beside:
+        table["unlabelled"] = table["data"]
     return tables
 
 
@@ -220,12 +255,9 @@ def verify_certificate(run: Executor, certificate: Certificate, dense: str | Non
     reference = steps.load_dense(_of_model(config, dense)) if dense else None
     tests = {}
     for name, prompts in certified_rows(run, certificate):
-        after = _answers(run, config, name, small, prompts, certificate.folder if is_file and content.served else None)
-        if reference:
-            before = _answers(run, config, name, reference, prompts)
-        else:
-            before, _ = certificate.compared_with(name, after)
-        tests[name] = evaluation.noninferiority_test(before, after, config.goal.lose_at_most / 100, content.level)
+        after = _score(run, config, name, small, prompts, certificate.folder if is_file and content.served else None)
+        before = _score(run, config, name, reference, prompts) if reference else None
+        tests[name] = certificate.test(name, certificate.compare(name, after, run.open(prompts), before))
     return tests
 
 
@@ -250,6 +282,9 @@ def uncovered(certificate: Certificate, dense: bool) -> list[str]:
     limits = {
         f"{reference}: --dense MODEL scores it again": not dense,
         "whether the rows have the right answers, and are like your texts": True,
+        "the labels that were asked for, which are the recorded ones": any(
+            t.looks for t in content.benchmarks.values()
+        ),
         "whether the model was tuned or chosen on them": True,
         f"how often they were opened, beyond opening {content.opening} in the record of {content.record}": True,
         "the model card, and what the certificate says in words": True,
@@ -265,14 +300,12 @@ def _of_model(config: SmallestConfig, source: str) -> SmallestConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"source": source, "revision": None})})
 
 
-def _answers(
+def _score(
     run: Executor, config: SmallestConfig, name: str, checkpoint: Artifact, prompts: Artifact, file: Path | None = None
-) -> Answers:
-    """The answers of a checkpoint, or those of llama.cpp with a file that stands in a folder."""
+) -> Path:
+    """The scores of a checkpoint, or those of llama.cpp with a file that stands in a folder."""
     if file:
         settings = ServedSettings.of(named_benchmark(config, name), "evaluation", config.goal.measure == "probability")
         title = f"score {name} again"
-        scores: Artifact = stages.served(title, settings=settings, checkpoint=checkpoint, gguf=file, prompts=prompts)
-    else:
-        scores = steps.score(config, name, "again", checkpoint, prompts)
-    return answers_of(config, name, run.open(scores), run.open(prompts))
+        return run.open(stages.served(title, settings=settings, checkpoint=checkpoint, gguf=file, prompts=prompts))
+    return run.open(steps.score(config, name, "again", checkpoint, prompts))

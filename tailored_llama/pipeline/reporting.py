@@ -12,13 +12,13 @@ import pyarrow as pa
 
 from tailored_llama import data, evaluation, models, reports, serving, training
 from tailored_llama.config import WRITTEN, RunConfig, SmallestConfig, SweepConfig, Work, named_benchmark
-from tailored_llama.data import PromptSplit
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import Answer, Answers, MeasuredModel, Proof
+from tailored_llama.evaluation import Answer, MeasuredModel, Proof
+from tailored_llama.pipeline.answers import compared, digest_of, label_forms, said_of
 from tailored_llama.pipeline.graph import as_json, flatten
 from tailored_llama.store import MANIFEST, read_manifest, sha256_file, write_table
 
-CERTIFICATE, PROOF = "certificate.json", "proof.parquet"
+CERTIFICATE, PROOF, ASKED = "certificate.json", "proof.parquet", "asked.parquet"
 PROOF_SCHEMA = pa.schema(
     {
         "benchmark": pa.string(),
@@ -26,6 +26,9 @@ PROOF_SCHEMA = pa.schema(
         "dense": pa.float64(),  # 1 where the answer is right, or the probability of the right choice
         "small": pa.float64(),
     }
+)
+ASKED_SCHEMA = pa.schema(  # a row for each of the proof, if labels were asked for
+    {"benchmark": pa.string(), "reference": pa.string(), "label": pa.string()}
 )
 MOST_LOST = 10  # rows that the page of a search shows
 
@@ -124,23 +127,28 @@ def write_smallest_report(
     shown = answer.order[0] if answer.proven is None and answer.order else answer.proven
     proof = None if shown is None else Proof(prompts, reference, candidates[shown].proving)
     costs = [read_manifest(folder) for folder in dict.fromkeys(used)]
-    reports.write_smallest(config, answer, list(_lost(config, proof)) if proof else [], costs, out=work.out)
+    reports.write_smallest(config, answer, list(_lost(config, answer, proof)) if proof else [], costs, out=work.out)
 
 
-def _lost(config: SmallestConfig, proof: Proof[Path]) -> Iterator[tuple[str, str]]:
+def _lost(config: SmallestConfig, answer: Answer, proof: Proof[Path]) -> Iterator[tuple[str, str]]:
     """Rows that only the dense model gets right, an equal number of each benchmark: its name, and the row as text."""
     for name, folder in proof.small.items():
-        metric = data.headline_metric(named_benchmark(config, name))
-        before, after = (evaluation.read_answers(scores, metric) for scores in (proof.dense[name], folder))
+        metric, labels = data.headline_metric(named_benchmark(config, name)), answer.labels.get(name)
+        if labels is None:
+            before, after = (evaluation.read_answers(scores, metric) for scores in (proof.dense[name], folder))
+            lost = (before.values == 1) & (after.values != 1)
+        else:
+            pair = compared(config, name, proof.dense[name], folder, proof.prompts[name], labels)
+            before, lost = pair.dense, (pair.dense.values > pair.small.values) & ~pair.missing
         asked = {prompt.example: prompt for prompt in data.read_prompts(proof.prompts[name], "evaluation")}
         chosen = evaluation.read_chosen(folder, metric)
-        only_dense = before.examples[(before.values == 1) & (after.values != 1)].tolist()
+        only_dense = before.examples[lost].tolist()
         for example in only_dense[: -(-MOST_LOST // len(proof.small))]:
             prompt, said = asked[example], chosen[example]
             wrong = (
                 said if isinstance(said, str) else prompt.continuations[said] if said >= 0 else "none of the choices"
             )
-            right = prompt.continuations[prompt.answer]
+            right = labels[example] if labels else prompt.continuations[prompt.answer]
             yield name, f"{prompt.contexts[prompt.answer]}\n\nright: {right.strip()}\nchosen: {wrong.strip()}"
 
 
@@ -239,7 +247,7 @@ def ship_model(
         files = models.weight_files(out)
     if settings.template:
         shutil.copy(settings.template, out)
-    _write_proof(config, proof, out / PROOF)
+    _write_proof(config, answer, proof, out)
     size = sum(file.stat().st_size for file in files)
     hashes = {file.relative_to(out).as_posix(): sha256_file(file) for file in sorted(out.rglob("*")) if file.is_file()}
     hashes.pop(models.CARD, None)
@@ -267,23 +275,27 @@ def _served(scores: Path, model: Path, is_chat: bool) -> dict[str, Any]:
     return {"asked": asked, "runtime": f"transformers {version('transformers')}", "template": digest}
 
 
-def _write_proof(config: SmallestConfig, proof: Proof[Path], file: Path) -> None:
-    """Write the answers of both models to every proving row."""
+def _write_proof(config: SmallestConfig, answer: Answer, proof: Proof[Path], out: Path) -> None:
+    """Write how both models answered every proving row that was tested; and by what, if labels were asked for.
+
+    What was said, and the labels, leave as SHA-256 of their normal forms, as they may be private.
+    """
+    assert answer.proven is not None
+    tests = answer.tests[answer.order.index(answer.proven)]
     columns: dict[str, list[Any]] = {name: [] for name in PROOF_SCHEMA.names}
+    asked: dict[str, list[Any]] = {name: [] for name in ASKED_SCHEMA.names}
     for name, prompts in proof.prompts.items():
-        before, after = (answers_of(config, name, scores[name], prompts) for scores in (proof.dense, proof.small))
-        columns["benchmark"] += [name] * len(before.examples)
-        columns["example"] += before.examples.tolist()
-        columns["dense"] += before.values.tolist()
-        columns["small"] += after.values.tolist()
-    write_table(file, columns, PROOF_SCHEMA)
-
-
-def answers_of(
-    config: SmallestConfig, name: str, scores: Path, prompts: Path, split: PromptSplit = "evaluation"
-) -> Answers:
-    """The answers of a scored model on a benchmark, valued as the goal measures them."""
-    metric = data.headline_metric(named_benchmark(config, name))
-    if config.goal.measure == "probability":
-        return evaluation.read_probabilities(scores, prompts, split, metric)
-    return evaluation.read_answers(scores, metric)
+        dense, small, labels = proof.dense[name], proof.small[name], answer.labels.get(name)
+        pair, rows = compared(config, name, dense, small, prompts, labels), tests[name].rows
+        columns["benchmark"] += [name] * rows
+        columns["example"] += pair.dense.examples[:rows].tolist()
+        columns["dense"] += pair.dense.values[:rows].tolist()
+        columns["small"] += pair.small.values[:rows].tolist()
+        if labels is not None:
+            said, forms = said_of(config, name, dense, prompts), label_forms(config, name, labels)
+            asked["benchmark"] += [name] * rows
+            asked["reference"] += map(digest_of, said.answers[:rows])
+            asked["label"] += [digest_of(forms[row]) if row in forms else None for row in said.examples[:rows].tolist()]
+    write_table(out / PROOF, columns, PROOF_SCHEMA)
+    if asked["benchmark"]:
+        write_table(out / ASKED, asked, ASKED_SCHEMA)

@@ -14,11 +14,12 @@ from tailored_llama.config import (
     is_written,
     with_template,
 )
-from tailored_llama.data import PURPOSE, Example, Split, benchmarks, first_prompt, named_columns
+from tailored_llama.data import PURPOSE, UNLABELLED, Example, Split, benchmarks, first_prompt, named_columns
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import DISCORDANT
 
 SHOWN = 12  # labels
+SHARES = (0.03, 0.08, 0.15, 0.25)  # of rows that two models answer differently
 FEW = 50  # rows in a part; below, an accuracy has a standard error of 7 points at its worst
 
 
@@ -28,7 +29,8 @@ def rows_of(config: RunConfig) -> Iterator[str]:
         if not (file := benchmark.data):
             continue
         examples = {part: _examples(config, benchmark, part) for part in PURPOSE}
-        yield f"{file}: {_how_read(benchmark, [example for part in examples.values() for example in part])}."
+        known = [example for part in examples.values() for example in part if example.answer != UNLABELLED]
+        yield f"{file}: {_how_read(benchmark, known)}."
         base = _tokenizer(config) if asks_turns(benchmark) else None
         prompt = first_prompt(config, benchmark, examples["train"], base)
         context, continuation = prompt.contexts[prompt.answer], prompt.continuations[prompt.answer]
@@ -38,10 +40,11 @@ def rows_of(config: RunConfig) -> Iterator[str]:
         yield f"{file}: {sum(rows.values()):,} different rows, {parts}."
         scored = min(rows["evaluation"], config.scoring.limit or rows["evaluation"])
         points, share = 100 * evaluation.detectable_difference(scored), 100 * DISCORDANT
-        yield (
-            f"{file}: {scored:,} scored rows show a difference in accuracy of {points:.1f} points or more (at 95 % "
-            f"confidence, if two models differ on {share:.0f} % of the rows)."
-        )
+        if not benchmark.unlabelled:
+            yield (
+                f"{file}: {scored:,} scored rows show a difference in accuracy of {points:.1f} points or more (at 95 % "
+                f"confidence, if two models differ on {share:.0f} % of the rows)."
+            )
         for part, count in rows.items():
             if count < FEW:
                 yield f"warning: {file}: {count} rows {PURPOSE[part]} are few. More rows make the result more certain."
@@ -54,11 +57,29 @@ def rows_of_search(config: SmallestConfig) -> Iterator[str]:
     yield from rows_of(config)
     for benchmark in config.benchmarks:
         rows, least, needed = _provable(config, benchmark)
+        if benchmark.unlabelled:
+            yield from _labels_needed(config, benchmark.name, rows)
+            continue
         yield (
             f"{benchmark.name}: {rows:,} rows to prove on. If a model loses nothing, but differs on "
             f"{100 * DISCORDANT:.0f} % of them, half of all searches prove that it loses less than {least:.1f} points. "
             f"For {config.goal.lose_at_most:g} points, four in five succeed with {needed:,} rows to prove on."
         )
+
+
+def _labels_needed(config: SmallestConfig, name: str, rows: int) -> Iterator[str]:
+    """Say how many labels a proof takes, by the share of rows that the two models answer differently."""
+    level, told = evaluation.level_of(1, config.goal.confidence), []
+    for share in SHARES:
+        margin = config.goal.tested_margin
+        needed = evaluation.rows_to_prove(margin, level, share, evaluation.POWER)
+        average, most = evaluation.expected_labels(min(needed, rows), margin, level, share)
+        short = " (too few)" if needed > rows else ""
+        told.append(f"{100 * share:g} %: {average:,} to {most:,} labels, {needed:,} rows{short}")
+    yield (
+        f"{name}: {rows:,} rows without an answer to prove on. Labels are asked for only where two models differ. For "
+        f"{config.goal.lose_at_most:g} points, on average and at most, by the share of such rows: {'; '.join(told)}."
+    )
 
 
 def check_provable(config: SmallestConfig) -> None:

@@ -3,8 +3,6 @@
 Three sets of rows never meet: those to tune on, those to choose candidates with, and those to prove the answer on.
 """
 
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -15,21 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from tailored_llama import data, evaluation, models, preflight, serving, store
+from tailored_llama import evaluation, models, preflight, serving, store
 from tailored_llama.config import SmallestConfig, as_shown, bases_of, check_installed
-from tailored_llama.data import PromptSplit
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.evaluation import Answer, FileType, Ladder, LossTest, Measured, Proof, RowSet, Rung
+from tailored_llama.evaluation import Answer, FileType, Ladder, Measured, Proof, Rung
 from tailored_llama.pipeline import bases, candidates, stages
 from tailored_llama.pipeline.bases import Base, Whole
 from tailored_llama.pipeline.candidates import Candidate
 from tailored_llama.pipeline.executor import Cancelled, Executor
-from tailored_llama.pipeline.graph import Artifacts, Graph, Node, nodes_in
+from tailored_llama.pipeline.graph import Graph, Node
 from tailored_llama.pipeline.proven import publish_answer
+from tailored_llama.pipeline.proving import prove, row_sets
 from tailored_llama.pipeline.reporting import ShipSettings, SmallestSettings
 from tailored_llama.pipeline.rows import check_provable
-
-Sets = dict[str, dict[str, RowSet]]  # by benchmark and purpose
 
 log = logging.getLogger(__name__)
 
@@ -74,13 +70,12 @@ def smallest(run: Executor, config: SmallestConfig) -> Graph:
     if not search.tried:
         raise next(iter(search.failed.values()))
     order, base = evaluation.sequence(measured, margin), search.bases[0]
-    sets = _sets(search, base)
-    if share := _discordant(search):
+    if (share := _discordant(search)) and not config.benchmarks[0].unlabelled:
         needed = evaluation.rows_needed(margin, evaluation.level_of(1, config.goal.confidence), share)
         told = "in fewer bits the dense model differs on %.0f %% of the rows: proving no loss then takes about %d rows"
         log.info(told, 100 * share, needed)
-    opening, record = _open(search, order, sets) if order else (None, "")
-    proving, tests = _prove(search, order, opening) if opening else ({}, [])
+    passing = [search.tried[one.rung] for one in order]
+    proving = prove(run, search.bases, search.reference, passing) if passing else None
     rungs = sorted(search.tried, key=lambda rung: -measured[rung].cost)
     unreachable = {name: error for own in search.bases for name, error in own.unreachable.items()}
     answer = Answer(
@@ -88,30 +83,31 @@ def smallest(run: Executor, config: SmallestConfig) -> Graph:
         reference=f"the dense {base.name}, {'tuned' if search.reference.adapter else 'as it is'}",
         candidates=[replace(search.tried[rung].measured, smoothed=measured[rung].smoothed) for rung in rungs],
         order=[rungs.index(one.rung) for one in order],
-        tests=tests,
-        opening=opening,
-        sets=sets,
+        tests=proving.tests if proving else [],
+        opening=proving.opening if proving else None,
+        sets=proving.sets if proving else row_sets(run, base),
         nearest=rungs.index(evaluation.nearest(measured).rung),
-        record=record,
+        record=proving.record if proving else "",
         failed=unreachable | {name: one_line(error) for name, error in search.failed.items()},
+        labels=proving.labels if proving else {},
         doubt=doubt,
     )
-    dense = candidates.scores(search.reference, "evaluation") if opening else {}
+    dense, prompts = (proving.reference, proving.prompts) if proving else ({}, {})
+    scored = dict(zip(answer.order, proving.scores, strict=False)) if proving else {}
     succeeded = {str(run.result(node).key): node for node in run.begun() if not run.failures(node)}
     used = [succeeded[key] for key in sorted(succeeded)]  # in the same order, whatever executes the search
-    prompts = base.prompts.evaluation if opening else {}
     report = stages.smallest(
         "report",
         settings=SmallestSettings(as_shown(config), answer),
-        candidates=[search.tried[rung].parts(proving.get(rung, {})) for rung in rungs],
+        candidates=[search.tried[rung].parts(scored.get(place, {})) for place, rung in enumerate(rungs)],
         reference=dense,
         prompts=prompts,
         used=used,
     )
     exports = {}
-    if answer.proven is not None and (target := answer_folder(config)):
-        rung = rungs[answer.proven]
-        exports = {target: _shipped(search, answer, rung, Proof(prompts, dense, proving[rung]))}
+    if proving and answer.proven is not None and (target := answer_folder(config)):
+        candidate = proving.tested[answer.order.index(answer.proven)]
+        exports = {target: _shipped(run, candidate, answer, Proof(prompts, dense, scored[answer.proven]))}
     publish = None
     if published := config.store.publish:
         publish = partial(publish_answer, published, answer_folder(config) if exports else None)
@@ -230,85 +226,13 @@ def _discordant(search: Search) -> float | None:
     return None
 
 
-def _open(search: Search, order: Sequence[Measured], sets: Sets) -> tuple[int, str]:
-    """Record what will be tested, and how, before the proving rows are scored.
-
-    Returns the number of the opening, and where it is recorded.
-
-    Rows and base models are known by their content. Another margin, measure or list of candidates is another plan.
-    """
-    goal, config, run = search.config.goal, search.config, search.run
-    made_of = [(own.checkpoint, own.adapter, own.choosing) for own in (search.tried[one.rung] for one in order)]
-    tested = [[run.result(node).key for node in nodes_in(parts)] for parts in made_of]
-    plan = {"margin": goal.lose_at_most, "confidence": goal.confidence, "measure": goal.measure, "tested": tested}
-    rows = sorted(own["proving"].digest for own in sets.values())
-    dense = sorted(run.result(node).digest for base in search.bases for node in nodes_in(base.dense.checkpoint))
-    run.commit()
-    artifacts = store.ArtifactStore(config.store.root)
-    opening, record = store.record_opening(artifacts, _digest([rows, dense])[:32], _digest(plan))
-    level = evaluation.level_of(opening, goal.confidence)
-    labels = "; ".join(search.tried[one.rung].label for one in order)
-    log.info("opening %d of the proving rows: each test at level %.2g. In this order: %s", opening, level, labels)
-    return opening, record
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _prove(
-    search: Search, order: Sequence[Measured], opening: int
-) -> tuple[dict[Rung, Artifacts], list[Mapping[str, LossTest]]]:
-    """Test the candidates in their order, on rows that chose none of them; the first that fails ends the sequence."""
-    run, first, goal = search.run, search.bases[0], search.config.goal
-    level = evaluation.level_of(opening, goal.confidence)
-    reference = candidates.scores(search.reference, "evaluation")
-    proving: dict[Rung, Artifacts] = {}
-    tests: list[Mapping[str, LossTest]] = []
-    for rung in (one.rung for one in order):
-        candidate = search.tried[rung]
-        proving[rung] = candidates.scores(candidate, "evaluation")
-        run.begin(reference, proving[rung])
-        dense = first.read(run, reference, "evaluation")
-        small = candidate.base.read(run, proving[rung], "evaluation")
-        tested = {
-            name: evaluation.noninferiority_test(dense[name], own, goal.lose_at_most / 100, level)
-            for name, own in small.items()
-        }
-        tests.append(tested)
-        proven, worst = evaluation.is_proven(tested), max(tested.values(), key=lambda test: test.bound)
-        told = "is proven" if proven else "is not proven, which ends the sequence"
-        lost, most = candidates.points_lost(worst.loss), round(100 * worst.bound, 1) + 0.0  # no minus zero
-        log.info("%s %s: it %s, and a loss of %.1f is not excluded", candidate.label, lost, told, most)
-        if not proven:
-            break
-    return proving, tests
-
-
-def _sets(search: Search, base: Base) -> Sets:
-    """The three sets of rows of every benchmark, as a base is asked; all bases have the same rows."""
-    sets = Sets()
-    parts: dict[str, tuple[Artifacts, tuple[PromptSplit, ...]]] = {
-        "tuning": (base.prompts.shots, ("shots", "held_out")),
-        "choosing": (base.rows["selection"], ("selection",)),
-        "proving": (base.prompts.evaluation, ("evaluation",)),
-    }
-    for purpose, (asked, splits) in parts.items():
-        for name, folder in asked.items():
-            rows = [row for split in splits for row in data.read_prompts(search.run.open(folder), split)]
-            sets.setdefault(name, {})[purpose] = RowSet(len(rows), data.rows_digest(rows))
-    return sets
-
-
-def _shipped(search: Search, answer: Answer, rung: Rung, proof: Proof[Any]) -> Node:
+def _shipped(run: Executor, candidate: Candidate, answer: Answer, proof: Proof[Any]) -> Node:
     """The proven model in the format of its runtime, with its certificate."""
-    candidate = search.tried[rung]
     base = candidate.base
+    answer = replace(answer, sets=row_sets(run, base))
     return stages.shipped(
         "ship the answer",
-        settings=ShipSettings(
-            as_shown(base.config), replace(answer, sets=_sets(search, base)), candidates.answer_name(search.config)
-        ),
+        settings=ShipSettings(as_shown(base.config), answer, candidates.answer_name(base.config)),
         parts=candidate.parts({}),
         gguf=candidates.gguf(candidate) if candidate.kind else None,
         prompts=base.prompts.of_chat(*base.prompts.evaluation),

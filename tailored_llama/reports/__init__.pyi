@@ -9,6 +9,7 @@ from .inputs import ReportInputs as ReportInputs
 from .inputs import RunResults as RunResults
 from .inputs import recovery_table as recovery_table
 from .inputs import run_results as run_results
+from .labelling import write_label_page as write_label_page
 from .run import write_report as write_report
 from .smallest import verdict as verdict
 from .smallest import write_smallest as write_smallest

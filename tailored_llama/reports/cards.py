@@ -72,6 +72,7 @@ def certificate_of(answer: Answer, config: SmallestConfig, model: Mapping[str, A
         "margin_points": answer.goal.lose_at_most,
         "measure": answer.goal.measure,
         "confidence": answer.goal.confidence,
+        **({"label_errors": answer.goal.label_errors} if answer.goal.label_errors else {}),
         "level": next(iter(tested[proven].values())).level,
         "opening": answer.opening,
         "record": answer.record,
@@ -97,7 +98,8 @@ def certificate_of(answer: Answer, config: SmallestConfig, model: Mapping[str, A
 
 def certificate_section(certificate: Mapping[str, Any]) -> str:
     """The section of the model card, in Markdown, about a certificate."""
-    counted = ("both right", "only the reference", "only this model", "both wrong")
+    few = any("looks" in test for test in certificate["benchmarks"].values())
+    counted = ("answered alike" if few else "both right", "only the reference", "only this model", "both wrong")
     titles = ("rows", *counted, "loss", "largest loss not excluded", "p")
     rows = []
     for name, test in certificate["benchmarks"].items():
@@ -129,7 +131,11 @@ def answer_card(answer: Answer, config: SmallestConfig, base: Base, checkpoint: 
 
 
 def _outcomes(tests: Mapping[str, LossTest]) -> dict[str, Any]:
-    return {name: asdict(test) | {"loss": test.loss, "proven": test.proven} for name, test in tests.items()}
+    stated = {name: asdict(test) | {"loss": test.loss, "proven": test.proven} for name, test in tests.items()}
+    for name, test in tests.items():
+        if not test.looks:  # all rows had labels
+            del stated[name]["looks"], stated[name]["missing"]
+    return stated
 
 
 def _proven(answer: Answer) -> int:

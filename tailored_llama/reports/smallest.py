@@ -70,6 +70,9 @@ def _result(answer: Answer) -> tuple[list[str], list[tuple[str, str]]]:
         (f"measured loss on {number(test.rows, 0)} {rows}", f"{lost(test.loss)} points"),
         ("largest loss not excluded", f"{lost(test.bound, 2)} points"),
     ]
+    if test.looks:
+        labels = sum(own.labels for own in tests.values())
+        figures.append(("labels that the proof took", f"{number(labels, 0)}, for {number(test.rows, 0)} rows"))
     compared = f"The model is {candidate.label}. The reference is {answer.reference}."
     return [_verdict(answer, candidate), compared, *doubt], figures
 
@@ -166,8 +169,9 @@ def _candidates(answer: Answer) -> Table:
 def _tests(answer: Answer) -> Table:
     """A row for every test: a tested candidate on a benchmark. Probabilities have no counts."""
     counted = answer.goal.measure == "accuracy"
-    counts = ("both\nright", "only\ndense", "only\nsmall", "both\nwrong") if counted else ()
-    titles = ("rows", *counts, "loss", "largest loss\nnot excluded", "p", "bootstrap")
+    few = any(test.looks for tests in answer.tests for test in tests.values())
+    counts = ("alike" if few else "both\nright", "only\ndense", "only\nsmall", "both\nwrong") if counted else ()
+    titles = ("rows", *(["labels"] if few else []), *counts, "loss", "largest loss\nnot excluded", "p", "bootstrap")
     rows = []
     for place, tests in zip(answer.order, answer.tests, strict=False):
         candidate = answer.candidates[place]
@@ -175,11 +179,24 @@ def _tests(answer: Answer) -> Table:
         for name, test in tests.items():
             found = astuple(test.counts) if test.counts else (None,) * len(counts)
             cells: list[Cell | str] = [Cell(base, (how, *([name] if len(tests) > 1 else [])))]
-            cells += [number(count, 0) for count in (test.rows, *found)]
+            cells += [number(count, 0) for count in (test.rows, *([test.labels] if few else []), *found)]
             cells += [lost(test.loss), lost(test.bound, 2), p_value(test.p), percent(test.bootstrap, 2)]
             rows.append(table_row(*cells, "proven" if test.proven else "not proven", bold=place == answer.proven))
     columns = (Column("candidate", left=True), *map(Column, titles), Column("outcome", left=True))
-    return Table(columns, tuple(rows), (_level(answer),) if rows else ())
+    notes = [_level(answer), *([_looks(answer)] if few else [])]
+    return Table(columns, tuple(rows), tuple(notes) if rows else ())
+
+
+def _looks(answer: Answer) -> str:
+    """Say what labels were needed for, and when the tests looked at them."""
+    test = next(iter(answer.tests[0].values()))
+    planned = ", ".join(f"{number(look.rows, 0)} ({percent(look.level, 2)})" for look in test.looks)
+    without = max(own.missing for tests in answer.tests for own in tests.values())
+    lacking = f" Up to {number(without, 0)} rows without a label count as lost." if without else ""
+    return (
+        "Rows that both models answer alike need no label: whatever it is, they add nothing to the loss. Each test may "
+        f"be passed after {planned} rows, in brackets the level there.{lacking}"
+    )
 
 
 def _level(answer: Answer) -> str:

@@ -15,7 +15,6 @@ from .export import score_quantised as score_quantised
 from .gguf import write_gguf as write_gguf
 from .gguf import write_gguf_adapter as write_gguf_adapter
 from .gguf_writing import gguf_file as gguf_file
-from .gguf_writing import unfinished as unfinished
 from .llama_cpp import measure_speed as measure_speed
 from .llama_cpp import read_speed as read_speed
 from .served import requests_of as requests_of

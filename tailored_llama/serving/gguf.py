@@ -25,11 +25,12 @@ from transformers import AutoConfig
 
 from tailored_llama.config import K_QUANTS, GgufType
 from tailored_llama.errors import InputError
+from tailored_llama.files import unfinished
 from tailored_llama.models import all_tensor_shapes, check_adapter, tensor_reader, weight_files
 from tailored_llama.progress import Progress, silent
 from tailored_llama.serving.gguf_layout import Layout, arranged, layout_of, moved, padded_shape, unfused, written_shapes
 from tailored_llama.serving.gguf_metadata import rope_factors, write_metadata
-from tailored_llama.serving.gguf_writing import Array, GgufTensor, unfinished, write_file
+from tailored_llama.serving.gguf_writing import Array, GgufTensor, write_file
 from tailored_llama.serving.llama_cpp import load_llama_cpp, requantise
 
 _WIDE = GGMLQuantizationType.F16  # of a matrix that is no whole blocks

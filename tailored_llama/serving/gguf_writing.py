@@ -1,9 +1,7 @@
 """The writing of GGUF files: tensor by tensor, and complete or not at all."""
 
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +20,6 @@ GgufTensor = tuple[str, tuple[int, ...], GGMLQuantizationType, Callable[[], Arra
 def gguf_file(folder: Path) -> Path:
     """The GGUF file in a folder that `export_gguf` wrote."""
     return next(folder.glob("*.gguf"))
-
-
-@contextmanager
-def unfinished(out: Path) -> Iterator[Path]:
-    """A path beside that of a file, whose place it takes once the block has ended without an error."""
-    part = out.with_name(f"{out.name}.part")
-    try:
-        yield part
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_file(writer: GGUFWriter, tensors: Sequence[GgufTensor], progress: Progress = silent) -> None:

@@ -16,9 +16,10 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter, ReaderTensor, TokenType
 
 from tailored_llama import models
 from tailored_llama.errors import InputError, one_line
+from tailored_llama.files import unfinished
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning import VocabularyPlan, prune_checkpoint, tokens_for_texts
-from tailored_llama.serving.gguf_writing import GgufTensor, unfinished, write_file
+from tailored_llama.serving.gguf_writing import GgufTensor, write_file
 
 _TOKENS, _MERGES, _TYPES = (f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "token_type"))
 _PER_TOKEN = (_TOKENS, "tokenizer.ggml.scores", _TYPES)  # lists with a value for each token

@@ -1,0 +1,77 @@
+"""The command that asks a person for labels, one row after another."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tailored_llama.errors import InputError
+
+if TYPE_CHECKING:
+    from tailored_llama.data import Asked
+
+labelling = typer.Typer()
+
+LEAVE = ("q", "quit")
+
+
+@labelling.command(epilog="Example: `tailored-llama label to-label.csv`")
+def label(
+    file: Annotated[Path, typer.Argument(help="The .csv or .jsonl file that a search has written.")],
+    again: Annotated[
+        int, typer.Option(min=0, help="Ask so many labelled rows a second time, and say how often answers differ.")
+    ] = 0,
+) -> None:
+    """Label the rows that a search needs, one after another; each answer is saved at once."""
+    from tailored_llama.data import read_asked, write_asked
+
+    if not file.is_file():
+        raise InputError(f"{file}: no such file; allowed: one that a search has written")
+    rows = read_asked(file)
+    if again:
+        return _ask_again([row for row in rows if row.answer], again)
+    for place, row in enumerate(rows):
+        if row.answer:
+            continue
+        print(f"\n{place + 1} of {len(rows)}, part {row.part}; q leaves, Enter goes on without an answer")
+        answer = _ask(row.row, row.answers)
+        if answer in LEAVE:
+            break
+        if answer:
+            rows[place] = replace(row, answer=answer)
+            write_asked(file, rows)
+    left = sum(not row.answer for row in rows)
+    print(f"{file}: {len(rows) - left} rows are labelled, {left} are left")
+
+
+def _ask_again(rows: Sequence["Asked"], count: int) -> None:
+    drawn = random.sample(rows, min(count, len(rows)))
+    asked = differ = 0
+    for row in drawn:
+        print(f"\n{asked + 1} of {len(drawn)}; q leaves")
+        answer = _ask(row.row, row.answers)
+        if answer in LEAVE:
+            break
+        asked, differ = asked + 1, differ + (answer != row.answer)
+    if asked:
+        print(f"{differ} of {asked} answers differ from the first ones; goal.label_errors = {differ / 2 / asked:.3f}")
+
+
+def _ask(text: str, answers: tuple[str, ...]) -> str:
+    """Show a row and read its answer: a number of the list, an answer's text, or any text if all are possible."""
+    from tailored_llama.data import NONE
+
+    print(f"\n{text}\n")
+    offered = {"0": NONE, **{str(number): answer for number, answer in enumerate(answers, 1)}}
+    print(*(f"  {key}  {answer}" for key, answer in offered.items()), sep="\n")
+    named = {answer.casefold(): answer for answer in offered.values()}
+    while True:
+        given = input("answer: ").strip()
+        if not given or given in LEAVE:
+            return given
+        if found := offered.get(given, named.get(given.casefold(), "" if answers else given)):
+            return found
+        print(f"got {given!r}; allowed: a number from 0 to {len(answers)}, or an answer")

@@ -1,0 +1,124 @@
+"""The file in which labels are asked for and given: rows, their possible answers, and never what a model answered."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tailored_llama.config import label_of
+from tailored_llama.data.chat import Chat
+from tailored_llama.data.prompts import Prompt
+from tailored_llama.errors import InputError
+from tailored_llama.files import read_file, unfinished
+
+NONE = "none of these"  # the label of a row for which no possible answer is right
+COLUMNS = ("benchmark", "part", "row", "answers", "answer", "note")
+SUFFIXES = (".csv", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A row whose label is asked for. A proof may be found after any whole `part`, counted from 1."""
+
+    benchmark: str
+    part: int
+    row: str
+    answers: tuple[str, ...]  # that are possible, in a fixed order; empty if any text is
+    answer: str = ""  # empty: not known yet
+    note: str = ""
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What tells it from other rows, however a spreadsheet has changed its white space."""
+        return self.benchmark, *(" ".join(text.split()) for text in (self.row, *self.answers))
+
+
+def ask(benchmark: str, prompt: Prompt, chat: Chat | None, written: bool) -> Asked:
+    """Ask for the label of a row, as the user's message where a chat can ask it; a `written` answer may be any text."""
+    told = chat.message_in(prompt.contexts[0]) if chat and not prompt.messages else prompt.contexts[0]
+    if prompt.messages:
+        told = "\n\n".join(message["content"] for message in json.loads(prompt.messages))
+    return Asked(benchmark, 1, told, () if written else tuple(choice.strip() for choice in prompt.continuations))
+
+
+def write_asked(file: Path, rows: Sequence[Asked]) -> None:
+    """Write the rows as .csv or .jsonl, by the name of the file."""
+    with unfinished(file) as new, new.open("w", encoding="utf-8", newline="") as out:
+        if file.suffix == ".csv":
+            table = csv.writer(out)
+            table.writerow(COLUMNS)
+            table.writerows(_cells(row, " | ".join(row.answers)) for row in rows)
+        else:
+            named = (dict(zip(COLUMNS, _cells(row, list(row.answers)), strict=True)) for row in rows)
+            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in named)
+
+
+def _cells(row: Asked, answers: Any) -> list[Any]:
+    return [row.benchmark, row.part, row.row, answers, row.answer, row.note]
+
+
+def read_asked(file: Path) -> list[Asked]:
+    """The rows of a file that `write_asked` wrote, with the labels that it has been given since; none without a file.
+
+    Raises:
+        InputError: it lacks a column, or a label is none of the row's possible answers.
+    """
+    if not file.is_file():
+        return []
+    rows = []
+    for number, cells in enumerate(read_file(file)):
+        if missing := [column for column in COLUMNS[:-1] if column not in cells]:
+            allowed = f"the columns {', '.join(COLUMNS)}"
+            raise InputError(f"{file}: row {number}: got no column {missing[0]!r}; allowed: {allowed}")
+        answers = cells["answers"] or ()
+        answers = tuple(answers.split(" | ")) if isinstance(answers, str) else tuple(answers)
+        answer, part = label_of(cells["answer"]), label_of(cells["part"])
+        named = {own.casefold(): own for own in (*answers, NONE)}
+        if answer and answers and answer.casefold() not in named:
+            allowed = ", ".join(map(repr, named.values()))
+            raise InputError(f"{file}: row {number}: answer: got {answer!r}; allowed: {allowed}")
+        rows.append(
+            Asked(
+                label_of(cells["benchmark"]),
+                int(part) if part.isdigit() else 1,
+                str(cells["row"]),
+                answers,
+                named.get(answer.casefold(), answer),
+                label_of(cells.get("note")),
+            )
+        )
+    return rows
+
+
+def labels_in(file: Path, known: Mapping[str, Mapping[int, Asked]]) -> dict[str, dict[int, str]]:
+    """The labels that a file has, by benchmark and example; `known` are all rows that may be asked for.
+
+    Raises:
+        InputError: as `read_asked`; a row was not asked for, or was changed; or it has two labels.
+    """
+    of = {row.key: (name, example) for name, rows in known.items() for example, row in rows.items()}
+    labels: dict[str, dict[int, str]] = {name: {} for name in known}
+    for number, row in enumerate(read_asked(file)):
+        if row.key not in of:
+            raise InputError(
+                f"{file}: row {number}: got {row.row[:60]!r} of {row.benchmark or 'no benchmark'}, which was not asked "
+                "for, or was changed; allowed: rows as they were written, or another file (goal.labels)"
+            )
+        name, example = of[row.key]
+        if row.answer and labels[name].setdefault(example, row.answer) != row.answer:
+            told = f"got {row.answer!r} for a row that has {labels[name][example]!r} above"
+            raise InputError(f"{file}: row {number}: answer: {told}; allowed: one answer for a row")
+    return labels
+
+
+def merged(rows: Sequence[Asked], answered: Sequence[Asked]) -> list[Asked]:
+    """Rows that are asked for with the answers that they have already, after all other answered ones."""
+    wanted = {row.key: row for row in rows}
+    given = {row.key: row for row in answered if row.answer or row.note}
+    kept = [row for key, row in given.items() if key not in wanted]
+    return kept + [
+        replace(row, answer=given[key].answer, note=given[key].note) if key in given else row
+        for key, row in wanted.items()
+    ]

@@ -1,0 +1,208 @@
+"""A search whose proving rows have no labels, on a tiny model: it asks, waits, goes on, and is proven by few."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from compositions import compose, run_command
+from helpers import as_toml, save_worded_llama, words
+from tailored_llama.cli.main import app
+from tailored_llama.config import SmallestConfig, build_config
+from tailored_llama.data import NONE, read_asked, write_asked
+from tailored_llama.errors import InputError
+from tailored_llama.evaluation import Answer, read_answer
+from tailored_llama.pipeline import WaitingForLabels
+from tailored_llama.store import read_table
+
+
+def write_job(folder: Path) -> None:
+    """`job.csv`, whose rows have labels, and `inputs.csv`, whose rows have none."""
+    texts = [(f"{i} {word}", "ab"[i % 2]) for i, word in enumerate(words(420).split()[:420])]
+    for name, columns, rows in (("job", ["text", "label"], texts[:120]), ("inputs", ["text"], texts[120:])):
+        with (folder / f"{name}.csv").open("w", newline="") as target:
+            csv.writer(target).writerows([columns, *(row[: len(columns)] for row in rows)])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_worded_llama(tmp_path_factory.mktemp("models") / "dense")
+
+
+@pytest.fixture
+def run(tmp_path: Path, model: Path) -> dict[str, Any]:
+    """A search that has to prove 10 points."""
+    write_job(tmp_path)
+    return {
+        "benchmarks": [{"data": str(tmp_path / "job.csv"), "unlabelled": str(tmp_path / "inputs.csv")}],
+        "model": {"source": str(model), "dtype": "float32"},
+        "calibration": {"samples": 4, "tokens": 32},
+        "tuning": {"epochs": 8, "shots": 40, "held_out": 8, "learning_rate": 0.02},
+        "pruning": {"ratios": [0.1386]},
+        "goal": {"lose_at_most": 10, "types": ["q8_0"], "labels": str(tmp_path / "to-label.csv")},
+        "store": {"root": str(tmp_path / "store"), "reports": None, "export": str(tmp_path / "small")},
+    }
+
+
+def with_goal(run: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return run | {"goal": run["goal"] | changes}
+
+
+def answer_to(run: dict[str, Any]) -> Answer:
+    return read_answer(compose("smallest", build_config(SmallestConfig, run)))
+
+
+def label(file: Path, upto: int | None = None, answer: str = NONE) -> None:
+    """Answer the rows of a file, or so many of them; if none of the answers is right, no model has lost."""
+    rows = read_asked(file)
+    write_asked(file, [replace(row, answer=answer) for row in rows[:upto]] + (rows[upto:] if upto else []))
+
+
+def finished(run: dict[str, Any], file: Path) -> tuple[Answer, int]:
+    """The answer of a search that gets each label it asks for; and how often it asked."""
+    for rounds in range(10):
+        try:
+            return answer_to(run), rounds
+        except WaitingForLabels:
+            label(file)
+    raise AssertionError("it asks for ever")
+
+
+def verify(*arguments: object) -> tuple[int, str]:
+    ended = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["verify", *map(str, arguments)])
+    return (2, str(ended.exception)) if isinstance(ended.exception, InputError) else (ended.exit_code, ended.stdout)
+
+
+def test_a_search_asks_for_the_labels_of_differing_rows_and_then_proves(run: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "to-label.csv"
+    with pytest.raises(WaitingForLabels) as waiting:
+        answer_to(run)
+    asked = read_asked(file)
+    assert f"{len(asked)} rows need a label" in str(waiting.value)
+    assert not any(row.answer for row in asked)
+    assert not any("Label" in row.row for row in asked)  # of the prompt, the user's own text
+    assert {row.answers for row in asked} == {("a", "b")}
+    assert [row.part for row in asked] == sorted(row.part for row in asked)
+    assert not (tmp_path / "small").exists()
+    page = file.with_suffix(".html").read_text()
+    assert json.dumps(asked[0].row)[1:-1] in page
+    answer, _ = finished(run, file)
+    assert answer.proven is not None
+    (test,) = answer.tests[-1].values()
+    assert 0 < test.labels <= len(answer.labels["job"])
+    assert test.rows < test.looks[-1].rows  # it took no more looks than it needed
+
+
+def test_the_proof_has_the_loss_of_all_labels(run: dict[str, Any], tmp_path: Path) -> None:
+    few, _ = finished(run, tmp_path / "to-label.csv")
+    assert few.proven is not None
+    stated = json.loads((tmp_path / "small" / "job" / "certificate.json").read_text())["benchmarks"]["job"]
+    proof = read_table(tmp_path / "small" / "job" / "proof.parquet").to_pylist()
+    assert len(proof) == stated["rows"]
+    assert stated["loss"] == sum(row["dense"] - row["small"] for row in proof) == 0
+    assert stated["counts"]["neither"] > 0
+
+
+def test_a_half_finished_file_is_taken(run: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "to-label.csv"
+    with pytest.raises(WaitingForLabels):
+        answer_to(run)
+    asked = len(read_asked(file))
+    label(file, 2)
+    with pytest.raises(WaitingForLabels) as waiting:
+        answer_to(run)
+    assert [bool(row.answer) for row in read_asked(file)].count(True) == 2
+    assert len(waiting.value.rows) == asked - 2
+
+
+def test_without_asking_missing_labels_count_as_lost(run: dict[str, Any]) -> None:
+    answer = answer_to(with_goal(run, ask=False))
+    (test,) = answer.tests[-1].values()
+    assert not test.proven
+    assert test.counts
+    assert test.missing == test.counts.only_dense > 0
+
+
+def test_a_margin_for_wrong_labels_is_smaller(run: dict[str, Any], tmp_path: Path) -> None:
+    answer, _ = finished(with_goal(run, label_errors=0.1), tmp_path / "to-label.csv")
+    assert [test.margin for test in answer.tests[0].values()] == [pytest.approx(0.08)]
+
+
+def test_the_certificate_is_verified_with_both_files_and_refused_if_it_was_changed(
+    run: dict[str, Any], tmp_path: Path
+) -> None:
+    answer, _ = finished(run, tmp_path / "to-label.csv")
+    assert answer.proven is not None
+    shipped, files = tmp_path / "small" / "job", (tmp_path / "job.csv", tmp_path / "inputs.csv")
+    status, told = verify(shipped, *files)
+    assert (status, "less than 10 points lost" in told) == (0, True), told
+    assert "the labels that were asked for, which are the recorded ones" in told
+    assert verify(shipped, *files, "--dense", run["model"]["source"])[0] in (0, 1)  # the reference was tuned
+    assert "allowed: 2 in the place of" in verify(shipped, files[0])[1]
+    assert "answered alike" in (shipped / "README.md").read_text()
+    texts = [row["label"] for row in read_table(shipped / "asked.parquet").to_pylist()]
+    assert all(text is None or len(text) == 64 for text in texts)  # no label leaves as text
+
+    true = json.loads((shipped / "certificate.json").read_text())
+    looks = true["benchmarks"]["job"]["looks"]
+    for change, message in (
+        ({"looks": looks[:-1]}, "rows: got "),
+        ({"looks": [{**look, "level": 0.5} for look in looks]}, "nominal: got "),
+        (
+            {"nominal": 0.04, "looks": [{**look, "level": 0.04} for look in looks]},
+            "nominal: got 0.04; allowed: at most",
+        ),
+        ({"missing": true["benchmarks"]["job"]["rows"] + 1}, "missing: got "),
+    ):
+        changed = json.loads(json.dumps(true))
+        for tests in (changed["benchmarks"], *(step["benchmarks"] for step in changed["sequence"])):
+            tests["job"] |= change
+        (shipped / "certificate.json").write_text(json.dumps(changed))
+        status, told = verify(shipped, *files)
+        assert (status, message in told) == (2, True), (change, told)
+
+
+def test_the_same_rows_with_another_plan_are_opened_again(run: dict[str, Any], tmp_path: Path) -> None:
+    first, _ = finished(run, tmp_path / "to-label.csv")
+    second, _ = finished(with_goal(run, lose_at_most=12), tmp_path / "to-label.csv")
+    assert (first.opening, second.opening) == (1, 2)
+
+
+def test_labels_of_other_rows_end_the_search_before_any_test(run: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(WaitingForLabels):
+        answer_to(run)
+    file = tmp_path / "to-label.csv"
+    first, *others = read_asked(file)
+    write_asked(file, [replace(first, row=f"not {first.row}"), *others])
+    with pytest.raises(InputError, match=r"row 0: got '.* which was not asked for, or was changed"):
+        answer_to(run)
+
+
+def test_the_command_waits_with_a_status_of_its_own(run: dict[str, Any], tmp_path: Path) -> None:
+    run["store"]["reports"] = str(tmp_path / "reports")
+    (tmp_path / "run.toml").write_text(as_toml(run))
+    status, told, _ = run_command(tmp_path / "run.toml")
+    assert (status, "rows need a label" in told) == (3, True)
+    while status == 3:
+        label(tmp_path / "to-label.csv")
+        status, told, _ = run_command(tmp_path / "run.toml")
+    assert status == 0, told
+    assert "labels that the proof took" in told
+
+
+def test_a_person_labels_in_the_terminal(run: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(WaitingForLabels):
+        answer_to(run)
+    file = tmp_path / "to-label.csv"
+    ended = CliRunner().invoke(app, ["label", str(file)], input="7\n1\nB\n0\n\nq\n")
+    assert "got '7'; allowed: a number from 0 to 2, or an answer" in ended.stdout
+    assert [row.answer for row in read_asked(file)][:5] == ["a", "b", "none of these", "", ""]
+    assert "3 rows are labelled" in ended.stdout
+    again = CliRunner().invoke(app, ["label", str(file), "--again", "3"], input="0\n0\n0\n")
+    assert "2 of 3 answers differ from the first ones" in again.stdout
+    with pytest.raises(WaitingForLabels):
+        answer_to(run)
