@@ -5,6 +5,7 @@ from .api import compare as compare
 from .api import prune as prune
 from .api import smallest as smallest
 from .api import tune as tune
+from .pipeline import WaitingForLabels as WaitingForLabels
 from .serving import Model as Model
 from .serving import ModelAnswer as ModelAnswer
 from .serving import load as load

@@ -51,27 +51,32 @@ def _ask_again(rows: Sequence["Asked"], count: int) -> None:
     drawn = random.sample(rows, min(count, len(rows)))
     asked = differ = 0
     for row in drawn:
-        print(f"\n{asked + 1} of {len(drawn)}; q leaves")
+        print(f"\n{asked + 1} of {len(drawn)}; q leaves, Enter goes on without an answer")
         answer = _ask(row.row, row.answers)
         if answer in LEAVE:
             break
-        asked, differ = asked + 1, differ + (answer != row.answer)
+        if answer:
+            asked, differ = asked + 1, differ + (answer != row.answer)
     if asked:
-        print(f"{differ} of {asked} answers differ from the first ones; goal.label_errors = {differ / 2 / asked:.3f}")
+        share = f"about {differ / 2 / asked:.1%} of the labels are wrong (goal.label_errors)"
+        print(f"{differ} of {asked} answers differ from the first ones: {share}")
 
 
 def _ask(text: str, answers: tuple[str, ...]) -> str:
-    """Show a row and read its answer: a number of the list, an answer's text, or any text if all are possible."""
+    """Show a row and read its answer: a key of the list or an answer's text; any text if there is no list."""
     from tailored_llama.data import NONE
 
     print(f"\n{text}\n")
-    offered = {"0": NONE, **{str(number): answer for number, answer in enumerate(answers, 1)}}
-    print(*(f"  {key}  {answer}" for key, answer in offered.items()), sep="\n")
-    named = {answer.casefold(): answer for answer in offered.values()}
+    keys = {str(number): answer for number, answer in enumerate(answers, 1)}
+    if set(keys) & set(answers):  # answers that are numbers themselves
+        keys = {}
+    offered = {**keys, "n": NONE} if answers else {}
+    print(*(f"  {key}  {answer}" for key, answer in offered.items()), *([] if keys else answers), sep="\n")
+    named = {answer.casefold(): answer for answer in (*answers, NONE)}
     while True:
         given = input("answer: ").strip()
-        if not given or given in LEAVE:
+        if not given or given in LEAVE or given in answers:
             return given
         if found := offered.get(given, named.get(given.casefold(), "" if answers else given)):
             return found
-        print(f"got {given!r}; allowed: a number from 0 to {len(answers)}, or an answer")
+        print(f"got {given!r}; allowed: {', '.join(offered)}, or an answer")

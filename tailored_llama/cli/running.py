@@ -39,6 +39,7 @@ def plan(config: ConfigFile, overrides: Overrides = None) -> None:
     composition = COMPOSITIONS[composition_of(config, overrides)]
     loaded = load_config(str(config), overrides, composition.kind)
     composition.check(loaded)
+    print(*composition.announce(loaded), sep="\n")
     print(*plan_run(composition.compose, loaded).lines(), sep="\n")
 
 

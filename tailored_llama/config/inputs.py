@@ -13,6 +13,7 @@ from tailored_llama.config.section import Section
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 PROMPTS = "prompts"  # calibration source: the training prompts of the run's own benchmarks
+OWN = "own"  # unlabelled rows: those of the benchmark's own file alone
 QUESTIONS = "questions"  # calibration source: the questions of their train splits, without answers
 Metric = Literal["acc", "acc_norm", "exact_match", "f1", "json", "tool_call"]
 Ignored = Literal["case", "punctuation", "numbers", "spaces"]
@@ -164,9 +165,9 @@ class BenchmarkConfig(Section):
     need not be set: messages; instruction, input and output; prompt and completion; text and label; question, choices
     (or a, b, …) and answer; and others like them."""
     unlabelled: str | None = None
-    """With `data`, in a search: a file of rows whose answers nobody knows yet, which are to prove on. Answers are asked
-    for only where two models differ. `data` is then to tune on (75 %) and to choose with (25 %). Rows without an answer
-    in `data` are such rows, too; its own name here means no others."""
+    """With `data`, in a search: a file of rows whose answers nobody knows yet. A proof is on them, and asks for answers
+    only where two models differ. `data` is then to tune on (75 %) and to choose with (25 %). Its rows without an answer
+    are to prove on, too; own: these alone."""
     form: Form | None = None
     """With `data`: what a row stands for. messages: its messages and tools, read as the columns system, user (the tools
     first), assistant, and prompt (system and user together). alpaca: its instruction and input, read as the column
@@ -212,6 +213,8 @@ class BenchmarkConfig(Section):
         if not isinstance(data, dict):
             return data
         if isinstance(file := data.get("data"), str):
+            if data.get("unlabelled") == file:
+                data = data | {"unlabelled": OWN}
             name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(file).stem).lstrip("-._")
             return {**data, "name": data.get("name") or name}
         is_text = WRITTEN.get(str(data.get("metric")), "written") == "written"
@@ -227,7 +230,7 @@ class BenchmarkConfig(Section):
             if (value := getattr(self, field)) is not None:
                 yield f"{where} with {field} = {value!r}; allowed: data alone, or {field}"
         for field, file in (("data", self.data), ("unlabelled", self.unlabelled)):
-            if file is not None and Path(file).suffix not in SUFFIXES:
+            if file not in (None, OWN) and Path(str(file)).suffix not in SUFFIXES:
                 allowed = f"a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
                 yield f"benchmarks.{self.name}.{field}: got {file!r}; allowed: {allowed}"
         if self.unlabelled is not None and self.metric == "f1":

@@ -188,8 +188,8 @@ class GoalConfig(Section):
     ask: bool = True
     """Ask for the labels that may still prove a smaller model; false: prove what the labels that there are prove."""
     label_errors: float = Field(0.0, ge=0, lt=0.5)
-    """The share of wrong labels to reckon with. They make a loss look smaller, at worst by twice their share, so the
-    margin that is tested is smaller by that."""
+    """The share of wrong labels to reckon with. If chance makes labels wrong, a loss looks smaller by up to twice that
+    share of itself, so the margin that is tested is smaller by as much."""
 
     @property
     def tested_margin(self) -> float:
@@ -233,8 +233,11 @@ class SmallestConfig(RunConfig):
             yield f"goal.models: got {min(twice)!r} twice; allowed: each model once, beside model.source"
         if len(set(goal.types)) < len(goal.types):
             yield f"goal.types: got {', '.join(goal.types)}; allowed: each type once"
-        if goal.measure == "probability" and any(benchmark.unlabelled for benchmark in self.benchmarks):
+        unlabelled = [benchmark.name for benchmark in self.benchmarks if benchmark.unlabelled]
+        if unlabelled and goal.measure == "probability":
             yield "goal.measure: got 'probability' with unlabelled rows; allowed: accuracy"
+        if unlabelled and len(unlabelled) < len(self.benchmarks):
+            yield f"benchmarks: {', '.join(unlabelled)} alone with unlabelled rows; allowed: all of them, or none"
 
     @property
     def file_types(self) -> tuple[GgufType | None, ...]:

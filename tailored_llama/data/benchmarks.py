@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tailored_llama.config import (
+    OWN,
     UNKNOWN,
     WRITTEN,
     BenchmarkConfig,
@@ -164,7 +165,7 @@ def _unlabelled(
     """
     path, columns = Path(str(benchmark.unlabelled)).expanduser(), custom_columns(benchmark)
     where, rows = f"benchmarks.{benchmark.name}.unlabelled: {path.name}", dict(own)
-    if benchmark.unlabelled != benchmark.data:
+    if benchmark.unlabelled != OWN:
         if not path.is_file():
             raise InputError(f"{where}: no such file; allowed: a file of rows without answers")
         others = read_file(path)

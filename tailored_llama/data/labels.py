@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.config import label_of
+from tailored_llama.config import from_json, label_of
 from tailored_llama.data.chat import Chat
 from tailored_llama.data.prompts import Prompt
 from tailored_llama.errors import InputError
@@ -15,7 +15,6 @@ from tailored_llama.files import read_file, unfinished
 
 NONE = "none of these"  # the label of a row for which no possible answer is right
 COLUMNS = ("benchmark", "part", "row", "answers", "answer", "note")
-SUFFIXES = (".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -36,20 +35,28 @@ class Asked:
 
 
 def ask(benchmark: str, prompt: Prompt, chat: Chat | None, written: bool) -> Asked:
-    """Ask for the label of a row, as the user's message where a chat can ask it; a `written` answer may be any text."""
+    """Ask for the label of a row, as the user's message where a chat can ask it; a `written` answer may be any text.
+
+    Raises:
+        InputError: a choice is called as the label for none of the choices.
+    """
     told = chat.message_in(prompt.contexts[0]) if chat and not prompt.messages else prompt.contexts[0]
     if prompt.messages:
         told = "\n\n".join(message["content"] for message in json.loads(prompt.messages))
-    return Asked(benchmark, 1, told, () if written else tuple(choice.strip() for choice in prompt.continuations))
+    answers = () if written else tuple(choice.strip() for choice in prompt.continuations)
+    if NONE in map(str.casefold, answers):
+        raise InputError(f"{benchmark}: got the choice {NONE!r}; allowed: another text, as that answers for no choice")
+    return Asked(benchmark, 1, told, answers)
 
 
 def write_asked(file: Path, rows: Sequence[Asked]) -> None:
     """Write the rows as .csv or .jsonl, by the name of the file."""
-    with unfinished(file) as new, new.open("w", encoding="utf-8", newline="") as out:
-        if file.suffix == ".csv":
+    is_csv = file.suffix == ".csv"
+    with unfinished(file) as new, new.open("w", encoding="utf-8-sig" if is_csv else "utf-8", newline="") as out:
+        if is_csv:  # with a mark by which Excel knows its encoding
             table = csv.writer(out)
             table.writerow(COLUMNS)
-            table.writerows(_cells(row, " | ".join(row.answers)) for row in rows)
+            table.writerows(_cells(row, json.dumps(row.answers, ensure_ascii=False)) for row in rows)
         else:
             named = (dict(zip(COLUMNS, _cells(row, list(row.answers)), strict=True)) for row in rows)
             out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in named)
@@ -62,34 +69,41 @@ def _cells(row: Asked, answers: Any) -> list[Any]:
 def read_asked(file: Path) -> list[Asked]:
     """The rows of a file that `write_asked` wrote, with the labels that it has been given since; none without a file.
 
+    Empty rows are left out. Columns of a CSV file may be separated by semicolons, as some spreadsheets do.
+
     Raises:
         InputError: it lacks a column, or a label is none of the row's possible answers.
     """
     if not file.is_file():
         return []
     rows = []
-    for number, cells in enumerate(read_file(file)):
+    for number, cells in enumerate(_csv_rows(file) if file.suffix == ".csv" else read_file(file)):
         if missing := [column for column in COLUMNS[:-1] if column not in cells]:
             allowed = f"the columns {', '.join(COLUMNS)}"
             raise InputError(f"{file}: row {number}: got no column {missing[0]!r}; allowed: {allowed}")
-        answers = cells["answers"] or ()
-        answers = tuple(answers.split(" | ")) if isinstance(answers, str) else tuple(answers)
-        answer, part = label_of(cells["answer"]), label_of(cells["part"])
+        if not label_of(cells["row"]):
+            continue
+        offered = cells["answers"] if isinstance(cells["answers"], list) else from_json(str(cells["answers"] or "[]"))
+        if not isinstance(offered, list):
+            raise InputError(f"{file}: row {number}: answers: got {cells['answers']!r}; allowed: as they were written")
+        answers, answer, part = tuple(map(label_of, offered)), label_of(cells["answer"]), label_of(cells["part"])
         named = {own.casefold(): own for own in (*answers, NONE)}
-        if answer and answers and answer.casefold() not in named:
-            allowed = ", ".join(map(repr, named.values()))
-            raise InputError(f"{file}: row {number}: answer: got {answer!r}; allowed: {allowed}")
-        rows.append(
-            Asked(
-                label_of(cells["benchmark"]),
-                int(part) if part.isdigit() else 1,
-                str(cells["row"]),
-                answers,
-                named.get(answer.casefold(), answer),
-                label_of(cells.get("note")),
-            )
-        )
+        if answer and answers and answer not in answers:
+            if answer.casefold() not in named:
+                allowed = ", ".join(map(repr, (*answers, NONE)))
+                raise InputError(f"{file}: row {number}: answer: got {answer!r}; allowed: {allowed}")
+            answer = named[answer.casefold()]
+        place = int(part) if part.isdigit() else 1
+        benchmark, note = label_of(cells["benchmark"]), label_of(cells.get("note"))
+        rows.append(Asked(benchmark, place, str(cells["row"]), answers, answer, note))
     return rows
+
+
+def _csv_rows(file: Path) -> list[dict[str, Any]]:
+    text = file.read_text(encoding="utf-8-sig", errors="replace")
+    header = text.partition("\n")[0]
+    comma = ";" if header.count(";") > header.count(",") else ","
+    return list(csv.DictReader(text.splitlines(keepends=True), delimiter=comma, restval=""))
 
 
 def labels_in(file: Path, known: Mapping[str, Mapping[int, Asked]]) -> dict[str, dict[int, str]]:
@@ -98,7 +112,10 @@ def labels_in(file: Path, known: Mapping[str, Mapping[int, Asked]]) -> dict[str,
     Raises:
         InputError: as `read_asked`; a row was not asked for, or was changed; or it has two labels.
     """
-    of = {row.key: (name, example) for name, rows in known.items() for example, row in rows.items()}
+    of: dict[tuple[str, ...], list[tuple[str, int]]] = {}
+    for name, rows in known.items():
+        for example, row in rows.items():
+            of.setdefault(row.key, []).append((name, example))
     labels: dict[str, dict[int, str]] = {name: {} for name in known}
     for number, row in enumerate(read_asked(file)):
         if row.key not in of:
@@ -106,10 +123,10 @@ def labels_in(file: Path, known: Mapping[str, Mapping[int, Asked]]) -> dict[str,
                 f"{file}: row {number}: got {row.row[:60]!r} of {row.benchmark or 'no benchmark'}, which was not asked "
                 "for, or was changed; allowed: rows as they were written, or another file (goal.labels)"
             )
-        name, example = of[row.key]
-        if row.answer and labels[name].setdefault(example, row.answer) != row.answer:
-            told = f"got {row.answer!r} for a row that has {labels[name][example]!r} above"
-            raise InputError(f"{file}: row {number}: answer: {told}; allowed: one answer for a row")
+        for name, example in of[row.key] if row.answer else []:
+            if (first := labels[name].setdefault(example, row.answer)) != row.answer:
+                told = f"got {row.answer!r} for a row that has {first!r} above"
+                raise InputError(f"{file}: row {number}: answer: {told}; allowed: one answer for a row")
     return labels
 
 

@@ -70,8 +70,9 @@ class SplitSource:
             field = f"benchmarks.{benchmark.name}.{'data' if benchmark.data else self.split}"
             raise InputError(f"{field}: {self.path}: no such file; allowed: a file with examples")
         part: dict[str, str] = {"part": self.split} if benchmark.data else {}
-        if benchmark.unlabelled and (beside := Path(benchmark.unlabelled).expanduser()).is_file():
-            part["unlabelled"] = sha256_file(beside)
+        if benchmark.unlabelled:
+            beside = Path(benchmark.unlabelled).expanduser()
+            part["unlabelled"] = sha256_file(beside) if beside.is_file() else benchmark.unlabelled
         return {"sha256": sha256_file(self.path), "type": self.path.suffix, **part}
 
     def rows(self) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from .looks import Compared as Compared
 from .looks import compare_said as compare_said
 from .looks import expected_labels as expected_labels
 from .looks import look_levels as look_levels
+from .looks import look_rows as look_rows
 from .looks import plan_looks as plan_looks
 from .looks import rows_to_prove as rows_to_prove
 from .looks import test_at_looks as test_at_looks

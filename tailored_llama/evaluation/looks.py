@@ -61,11 +61,14 @@ def plan_looks(rows: int, margin: float, level: float) -> tuple[Look, ...]:
 
     Each level is lowered where the exact size of the test on so many rows would be above it.
     """
-    stops = sorted({max(2, math.ceil(rows * number / LOOKS)) for number in range(1, LOOKS + 1)})
-    return tuple(
-        Look(stop, nominal_level(stop, margin, own))
-        for stop, own in zip(stops, look_levels(level)[-len(stops) :], strict=True)
-    )
+    stops = look_rows(rows)
+    levels = look_levels(level)[-len(stops) :]
+    return tuple(Look(stop, nominal_level(stop, margin, own)) for stop, own in zip(stops, levels, strict=True))
+
+
+def look_rows(rows: int) -> tuple[int, ...]:
+    """After how many of so many rows each look is."""
+    return tuple(sorted({max(2, math.ceil(rows * number / LOOKS)) for number in range(1, LOOKS + 1)}))
 
 
 @functools.cache
@@ -102,7 +105,9 @@ def rows_to_prove(margin: float, level: float, differing: float, power: float) -
     It may lose `PLANNED_LOSS` of the margin. So many rows also prove a model that answers all of them alike.
     """
     rows, last = LONGER * rows_needed((1 - PLANNED_LOSS) * margin, level, differing, power), look_levels(level)[-1]
-    while scipy.stats.norm.cdf(score(0, 0, math.ceil(rows), margin)) > nominal_level(math.ceil(rows), margin, last):
+    while (p := scipy.stats.norm.cdf(score(0, 0, math.ceil(rows), margin))) > last / 4 and (
+        p > nominal_level(math.ceil(rows), margin, last)  # which takes seconds, and is hardly ever below a quarter
+    ):
         rows *= LONGER
     return math.ceil(rows)
 

@@ -42,8 +42,8 @@ class Look:
 class LossTest:
     """A model against its reference on one benchmark; losses and the margin are shares, 0.03 for three points.
 
-    With `looks`, only rows that the two answer differently have labels. Then `both` of the counts are the rows that are
-    answered alike, whether rightly or not, so that `dense` and `small` say nothing but their difference.
+    With `looks`, only rows that the two answer differently have labels. `counts.both` is then the number of rows that
+    are answered alike, and of `dense` and `small` only the difference has a meaning.
     """
 
     rows: int

@@ -140,6 +140,8 @@ def answer_form(metric: str, ignore: Ignored = None) -> Callable[[str], str]:
 
 def _json_form(text: str) -> str:
     value = from_json(text)
+    calls = calls_of(value)
+    value = calls[0] if len(calls) == 1 else value  # alone or in a list, it is the same call
     return text.strip() if value is None else json.dumps(_whole(value), sort_keys=True)
 
 

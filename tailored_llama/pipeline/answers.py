@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from tailored_llama import data, evaluation
-from tailored_llama.config import SmallestConfig, named_benchmark
+from tailored_llama.config import WRITTEN, SmallestConfig, accepted, named_benchmark
 from tailored_llama.data import PromptSplit
+from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answers, Compared, Said
 
 NO_ANSWER = "\0"  # the normal form of the label of a row for which no answer is right
@@ -21,9 +22,17 @@ def said_of(config: SmallestConfig, name: str, scores: Path, prompts: Path, spli
 
 
 def label_forms(config: SmallestConfig, name: str, labels: Mapping[int, str]) -> dict[int, str]:
-    """Labels in the normal form of their benchmark's metric; that of none of the answers equals no answer."""
+    """Labels in the normal form of their benchmark's metric; that of none of the answers equals no answer.
+
+    Raises:
+        InputError: a label is no JSON or no call where it has to be.
+    """
     benchmark = named_benchmark(config, name)
-    form = evaluation.answer_form(data.headline_metric(benchmark), benchmark.ignore)
+    metric = data.headline_metric(benchmark)
+    form, kind = evaluation.answer_form(metric, benchmark.ignore), WRITTEN.get(metric, "written")
+    for label in labels.values():
+        if label != data.NONE and not accepted(label, kind):
+            raise InputError(f"{name}: got the label {label[:80]!r}; allowed: {'JSON' if kind == 'json' else 'a call'}")
     return {row: NO_ANSWER if label == data.NONE else form(label) for row, label in labels.items()}
 
 

@@ -179,6 +179,11 @@ class CertificateFile(Stated):
         """
         proving = self.sets[name].get("proving")
         planned = test.looks[-1].rows if test.looks else test.rows
+        unlabelled = any(own.get("name") == name and own.get("unlabelled") for own in self.run.benchmarks)
+        stops = evaluation.look_rows(planned) if unlabelled else ()
+        yield from _differs(f"{where}.looks", [look.rows for look in test.looks], [*stops], "as they were planned")
+        if unlabelled and not test.counts:
+            yield f"{where}.counts: not set; allowed: those of the answers, as rows are not labelled"
         yield from _differs(f"{where}.rows", planned, proving.rows if proving else 0, "by the sets")
         margin = self.margin_points / 100 * (1 - 2 * self.label_errors)
         yield from _differs(f"{where}.margin", test.margin, margin, "as for the whole")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tailored_llama import data, evaluation, models
-from tailored_llama.config import WRITTEN, SmallestConfig, build_config, named_benchmark
+from tailored_llama.config import OWN, WRITTEN, SmallestConfig, build_config, named_benchmark
 from tailored_llama.errors import InputError, is_transient
 from tailored_llama.evaluation import Answers, Array, Compared, LossTest, Said
 from tailored_llama.pipeline import stages, steps
@@ -108,6 +108,12 @@ class Certificate:
         rows = table["benchmark"].to_numpy() == name
         return [table[column].to_numpy()[rows] for column in ("example", "dense", "small")]
 
+    def asked(self, name: str) -> Sequence[Array]:
+        """The digests of what the reference answered and of the labels, by the rows of a benchmark's proof."""
+        table = read_table(self.folder / ASKED, ASKED_SCHEMA)
+        rows = table["benchmark"].to_numpy() == name
+        return [table[column].to_numpy()[rows] for column in ASKED_SCHEMA.names[1:]]
+
     def compare(self, name: str, scores: Path, prompts: Path, dense: Path | None = None) -> Compared:
         """Compare new scores of the model with the reference, by new scores of that (`dense`) or as it was recorded.
 
@@ -122,10 +128,7 @@ class Certificate:
         if not test.looks:
             after = answers_of(self.config, name, scores, prompts)
             return Compared(Answers(examples, after.answers, recorded), after, np.zeros(len(examples), dtype=bool))
-        table = read_table(self.folder / ASKED, ASKED_SCHEMA)
-        reference, labels = (
-            table[column].to_numpy()[table["benchmark"].to_numpy() == name] for column in ASKED_SCHEMA.names[1:]
-        )
+        reference, labels = self.asked(name)
         if dense:
             reference = _digests(said_of(self.config, name, dense, prompts), test.rows)
         known = {row: label for row, label in zip(examples.tolist(), labels, strict=True) if label is not None}
@@ -165,6 +168,13 @@ def read_certificate(folder: Path, files: Sequence[str] | None) -> Certificate:
             raise InputError(f"{folder / PROOF}: got other answers on {name}; allowed: numbers from 0 to 1")
         for fault in stated.faults(f"benchmarks.{name}", name, test, (dense, small)):
             raise InputError(f"{file}: {fault}")
+        if test.looks:
+            _, labels = certificate.asked(name)
+            without = np.array([label is None for label in labels])
+            if len(labels) != test.rows or (missing := int(np.sum(without & (dense > small)))) != test.missing:
+                told = f"{len(labels)} rows" if len(labels) != test.rows else f"{missing} rows without a label"
+                allowed = f"{test.rows} rows, {test.missing} without a label that count as lost"
+                raise InputError(f"{folder / ASKED}: got {told} of {name}; allowed: {allowed}")
     return certificate
 
 
@@ -198,16 +208,13 @@ def _config_of(stated: CertificateFile, folder: Path, files: Sequence[str]) -> S
 def _with_files(benchmarks: Sequence[Settings], files: Sequence[str], with_shots: bool) -> list[Settings]:
     """Tables of benchmarks with the user's files, in their order, in place of all files that they name."""
     tables, slots = [dict(table) for table in benchmarks], list[tuple[Settings, str]]()
-    beside = list[Settings]()  # tables whose own file has the rows to prove on, too
     for table in tables:
         if str(table.get("metric")) in WRITTEN:  # of certificates from before files decided these
             unset = {"max_new_tokens": 32, "stop": ("\n",)}
             table |= {key: value for key, value in unset.items() if table.get(key) is None}
         if (source := table.get("source")) is None:
-            if table.get("unlabelled") == table.get("data"):
-                table.pop("unlabelled", None)
-                beside.append(table)
-            keys = ["data", "unlabelled", "evaluation", "train"]
+            other = table.get("unlabelled") not in (None, OWN)
+            keys = ["data", *(["unlabelled"] if other else []), "evaluation", "train"]
             if not with_shots:
                 table["train"] = None  # only solved examples come from there
         elif is_hub_id(str(source)):
@@ -221,8 +228,6 @@ def _with_files(benchmarks: Sequence[Settings], files: Sequence[str], with_shots
         raise InputError(f"rows: got {len(files)} files; allowed: {allowed}")
     for (table, key), file in zip(slots, files, strict=True):
         table[key] = file
-    for table in beside:
-        table["unlabelled"] = table["data"]
     return tables
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from tailored_llama import data, evaluation, reports, store
 from tailored_llama.config import SmallestConfig, is_written, named_benchmark
 from tailored_llama.data import Asked, PromptSplit
+from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Look, LossTest, RowSet
 from tailored_llama.pipeline import candidates, steps
 from tailored_llama.pipeline.answers import compared, said_of
@@ -172,6 +173,22 @@ def _limited(base: Base, rows: int) -> Base:
         prompts=replace(base.prompts, evaluation=asked),
         rows={"selection": base.rows["selection"], "evaluation": asked},
     )
+
+
+def check_labels(config: SmallestConfig) -> None:
+    """Check before any work that labels can be asked for in `goal.labels`, and that no other job asks there.
+
+    Raises:
+        InputError: as `data.read_asked`; there is no such folder; or the file is of another benchmark.
+    """
+    file, names = Path(config.goal.labels).expanduser(), [benchmark.name for benchmark in config.benchmarks]
+    if not file.parent.is_dir():
+        raise InputError(f"goal.labels: got {config.goal.labels!r}; allowed: a file in a folder that is there")
+    for other in {row.benchmark for row in data.read_asked(file)} - {*names}:
+        allowed = f"a file of its own for each search, here of {', '.join(names)}"
+        raise InputError(
+            f"goal.labels: got {config.goal.labels!r}, which asks for labels of {other!r}; allowed: {allowed}"
+        )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,9 @@ def _lost(config: SmallestConfig, answer: Answer, proof: Proof[Path]) -> Iterato
             lost = (before.values == 1) & (after.values != 1)
         else:
             pair = compared(config, name, proof.dense[name], folder, proof.prompts[name], labels)
-            before, lost = pair.dense, (pair.dense.values > pair.small.values) & ~pair.missing
+            if pair.missing.any():  # whoever gives the labels that are missing must not see what a model answered
+                continue
+            before, lost = pair.dense, pair.dense.values > pair.small.values
         asked = {prompt.example: prompt for prompt in data.read_prompts(proof.prompts[name], "evaluation")}
         chosen = evaluation.read_chosen(folder, metric)
         only_dense = before.examples[lost].tolist()
@@ -215,7 +217,11 @@ class ShipSettings:
 
     def identity(self) -> dict[str, Any]:
         template = self.template and sha256_file(self.template)
-        return shown_identity(self.config) | {"answer": as_json(self.answer), "name": self.name, "template": template}
+        labels = digest_of(
+            json.dumps(as_json(self.answer.labels), sort_keys=True)
+        )  # the manifest leaves with the model
+        answer = as_json(replace(self.answer, labels={})) | {"labels": labels}
+        return shown_identity(self.config) | {"answer": answer, "name": self.name, "template": template}
 
 
 def ship_model(
@@ -278,7 +284,7 @@ def _served(scores: Path, model: Path, is_chat: bool) -> dict[str, Any]:
 def _write_proof(config: SmallestConfig, answer: Answer, proof: Proof[Path], out: Path) -> None:
     """Write how both models answered every proving row that was tested; and by what, if labels were asked for.
 
-    What was said, and the labels, leave as SHA-256 of their normal forms, as they may be private.
+    What was said, and the labels, leave as SHA-256 of their normal forms.
     """
     assert answer.proven is not None
     tests = answer.tests[answer.order.index(answer.proven)]

@@ -91,8 +91,8 @@ def check_provable(config: SmallestConfig) -> None:
     goal = config.goal
     for benchmark in config.benchmarks:
         rows, least, needed = _provable(config, benchmark)
-        if least > goal.lose_at_most and not goal.even_if_unprovable:
-            of_file = ", two fifths of the file," if benchmark.data else ""
+        if least > 100 * goal.tested_margin and not goal.even_if_unprovable:
+            of_file = ", two fifths of the file," if benchmark.data and not benchmark.unlabelled else ""
             raise InputError(
                 f"goal.lose_at_most: got {goal.lose_at_most:g} with {rows:,} rows of {benchmark.name} to prove on; "
                 f"allowed: at least {least:.1f} with these, about {needed:,} rows to prove on{of_file} for "
@@ -105,7 +105,7 @@ def _provable(config: SmallestConfig, benchmark: BenchmarkConfig) -> tuple[int, 
     rows = len(_examples(config, benchmark, "evaluation"))
     rows = min(rows, config.scoring.limit or rows)
     level = evaluation.level_of(1, config.goal.confidence)
-    needed = evaluation.rows_needed(config.goal.lose_at_most / 100, level)
+    needed = evaluation.rows_needed(config.goal.tested_margin, level)
     return rows, 100 * evaluation.provable_margin(rows, level), needed
 
 

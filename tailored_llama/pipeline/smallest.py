@@ -23,7 +23,7 @@ from tailored_llama.pipeline.candidates import Candidate
 from tailored_llama.pipeline.executor import Cancelled, Executor
 from tailored_llama.pipeline.graph import Graph, Node
 from tailored_llama.pipeline.proven import publish_answer
-from tailored_llama.pipeline.proving import prove, row_sets
+from tailored_llama.pipeline.proving import check_labels, prove, row_sets
 from tailored_llama.pipeline.reporting import ShipSettings, SmallestSettings
 from tailored_llama.pipeline.rows import check_provable
 
@@ -191,6 +191,8 @@ def check_smallest(config: SmallestConfig) -> None:
         if not target:
             raise InputError(f"store.publish: got {published!r} without store.export; allowed: with a folder there")
         store.check_published(published)
+    if any(benchmark.unlabelled for benchmark in config.benchmarks):
+        check_labels(config)
     check_provable(config)
 
 

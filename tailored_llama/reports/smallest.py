@@ -71,8 +71,8 @@ def _result(answer: Answer) -> tuple[list[str], list[tuple[str, str]]]:
         ("largest loss not excluded", f"{lost(test.bound, 2)} points"),
     ]
     if test.looks:
-        labels = sum(own.labels for own in tests.values())
-        figures.append(("labels that the proof took", f"{number(labels, 0)}, for {number(test.rows, 0)} rows"))
+        given = sum(len(labels) for labels in answer.labels.values())
+        figures.append(("labels that were asked for and given", number(given, 0)))
     compared = f"The model is {candidate.label}. The reference is {answer.reference}."
     return [_verdict(answer, candidate), compared, *doubt], figures
 
@@ -183,8 +183,8 @@ def _tests(answer: Answer) -> Table:
             cells += [lost(test.loss), lost(test.bound, 2), p_value(test.p), percent(test.bootstrap, 2)]
             rows.append(table_row(*cells, "proven" if test.proven else "not proven", bold=place == answer.proven))
     columns = (Column("candidate", left=True), *map(Column, titles), Column("outcome", left=True))
-    notes = [_level(answer), *([_looks(answer)] if few else [])]
-    return Table(columns, tuple(rows), tuple(notes) if rows else ())
+    notes = (_level(answer), *([_looks(answer)] if few else [])) if rows else ()
+    return Table(columns, tuple(rows), notes)
 
 
 def _looks(answer: Answer) -> str:

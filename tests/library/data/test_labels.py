@@ -37,7 +37,7 @@ def test_a_file_says_what_may_be_answered_and_nothing_of_any_model(file: Path) -
     (first, *_) = read_file(file)
     assert list(first) == ["benchmark", "part", "row", "answers", "answer", "note"]
     assert first["row"] == "A, b"
-    assert first["answers"] == ("bad | good" if file.suffix == ".csv" else ["bad", "good"])
+    assert first["answers"] == ('["bad", "good"]' if file.suffix == ".csv" else ["bad", "good"])
     assert first["answer"] == ""
 
 
@@ -56,6 +56,28 @@ def test_what_a_spreadsheet_changes_does_not_matter(tmp_path: Path) -> None:
         table.writeheader()
         table.writerows(rows)
     assert labels_in(file, {"job": ROWS})["job"] == {1: "bad"}
+
+
+def test_a_spreadsheet_may_use_semicolons_and_leave_empty_rows(tmp_path: Path) -> None:
+    file = tmp_path / "to-label.csv"
+    file.write_text(
+        'benchmark;part;row;answers;answer\njob;1;A, b;"[""bad"", ""good""]";bad\n;;;;\n', encoding="utf-8-sig"
+    )
+    assert labels_in(file, {"job": ROWS})["job"] == {0: "bad"}
+    file.write_text("benchmark,part,row,answers,answer,note\n")
+    assert labels_in(file, {"job": ROWS})["job"] == {}
+
+
+def test_an_answer_that_differs_in_capitals_alone_is_itself(file: Path) -> None:
+    row = replace(ROWS[0], answers=("US", "us", "a | b"))
+    for answer in row.answers:
+        write_asked(file, [replace(row, answer=answer)])
+        assert labels_in(file, {"job": {0: row}})["job"] == {0: answer}
+
+
+def test_rows_that_ask_the_same_share_a_label(file: Path) -> None:
+    write_asked(file, [replace(ROWS[0], answer="bad")])
+    assert labels_in(file, {"job": {3: ROWS[0], 5: ROWS[0]}})["job"] == {3: "bad", 5: "bad"}
 
 
 def test_a_written_answer_may_be_any_text(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A search whose proving rows have no labels, on a tiny model: it asks, waits, goes on, and is proven by few."""
 
-import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,17 @@ import pytest
 from typer.testing import CliRunner
 
 from compositions import compose, run_command
-from helpers import as_toml, save_worded_llama, words
+from few_labels import few_label_search
+from helpers import as_toml, save_worded_llama
+from tailored_llama import evaluation
 from tailored_llama.cli.main import app
 from tailored_llama.config import SmallestConfig, build_config
-from tailored_llama.data import NONE, read_asked, write_asked
+from tailored_llama.data import NONE, Asked, read_asked, write_asked
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer, read_answer
 from tailored_llama.pipeline import WaitingForLabels
+from tailored_llama.pipeline.smallest import check_smallest
 from tailored_llama.store import read_table
-
-
-def write_job(folder: Path) -> None:
-    """`job.csv`, whose rows have labels, and `inputs.csv`, whose rows have none."""
-    texts = [(f"{i} {word}", "ab"[i % 2]) for i, word in enumerate(words(420).split()[:420])]
-    for name, columns, rows in (("job", ["text", "label"], texts[:120]), ("inputs", ["text"], texts[120:])):
-        with (folder / f"{name}.csv").open("w", newline="") as target:
-            csv.writer(target).writerows([columns, *(row[: len(columns)] for row in rows)])
 
 
 @pytest.fixture(scope="module")
@@ -33,19 +28,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_worded_llama(tmp_path_factory.mktemp("models") / "dense")
 
 
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """The store of a search that has made and chosen its candidates, and has opened no proving rows."""
+    folder = tmp_path_factory.mktemp("searched")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "sequence", lambda found, margin: [])
+        answer_to(few_label_search(folder, model))
+    return folder / "store"
+
+
 @pytest.fixture
-def run(tmp_path: Path, model: Path) -> dict[str, Any]:
-    """A search that has to prove 10 points."""
-    write_job(tmp_path)
-    return {
-        "benchmarks": [{"data": str(tmp_path / "job.csv"), "unlabelled": str(tmp_path / "inputs.csv")}],
-        "model": {"source": str(model), "dtype": "float32"},
-        "calibration": {"samples": 4, "tokens": 32},
-        "tuning": {"epochs": 8, "shots": 40, "held_out": 8, "learning_rate": 0.02},
-        "pruning": {"ratios": [0.1386]},
-        "goal": {"lose_at_most": 10, "types": ["q8_0"], "labels": str(tmp_path / "to-label.csv")},
-        "store": {"root": str(tmp_path / "store"), "reports": None, "export": str(tmp_path / "small")},
-    }
+def run(tmp_path: Path, model: Path, searched: Path) -> dict[str, Any]:
+    """A search that finds its candidates."""
+    shutil.copytree(searched, tmp_path / "store")
+    return few_label_search(tmp_path, model)
 
 
 def with_goal(run: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -146,11 +143,14 @@ def test_the_certificate_is_verified_with_both_files_and_refused_if_it_was_chang
     assert "answered alike" in (shipped / "README.md").read_text()
     texts = [row["label"] for row in read_table(shipped / "asked.parquet").to_pylist()]
     assert all(text is None or len(text) == 64 for text in texts)  # no label leaves as text
+    assert "none of these" not in (shipped / "manifest.json").read_text()
 
     true = json.loads((shipped / "certificate.json").read_text())
     looks = true["benchmarks"]["job"]["looks"]
     for change, message in (
-        ({"looks": looks[:-1]}, "rows: got "),
+        ({"looks": looks[:-1]}, "looks: got ["),
+        ({"looks": []}, "looks: got []; allowed: "),
+        ({"looks": [{**looks[0], "rows": looks[0]["rows"] + 1}, *looks[1:]]}, "looks: got "),
         ({"looks": [{**look, "level": 0.5} for look in looks]}, "nominal: got "),
         (
             {"nominal": 0.04, "looks": [{**look, "level": 0.04} for look in looks]},
@@ -164,6 +164,22 @@ def test_the_certificate_is_verified_with_both_files_and_refused_if_it_was_chang
         (shipped / "certificate.json").write_text(json.dumps(changed))
         status, told = verify(shipped, *files)
         assert (status, message in told) == (2, True), (change, told)
+
+
+def test_what_cannot_go_well_is_refused_before_any_work(run: dict[str, Any], tmp_path: Path) -> None:
+    mixed = run["benchmarks"] + ["csqa"]
+    for change, message in (
+        ({"benchmarks": mixed}, "benchmarks: job alone with unlabelled rows; allowed: all of them, or none"),
+        (with_goal(run, labels=str(tmp_path / "no" / "to-label.csv")), "allowed: a file in a folder that is there"),
+        (with_goal(run, labels="to-label.txt"), "goal.labels: got 'to-label.txt'; allowed: "),
+        (with_goal(run, measure="probability"), "goal.measure: got 'probability' with unlabelled rows"),
+    ):
+        with pytest.raises(InputError) as error:
+            check_smallest(build_config(SmallestConfig, run | change))
+        assert message in str(error.value)
+    write_asked(tmp_path / "to-label.csv", [Asked("other", 1, "text", ("a", "b"))])
+    with pytest.raises(InputError, match="which asks for labels of 'other'; allowed: a file of its own for each"):
+        check_smallest(build_config(SmallestConfig, run))
 
 
 def test_the_same_rows_with_another_plan_are_opened_again(run: dict[str, Any], tmp_path: Path) -> None:
@@ -191,18 +207,18 @@ def test_the_command_waits_with_a_status_of_its_own(run: dict[str, Any], tmp_pat
         label(tmp_path / "to-label.csv")
         status, told, _ = run_command(tmp_path / "run.toml")
     assert status == 0, told
-    assert "labels that the proof took" in told
+    assert "labels that were asked for and given" in told
 
 
 def test_a_person_labels_in_the_terminal(run: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(WaitingForLabels):
         answer_to(run)
     file = tmp_path / "to-label.csv"
-    ended = CliRunner().invoke(app, ["label", str(file)], input="7\n1\nB\n0\n\nq\n")
-    assert "got '7'; allowed: a number from 0 to 2, or an answer" in ended.stdout
+    ended = CliRunner().invoke(app, ["label", str(file)], input="7\n1\nB\nn\n\nq\n")
+    assert "got '7'; allowed: 1, 2, n, or an answer" in ended.stdout
     assert [row.answer for row in read_asked(file)][:5] == ["a", "b", "none of these", "", ""]
     assert "3 rows are labelled" in ended.stdout
-    again = CliRunner().invoke(app, ["label", str(file), "--again", "3"], input="0\n0\n0\n")
-    assert "2 of 3 answers differ from the first ones" in again.stdout
+    again = CliRunner().invoke(app, ["label", str(file), "--again", "3"], input="n\nn\nn\n")
+    assert "2 of 3 answers differ from the first ones: about 33.3% of the labels are wrong" in again.stdout
     with pytest.raises(WaitingForLabels):
         answer_to(run)
