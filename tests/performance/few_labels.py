@@ -1,0 +1,134 @@
+"""How often is a proof from few labels wrong, and how many labels does it take? Repeated on draws from real answers.
+
+    python tests/performance/few_labels.py STORE [--draws 500]
+
+A STORE has searches whose rows were all labelled, such as those of jobs.py. The reference and every tested candidate
+have answered the proving rows, and the mean over all of them counts as the truth. Each draw takes the planned rows,
+with replacement, in random order, and hides their labels. The library's own test asks for labels at its looks; those
+that it asks for are uncovered. The plan knows the true share of rows that are answered differently, which a search
+estimates.
+
+Beside the labels stand those of a proof whose rows are all labelled, of the same power (80 %) if a model loses a
+quarter of the margin. `at its loss` has a margin that is exactly what the candidate loses, the hardest case.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from tailored_llama.data import read_prompts
+from tailored_llama.evaluation import (
+    POWER,
+    Array,
+    Compared,
+    Look,
+    Said,
+    answer_form,
+    compare_said,
+    plan_looks,
+    read_metrics,
+    read_said,
+    rows_needed,
+    rows_to_prove,
+)
+from tailored_llama.evaluation import test_at_looks as decide
+from tailored_llama.evaluation.looks import PLANNED_LOSS
+from tailored_llama.store import read_manifest
+
+LEVEL = 0.04  # of a first opening at 95 % confidence
+MARGINS = (0.01, 0.02, 0.03, 0.05)
+LEAST, MOST = 0.01, 0.1  # true losses that are taken for a margin
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What a reference and a candidate answered to all rows, and the right answers."""
+
+    name: str
+    dense: Array
+    small: Array
+    right: Array
+
+    @property
+    def loss(self) -> float:
+        return float(np.mean(self.dense == self.right) - np.mean(self.small == self.right))
+
+    @property
+    def differing(self) -> float:
+        return float(np.mean(self.dense != self.small))
+
+
+def pairs(store: Path) -> Iterator[Pair]:
+    """Each tested candidate of each search in a store, with its reference."""
+    for report in sorted((store / "smallest").iterdir()):
+        inputs = {name: store / ref.stage / ref.key for name, ref in read_manifest(report).inputs.items()}
+        for name, scores in inputs.items():
+            if found := re.fullmatch(r"candidates (.*) proving (\S+)", name):
+                candidate, benchmark = found.groups()
+                prompts = inputs[f"prompts {benchmark}"]
+                metric = str(read_metrics(scores)["metric"])
+                folders = (inputs[f"reference {benchmark}"], scores)
+                dense, small = (read_said(folder, prompts, "evaluation", metric, None) for folder in folders)
+                form = answer_form(metric)
+                asked = read_prompts(prompts, "evaluation")
+                right = {row.example: form(row.continuations[row.answer]) for row in asked}
+                known = np.array([right[example] for example in dense.examples.tolist()], dtype=object)
+                yield Pair(f"{benchmark} {candidate}", dense.answers, small.answers, known)
+
+
+def prove(pair: Pair, looks: tuple[Look, ...], margin: float, generator: Any) -> tuple[bool, int]:
+    """One proof, on rows that are drawn; whether it succeeds, and the labels that it has asked for."""
+    drawn = generator.integers(0, len(pair.right), looks[-1].rows)
+    dense, small, labels = Said(np.arange(len(drawn)), pair.dense[drawn]), pair.small[drawn], dict[int, str]()
+    while True:
+        compared: Compared = compare_said(dense, Said(dense.examples, small), labels)
+        test, waits = decide(compared, looks, margin, LEVEL)
+        if not waits:
+            return test.proven, len(labels)
+        labels |= {int(i): pair.right[drawn[i]] for i in np.flatnonzero(compared.missing[: test.rows])}
+
+
+def measure(pair: Pair, margin: float, draws: int, seed: int) -> Mapping[str, float]:
+    """The share of draws that prove a candidate, and the labels of these proofs, on average and at most."""
+    generator = np.random.default_rng(seed)
+    share = max(pair.differing, 1 / len(pair.right))
+    looks = plan_looks(rows_to_prove(margin, LEVEL, share, POWER), margin, LEVEL)
+    proofs = [prove(pair, looks, margin, generator) for _ in range(draws)]
+    labels = [count for _, count in proofs]
+    return {
+        "rows": looks[-1].rows,
+        "proven": float(np.mean([proven for proven, _ in proofs])),
+        "labels": float(np.mean(labels)),
+        "at most": max(labels),
+        "all labelled": rows_needed((1 - PLANNED_LOSS) * margin, LEVEL, share),
+    }
+
+
+def main(
+    store: Path,
+    draws: Annotated[int, typer.Option(help="Draws for each candidate and margin.")] = 500,
+    rows: Annotated[int, typer.Option(help="Candidates whose plan has more rows are left out.")] = 20_000,
+    seed: int = 0,
+) -> None:
+    """Print a line for each candidate and margin; see the top of this file."""
+    print("candidate,true loss,differing,margin,proven,wrong,labels,at most,rows,all labelled")
+    for pair in pairs(store):
+        at_its_loss = [pair.loss] if LEAST <= pair.loss <= MOST else []
+        for margin in (*MARGINS, *at_its_loss):
+            if rows_to_prove(margin, LEVEL, max(pair.differing, 1 / len(pair.right)), POWER) > rows:
+                continue
+            found = measure(pair, margin, draws, seed)
+            wrong = f"{found['proven']:.3f}" if pair.loss >= margin - 1e-12 else ""
+            told = f"{margin:.4f}" + " at its loss" * (margin not in MARGINS)
+            figures = ",".join(f"{found[name]:.0f}" for name in ("labels", "at most", "rows", "all labelled"))
+            shares = f"{pair.loss:.4f},{pair.differing:.4f},{told},{found['proven']:.3f},{wrong}"
+            print(f"{pair.name},{shares},{figures}", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
