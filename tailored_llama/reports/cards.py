@@ -107,7 +107,7 @@ def certificate_section(certificate: Mapping[str, Any]) -> str:
         figures = (lost(test["loss"]), lost(test["bound"], 2), p_value(test["p"]))
         rows.append(table_row(name, number(test["rows"], 0), *counts, *figures))
     table = Table((Column("benchmark", left=True), *map(Column, titles)), tuple(rows))
-    return from_template("certificate.md.j2", certificate=certificate, table=table).strip()
+    return from_template("certificate.md.j2", certificate=certificate, table=table, few=few).strip()
 
 
 def answer_card(answer: Answer, config: SmallestConfig, base: Base, checkpoint: Path, certificate: Any) -> str:
