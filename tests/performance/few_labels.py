@@ -78,7 +78,8 @@ def pairs(store: Path) -> Iterator[Pair]:
                 asked = read_prompts(prompts, "evaluation")
                 right = {row.example: form(row.continuations[row.answer]) for row in asked}
                 known = np.array([right[example] for example in dense.examples.tolist()], dtype=object)
-                yield Pair(f"{benchmark} {candidate}", dense.answers, small.answers, known)
+                name = f"{benchmark} {candidate}".replace(",", " in")
+                yield Pair(name, dense.answers, small.answers, known)
 
 
 def prove(pair: Pair, looks: tuple[Look, ...], margin: float, generator: Any) -> tuple[bool, int]:
