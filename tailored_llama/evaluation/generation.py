@@ -41,7 +41,7 @@ def generate(
         raise InputError(f"prompt {empty}: got {contexts[empty]!r}; allowed: a text of at least one token")
     texts, done, budget = [""] * len(contexts), 0, batch_tokens or max(token_budget(None, model), LEAST_TOKENS)
     lengths, run = [len(ids) + new for ids in encoded], partial(_generate_batch, model, tokenizer, encoded, until)
-    # On a CPU, torch multiplies the last states of several prompts, a slice, hundreds of times as slowly in bfloat16.
+    # On a CPU in bfloat16, torch multiplies a slice, such as the last states of several prompts, many times as slowly.
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, states: (states[0].contiguous(),))
     try:
         for batch, continuations in within_memory(lengths, budget, run, padded=True):

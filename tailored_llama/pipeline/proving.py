@@ -217,10 +217,8 @@ class Labelling:
         data.write_asked(self.file, data.merged(wanted, data.read_asked(self.file)))
         page = self.file.with_suffix(".html")
         reports.write_label_page(page, self.file, data.read_asked(self.file))
-        first, minutes = (
-            sum(row.part == wanted[0].part for row in wanted),
-            len(wanted) * evaluation.SECONDS_A_LABEL / 60,
-        )
+        first = sum(row.part == wanted[0].part for row in wanted)
+        minutes = len(wanted) * evaluation.SECONDS_A_LABEL / 60
         lost = candidates.points_lost(candidate.measured.loss)
         told = (
             f"{candidate.label}, {candidate.measured.bytes / 1e6:.1f} MB, {lost} on the choosing rows. To prove it, "

@@ -58,7 +58,7 @@ def test_batches_write_what_each_context_gets_alone(tiny: Path, batch_tokens: in
     assert generate(model, tokenizer, CONTEXTS, WrittenAnswer(12), batch_tokens=batch_tokens) == expected
 
 
-def test_the_head_never_multiplies_a_slice_which_takes_torch_minutes_in_bfloat16(tiny: Path) -> None:
+def test_the_head_never_multiplies_a_slice_which_is_slow_in_bfloat16(tiny: Path) -> None:
     model, seen = load_model(tiny), list[bool]()
     multiply = model.lm_head.forward
     model.lm_head.forward = lambda states: (seen.append(states.is_contiguous()), multiply(states))[1]
