@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from compositions import compose, run_command
 from few_labels import few_label_search
 from helpers import as_toml, save_worded_llama
+from llama_server import llama_server
 from tailored_llama import evaluation
 from tailored_llama.cli.main import app
 from tailored_llama.config import SmallestConfig, build_config
@@ -138,6 +139,9 @@ def test_the_certificate_is_verified_with_both_files_and_refused_if_it_was_chang
     status, told = verify(shipped, *files)
     assert (status, "less than 10 points lost" in told) == (0, True), told
     assert "the labels that were asked for, which are the recorded ones" in told
+    with llama_server(next(shipped.glob("*.gguf"))) as server:
+        status, told = verify(shipped, *files, "--url", f"{server.url}/v1")
+    assert (status, "\nserved as certified" in told) == (0, True), told
     assert verify(shipped, *files, "--dense", run["model"]["source"])[0] in (0, 1)  # the reference was tuned
     assert "allowed: 2 in the place of" in verify(shipped, files[0])[1]
     assert "answered alike" in (shipped / "README.md").read_text()
