@@ -165,9 +165,9 @@ class BenchmarkConfig(Section):
     need not be set: messages; instruction, input and output; prompt and completion; text and label; question, choices
     (or a, b, …) and answer; and others like them."""
     unlabelled: str | None = None
-    """With `data`, in a search: a file of rows whose answers nobody knows yet. A proof is on them, and asks for answers
-    only where two models differ. `data` is then to tune on (75 %) and to choose with (25 %). Its rows without an answer
-    are to prove on, too; own: these alone."""
+    """With `data`, in a search: a file of rows whose answers nobody knows yet. Three quarters of them are to prove on,
+    the others to choose with. Answers are asked for only where models differ. `data` is then to tune on (75 %) and to
+    choose with (25 %). Its rows without an answer count as such rows, too; own: these alone."""
     form: Form | None = None
     """With `data`: what a row stands for. messages: its messages and tools, read as the columns system, user (the tools
     first), assistant, and prompt (system and user together). alpaca: its instruction and input, read as the column

@@ -35,9 +35,9 @@ from tailored_llama.data.splits import (
     Split,
     check_column,
     divide,
+    divide_unlabelled,
     embedded_rows,
     find_split,
-    in_hash_order,
 )
 from tailored_llama.errors import InputError
 from tailored_llama.files import read_file
@@ -143,23 +143,27 @@ def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Exam
     if not benchmark.data:
         return examples
     contents = [custom_content(benchmark, table[example.index], example.choices) for example in examples]
-    if benchmark.unlabelled and split == "evaluation":
-        return _unlabelled(
-            benchmark, {i: row for i, row in enumerate(table) if i not in answered}, len(table), contents
-        )
+    unlabelled = list[Example]()
+    if benchmark.unlabelled and split != "train":
+        own = {i: row for i, row in enumerate(table) if i not in answered}
+        unlabelled = _unlabelled(benchmark, split, own, len(table), contents)
     divided = divide(contents, LABELLED if benchmark.unlabelled else SHARES)
-    if not divided[split]:
+    if not divided[split] and not unlabelled:
         raise InputError(
             f"benchmarks.{benchmark.name}.data: got {benchmark.data!r}, whose {sum(map(len, divided.values()))} "
             f"different rows leave none {PURPOSE[split]}; allowed: a file with rows for every part, 150 or more"
         )
-    return [examples[i] for i in divided[split]]
+    return [examples[i] for i in divided[split]] + unlabelled
 
 
 def _unlabelled(
-    benchmark: BenchmarkConfig, own: Mapping[int, dict[str, Any]], start: int, labelled: Sequence[Sequence[str]]
+    benchmark: BenchmarkConfig,
+    split: Split,
+    own: Mapping[int, dict[str, Any]],
+    start: int,
+    labelled: Sequence[Sequence[str]],
 ) -> list[Example]:
-    """The rows without an answer in the order of their hashes: `own`, by index, and those of the file, from `start` on.
+    """A part's rows without an answer, by their hashes: of `own`, by index, and of the file, from `start` on.
 
     Rows with the contents of `labelled` ones are left out. Answers in the file are not read.
     """
@@ -176,9 +180,10 @@ def _unlabelled(
     unknown = benchmark.labels[0] if benchmark.labels else UNKNOWN[WRITTEN.get(benchmark.metric, "choices")]
     examples = [_example(benchmark, f"{where} row", i, {**row, columns[-1]: unknown}) for i, row in rows.items()]
     contents = [custom_content(benchmark, rows[example.index], example.choices) for example in examples]
-    if not (order := in_hash_order(contents, labelled)):
-        raise InputError(f"{where}: got no row without an answer; allowed: some that are in no other part")
-    return [replace(examples[i], answer=UNLABELLED) for i in order]
+    divided = divide_unlabelled(contents, labelled)
+    if not divided["evaluation"]:
+        raise InputError(f"{where}: got no row without an answer to prove on; allowed: some that are in no other part")
+    return [replace(examples[i], answer=UNLABELLED) for i in divided[split]]
 
 
 def has_train(benchmark: BenchmarkConfig) -> bool:

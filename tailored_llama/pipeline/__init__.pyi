@@ -21,12 +21,12 @@ from .graph import Node as Node
 from .graph import flatten as flatten
 from .graph import in_order as in_order
 from .graph import nodes_in as nodes_in
+from .labelling import WaitingForLabels as WaitingForLabels
 from .plan import Plan as Plan
 from .plan import plan_run as plan_run
 from .proven import read_certificate as read_certificate
 from .proven import uncovered as uncovered
 from .proven import verify_certificate as verify_certificate
-from .proving import WaitingForLabels as WaitingForLabels
 from .rows import rows_of as rows_of
 from .smallest import answer_folder as answer_folder
 from .stages import STAGES as STAGES

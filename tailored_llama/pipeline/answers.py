@@ -53,11 +53,16 @@ def compared(
 def answers_of(
     config: SmallestConfig, name: str, scores: Path, prompts: Path, split: PromptSplit = "evaluation"
 ) -> Answers:
-    """The answers of a scored model on a benchmark, valued as the goal measures them."""
-    metric = data.headline_metric(named_benchmark(config, name))
+    """The answers of a scored model on a benchmark, valued as the goal measures them, to all rows with a label."""
+    benchmark = named_benchmark(config, name)
+    metric = data.headline_metric(benchmark)
     if config.goal.measure == "probability":
         return evaluation.read_probabilities(scores, prompts, split, metric)
-    return evaluation.read_answers(scores, metric)
+    answers = evaluation.read_answers(scores, metric)
+    if not benchmark.unlabelled:
+        return answers
+    known = [prompt.example for prompt in data.read_prompts(prompts, split) if prompt.answer != data.UNLABELLED]
+    return answers.take(np.isin(answers.examples, known))
 
 
 def digest_of(form: str) -> str:

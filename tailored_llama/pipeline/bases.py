@@ -1,17 +1,17 @@
 """The base models that a search starts from: their prompts, what makes them smaller, and how good they are whole."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
 from tailored_llama import data, evaluation, models, pruning, reports
-from tailored_llama.config import SmallestConfig
+from tailored_llama.config import SmallestConfig, named_benchmark
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.evaluation import Answers
+from tailored_llama.evaluation import Answers, Said
 from tailored_llama.pipeline import steps
-from tailored_llama.pipeline.answers import answers_of
+from tailored_llama.pipeline.answers import answers_of, label_forms, said_of
 from tailored_llama.pipeline.executor import Executor
 from tailored_llama.pipeline.graph import Artifact, Artifacts
 from tailored_llama.pipeline.steps import Dense, Prompts
@@ -66,15 +66,28 @@ class Base:
             for name, own in scores.items()
         }
 
+    def said(self, run: Executor, scores: Artifacts) -> dict[str, Said]:
+        """What a scored model said on the choosing rows of every benchmark, if some of these have no label."""
+        asked, config = self.rows["selection"], self.config
+        return {
+            name: said_of(config, name, run.open(own), run.open(asked[name]), "selection")
+            for name, own in scores.items()
+            if named_benchmark(config, name).unlabelled
+        }
+
 
 @dataclass(frozen=True)
 class Whole:
-    """A base model as it is, or tuned: whichever has more right on the choosing rows, with its answers to them."""
+    """A base model as it is, or tuned: whichever has more right on the choosing rows, with its answers to them.
+
+    `answers` are those to rows with a label. `said` has all answers, if there are rows without one.
+    """
 
     label: str
     adapter: Artifact | None
     scores: Artifacts
     answers: Mapping[str, Answers]
+    said: Mapping[str, Said] = field(default_factory=dict)
 
 
 def prepare(run: Executor, config: SmallestConfig) -> Base:
@@ -86,7 +99,8 @@ def prepare(run: Executor, config: SmallestConfig) -> Base:
     prompts, choosing = steps.render_all(config), {}
     for benchmark in config.benchmarks:
         examples = steps.load_examples(benchmark)
-        rows = len(data.read_examples(run.open(examples), "selection"))
+        found = data.read_examples(run.open(examples), "selection")
+        rows = sum(example.answer != data.UNLABELLED for example in found)
         if not benchmark.data:  # then they are what tuning leaves of the train split
             pool = len(data.read_examples(run.open(examples), "train")) - config.scoring.num_fewshot
             rows = pool - (config.shots_of(benchmark) or 0) - config.tuning.held_out
@@ -95,7 +109,7 @@ def prepare(run: Executor, config: SmallestConfig) -> Base:
                 f"benchmarks.{benchmark.name}: got {max(rows, 0)} rows to choose with, beside those tuned on, held out "
                 "or reported on; allowed: at least 10"
             )
-        count = min(config.goal.choosing_rows, rows)
+        count = min(config.goal.choosing_rows, len(found) or rows)
         choosing[benchmark.name] = steps.render(config, benchmark.name, "selection", examples, count)
     unasked = config.model_copy(update={"pruning": config.pruning.model_copy(update={"ratios": ()})})
     dense = steps.prepare_dense(unasked, prompts)
@@ -142,16 +156,38 @@ def better_whole(run: Executor, base: Base) -> Whole:
         tried.append(Whole(name, adapter, scores, {}))
     run.begin([whole.scores for whole in tried])
     read = [Whole(own.label, own.adapter, own.scores, base.read(run, own.scores, "selection")) for own in tried]
-    return max(read, key=lambda own: np.mean([np.mean(answers.values) for answers in own.answers.values()]))
+    best = max(read, key=lambda own: np.mean([np.mean(answers.values) for answers in own.answers.values()]))
+    return replace(best, said=base.said(run, best.scores))
+
+
+def losses(
+    run: Executor, base: Base, reference: Whole, scores: Artifacts, labels: Mapping[str, Mapping[int, str]]
+) -> dict[str, float]:
+    """What a scored model loses against the reference on the choosing rows of every benchmark, a share.
+
+    `labels` are those of rows that had none, by benchmark and example.
+    """
+    said, lost = base.said(run, scores), dict[str, float]()
+    for name, own in base.read(run, scores, "selection").items():
+        known = reference.answers[name]
+        if name not in said:
+            lost[name] = float(np.mean(known.values) - np.mean(own.values))
+            continue
+        pair = evaluation.compare_said(reference.said[name], said[name], label_forms(base.config, name, labels[name]))
+        values, labelled = pair.dense.values - pair.small.values, np.isin(pair.dense.examples, known.examples)
+        values[labelled] = known.values - own.values
+        differs = reference.said[name].answers != said[name].answers
+        lost[name] = evaluation.expected_loss(values, differs, pair.missing & ~labelled)
+    return lost
 
 
 def doubt(run: Executor, reference: Whole) -> str:
     """A sentence on the benchmarks on which the reference is not clearly better than without skill."""
     told = []
-    for name, scores in reference.scores.items():
-        measured = evaluation.read_metrics(run.open(scores))
-        metric, floor = measured["metric"], measured["floor"]
-        value, rows = measured[metric], measured["examples"]
-        if value - floor < 1.645 * max(measured[f"{metric}_stderr"], 1 / rows):  # one-sided, at 95 %
+    for name, answers in reference.answers.items():
+        stated = evaluation.read_metrics(run.open(reference.scores[name]))
+        metric, floor, rows = stated["metric"], stated["floor"], len(answers.values)
+        value, error = evaluation.metrics({"value": answers.values}).values()
+        if value - floor < 1.645 * max(error, 1 / rows):  # one-sided, at 95 %
             told.append(f"{value:.2f} in {metric} on {rows} rows of {name}, where {floor:.2f} takes no skill")
     return f"{reference.label} may be too small for this job: it has {' and '.join(told)}." if told else ""

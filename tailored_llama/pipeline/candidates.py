@@ -5,12 +5,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from tailored_llama import evaluation, models, serving, training
 from tailored_llama.config import ProfileConfig, SmallestConfig, named_benchmark
-from tailored_llama.evaluation import Answers, CandidateFigures, CandidateParts, FileType, ProfileSettings
-from tailored_llama.pipeline import stages, steps
+from tailored_llama.evaluation import CandidateFigures, CandidateParts, FileType, ProfileSettings
+from tailored_llama.pipeline import bases, stages, steps
 from tailored_llama.pipeline.bases import Base, ScoredSplit, Step, Whole
 from tailored_llama.pipeline.executor import Executor
 from tailored_llama.pipeline.graph import Artifact, Artifacts, Node
@@ -142,11 +140,10 @@ def answer_name(config: SmallestConfig) -> str:
     return "-".join(benchmark.name.replace(":", "-") for benchmark in config.benchmarks)
 
 
-def cost(run: Executor, candidate: Candidate, known: Mapping[str, Answers]) -> Candidate:
-    """Measure what a scored candidate costs, and what it loses against the `known` answers of the reference."""
+def cost(run: Executor, candidate: Candidate, reference: Whole, labels: Mapping[str, Mapping[int, str]]) -> Candidate:
+    """Measure what a scored candidate costs, and what it loses against the reference, as `bases.losses`."""
     base, kind, smallest = candidate.base, candidate.kind, candidate.base.config.goal.smallest
     structure = models.read_structure(run.open(candidate.checkpoint))
-    answers = base.read(run, candidate.choosing, "selection")
     size = 2 * structure.parameters
     if kind == "source":
         size = serving.gguf_file(run.open(gguf(candidate))).stat().st_size
@@ -169,7 +166,7 @@ def cost(run: Executor, candidate: Candidate, known: Mapping[str, Answers]) -> C
         parameters=structure.parameters,
         bytes=size,
         cost=figure,
-        losses={name: float(np.mean(known[name].values) - np.mean(own.values)) for name, own in answers.items()},
+        losses=bases.losses(run, base, reference, candidate.choosing, labels),
         smoothed=math.nan,
     )
     return replace(candidate, figures=figures)

@@ -15,8 +15,8 @@ from tailored_llama.console import console
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.pipeline.executor import Executor, IncompleteRun, execute
 from tailored_llama.pipeline.graph import Graph
+from tailored_llama.pipeline.labelling import WaitingForLabels
 from tailored_llama.pipeline.plan import Planner, known_nodes
-from tailored_llama.pipeline.proving import WaitingForLabels
 from tailored_llama.pipeline.rows import rows_of, rows_of_search
 from tailored_llama.pipeline.smallest import check_smallest, shipped, smallest
 from tailored_llama.pipeline.sweep import sweep

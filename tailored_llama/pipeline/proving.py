@@ -9,14 +9,11 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
-from tailored_llama import data, evaluation, reports, store
-from tailored_llama.config import SmallestConfig, is_written, named_benchmark
+from tailored_llama import data, evaluation, store
 from tailored_llama.data import Asked, PromptSplit
-from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Look, LossTest, RowSet
 from tailored_llama.pipeline import candidates, steps
 from tailored_llama.pipeline.answers import compared, said_of
@@ -24,22 +21,12 @@ from tailored_llama.pipeline.bases import Base
 from tailored_llama.pipeline.candidates import Candidate
 from tailored_llama.pipeline.executor import Executor
 from tailored_llama.pipeline.graph import Artifacts, nodes_in
+from tailored_llama.pipeline.labelling import Labelling, Labels
 
 Sets = dict[str, dict[str, RowSet]]  # by benchmark and purpose
-Labels = Mapping[str, Mapping[int, str]]  # by benchmark and example
+Looks = Mapping[str, Sequence[Look]]  # by benchmark
 
 log = logging.getLogger(__name__)
-
-
-class WaitingForLabels(Exception):
-    """Ends a search that can go on when rows are labelled; no failure. The message says where they are, and how many.
-
-    `rows` are those without a label, `file` is where they are asked for.
-    """
-
-    def __init__(self, message: str, rows: Sequence[Asked] = (), file: Path | None = None) -> None:
-        super().__init__(message)
-        self.rows, self.file = rows, file
 
 
 @dataclass(frozen=True)
@@ -61,15 +48,18 @@ class Proving:
     labels: Labels = field(default_factory=dict)
 
 
-def prove(run: Executor, bases: Sequence[Base], reference: Candidate, order: Sequence[Candidate]) -> Proving:
+def prove(
+    run: Executor, bases: Sequence[Base], reference: Candidate, order: Sequence[Candidate], labelling: Labelling | None
+) -> Proving:
     """Open the proving rows, and test candidates on them in their order; the first that fails ends the sequence.
+
+    `labelling` is None if all rows have an answer.
 
     Raises:
         WaitingForLabels: more labels may prove the candidate whose turn it is.
-        InputError: the file of labels has what was not asked for.
     """
     config = bases[0].config
-    asked = _planned_rows(run, reference, order) if config.benchmarks[0].unlabelled else None
+    asked = _planned_rows(run, reference, order) if labelling else None
     opening, record = _open(run, bases, order, asked)
     if asked:
         of = {base.given: _limited(base, asked) for base in bases}
@@ -79,14 +69,14 @@ def prove(run: Executor, bases: Sequence[Base], reference: Candidate, order: Seq
     names = "; ".join(candidate.label for candidate in order)
     log.info("opening %d of the proving rows: each test at level %.2g. In this order: %s", opening, level, names)
     before = candidates.scores(reference, "evaluation")
-    labelling = _labelling(run, reference.base, bases[0].rows["evaluation"], level) if asked else None
+    looks = _plan_looks(run, reference.base, level) if labelling else {}
     tests, scores = list[Mapping[str, LossTest]](), list[Artifacts]()
     for candidate in order:
         after = candidates.scores(candidate, "evaluation")
         run.begin(before, after)
-        tested, missing = _test(run, reference.base, before, after, level, labelling)
+        tested, missing = _test(run, reference.base, before, after, level, labelling, looks)
         if labelling and missing and config.goal.ask and all(t.proven or t.missing for t in tested.values()):
-            raise labelling.wait(candidate, missing, order[: len(tests)])
+            raise labelling.ask(missing, _needed(candidate, missing, order[: len(tests)]))
         tests.append(tested)
         scores.append(after)
         _tell(candidate, tested)
@@ -95,6 +85,14 @@ def prove(run: Executor, bases: Sequence[Base], reference: Candidate, order: Seq
     sets, prompts = row_sets(run, reference.base), reference.base.rows["evaluation"]
     labels = labelling.labels if labelling else {}
     return Proving(opening, record, sets, order[: len(tests)], scores, tests, before, prompts, labels)
+
+
+def _needed(candidate: Candidate, missing: Sequence[Asked], proven: Sequence[Candidate]) -> str:
+    """Say what labels are needed for, and what is proven without them."""
+    lost, first = candidates.points_lost(candidate.measured.loss), sum(row.part == missing[0].part for row in missing)
+    told = f"Proven so far: {proven[-1].label}; goal.ask = false takes that. " if proven else ""
+    told += f"{candidate.label}, {candidate.measured.bytes / 1e6:.1f} MB, {lost} on the choosing rows. To prove it, "
+    return f"{told}{len(missing)} rows need a label, {first} of them first"
 
 
 def _tell(candidate: Candidate, tested: Mapping[str, LossTest]) -> None:
@@ -175,86 +173,26 @@ def _limited(base: Base, rows: int) -> Base:
     )
 
 
-def check_labels(config: SmallestConfig) -> None:
-    """Check before any work that labels can be asked for in `goal.labels`, and that no other job asks there.
-
-    Raises:
-        InputError: as `data.read_asked`; there is no such folder; or the file is of another benchmark.
-    """
-    file, names = Path(config.goal.labels).expanduser(), [benchmark.name for benchmark in config.benchmarks]
-    if not file.parent.is_dir():
-        raise InputError(f"goal.labels: got {config.goal.labels!r}; allowed: a file in a folder that is there")
-    for other in {row.benchmark for row in data.read_asked(file)} - {*names}:
-        allowed = f"a file of its own for each search, here of {', '.join(names)}"
-        raise InputError(
-            f"goal.labels: got {config.goal.labels!r}, which asks for labels of {other!r}; allowed: {allowed}"
-        )
-
-
-@dataclass(frozen=True)
-class Labelling:
-    """The rows to prove on, the labels that there are, and the looks, by benchmark."""
-
-    config: SmallestConfig
-    rows: Mapping[str, Sequence[Asked]]  # in their order
-    labels: Labels
-    looks: Mapping[str, tuple[Look, ...]]
-
-    @property
-    def file(self) -> Path:
-        return Path(self.config.goal.labels).expanduser()
-
-    def wait(
-        self, candidate: Candidate, missing: Mapping[str, Sequence[int]], proven: Sequence[Candidate]
-    ) -> Exception:
-        """Ask for the missing labels, by benchmark and position of the row; returns what ends the search for now."""
-        wanted = [
-            replace(self.rows[name][place], part=self._part(name, place))
-            for name, places in missing.items()
-            for place in places
-        ]
-        wanted.sort(key=lambda row: row.part)
-        data.write_asked(self.file, data.merged(wanted, data.read_asked(self.file)))
-        page = self.file.with_suffix(".html")
-        reports.write_label_page(page, self.file, data.read_asked(self.file))
-        first = sum(row.part == wanted[0].part for row in wanted)
-        minutes = len(wanted) * evaluation.SECONDS_A_LABEL / 60
-        lost = candidates.points_lost(candidate.measured.loss)
-        told = (
-            f"{candidate.label}, {candidate.measured.bytes / 1e6:.1f} MB, {lost} on the choosing rows. To prove it, "
-            f"{len(wanted)} rows need a label, {first} of them first: they are in {self.file}, and in {page} for a "
-            f"browser (about {max(1, round(minutes))} minutes). Then run this again."
-        )
-        if proven:
-            told += f" Proven so far: {proven[-1].label}; goal.ask = false takes that."
-        return WaitingForLabels(told, wanted, self.file)
-
-    def _part(self, name: str, place: int) -> int:
-        return next(number for number, look in enumerate(self.looks[name], 1) if place < look.rows)
-
-
-def _labelling(run: Executor, base: Base, everything: Artifacts, level: float) -> Labelling:
-    """Read the labels that there are, and plan the looks; `everything` are all rows to prove on, as prompts."""
-    config, known, rows = base.config, dict[str, dict[int, Asked]](), dict[str, list[Asked]]()
-    for name, folder in everything.items():
-        chat, written = data.read_chat({name: run.open(folder)}), is_written(named_benchmark(config, name))
-        prompts = data.read_prompts(run.open(folder), "evaluation")
-        known[name] = {prompt.example: data.ask(name, prompt, chat, written) for prompt in prompts}
-        asked = data.read_prompts(run.open(base.rows["evaluation"][name]), "evaluation")
-        rows[name] = [known[name][prompt.example] for prompt in asked]
-    margin = config.goal.tested_margin
-    looks = {name: evaluation.plan_looks(len(own), margin, level) for name, own in rows.items()}
-    return Labelling(config, rows, data.labels_in(Path(config.goal.labels).expanduser(), known), looks)
+def _plan_looks(run: Executor, base: Base, level: float) -> Looks:
+    """The looks at the proving rows of each benchmark."""
+    rows = {name: len(data.read_prompts(run.open(own), "evaluation")) for name, own in base.rows["evaluation"].items()}
+    return {name: evaluation.plan_looks(count, base.config.goal.tested_margin, level) for name, count in rows.items()}
 
 
 def _test(
-    run: Executor, base: Base, before: Artifacts, after: Artifacts, level: float, labelling: Labelling | None
-) -> tuple[dict[str, LossTest], dict[str, list[int]]]:
-    """Test a candidate on every benchmark; also the rows whose labels may still prove it, by their positions.
+    run: Executor,
+    base: Base,
+    before: Artifacts,
+    after: Artifacts,
+    level: float,
+    labelling: Labelling | None,
+    looks: Looks,
+) -> tuple[dict[str, LossTest], list[Asked]]:
+    """Test a candidate on every benchmark; also the rows whose labels may still prove it, by their parts.
 
     `base` is that of the reference; `before` and `after` are the scores of the two.
     """
-    config, tests, missing = base.config, dict[str, LossTest](), dict[str, list[int]]()
+    config, tests, missing = base.config, dict[str, LossTest](), list[Asked]()
     margin = config.goal.tested_margin
     for name, prompts in base.rows["evaluation"].items():
         labels = labelling.labels[name] if labelling else None
@@ -263,7 +201,8 @@ def _test(
         if labelling is None:
             tests[name] = evaluation.noninferiority_test(pair.dense, pair.small, margin, level)
             continue
-        tests[name], waits = evaluation.test_at_looks(pair, labelling.looks[name], margin, level)
-        if waits:
-            missing[name] = np.flatnonzero(pair.missing).tolist()
-    return tests, missing
+        tests[name], waits = evaluation.test_at_looks(pair, looks[name], margin, level)
+        for place in np.flatnonzero(pair.missing).tolist() if waits else []:
+            part = next(number for number, look in enumerate(looks[name], 1) if place < look.rows)
+            missing.append(replace(labelling.rows[name][int(pair.dense.examples[place])], part=part))
+    return tests, sorted(missing, key=lambda row: row.part)

@@ -36,8 +36,10 @@ def rows_of(config: RunConfig) -> Iterator[str]:
         context, continuation = prompt.contexts[prompt.answer], prompt.continuations[prompt.answer]
         yield f"{file}: the prompt {context!r} has the answer {continuation!r}."
         rows = {part: len(members) for part, members in examples.items()}
-        parts = ", ".join(f"{count:,} {PURPOSE[part]}" for part, count in rows.items())
-        yield f"{file}: {sum(rows.values()):,} different rows, {parts}."
+        told = {part: f"{count:,} {PURPOSE[part]}" for part, count in rows.items()}
+        if unknown := sum(example.answer == UNLABELLED for example in examples["selection"]):
+            told["selection"] += f" ({unknown:,} of them without an answer)"
+        yield f"{file}: {sum(rows.values()):,} different rows, {', '.join(told.values())}."
         scored = min(rows["evaluation"], config.scoring.limit or rows["evaluation"])
         points, share = 100 * evaluation.detectable_difference(scored), 100 * DISCORDANT
         if not benchmark.unlabelled:

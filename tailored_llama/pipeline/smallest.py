@@ -16,14 +16,15 @@ import numpy as np
 from tailored_llama import evaluation, models, preflight, serving, store
 from tailored_llama.config import SmallestConfig, as_shown, bases_of, check_installed
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.evaluation import Answer, FileType, Ladder, Measured, Proof, Rung
+from tailored_llama.evaluation import HOPELESS, Answer, FileType, Ladder, Measured, Proof, Rung
 from tailored_llama.pipeline import bases, candidates, stages
 from tailored_llama.pipeline.bases import Base, Whole
 from tailored_llama.pipeline.candidates import Candidate
 from tailored_llama.pipeline.executor import Cancelled, Executor
 from tailored_llama.pipeline.graph import Graph, Node
+from tailored_llama.pipeline.labelling import Labelling, ask_to_choose, check_labels, read_labelling
 from tailored_llama.pipeline.proven import publish_answer
-from tailored_llama.pipeline.proving import check_labels, prove, row_sets
+from tailored_llama.pipeline.proving import prove, row_sets
 from tailored_llama.pipeline.reporting import ShipSettings, SmallestSettings
 from tailored_llama.pipeline.rows import check_provable
 
@@ -42,6 +43,7 @@ class Search:
     bases: Sequence[Base]
     whole: Mapping[str, Whole]  # by the base's source
     ladders: Sequence[tuple[Base, FileType]]
+    labelling: Labelling | None  # of rows without an answer, if there are any
     tried: dict[Rung, Candidate] = field(default_factory=dict)
     failed: dict[str, Exception] = field(default_factory=dict)
 
@@ -60,7 +62,8 @@ def smallest(run: Executor, config: SmallestConfig) -> Graph:
     """Find the smallest model that loses no more than the goal allows, prove it, and export it with its certificate.
 
     Raises:
-        InputError: a benchmark has too few rows to choose with.
+        InputError: a benchmark has too few rows to choose with; or the file of labels has what was not asked for.
+        WaitingForLabels: as `ask_to_choose` and `prove`.
     """
     margin = config.goal.lose_at_most / 100
     search = start(run, config)
@@ -70,12 +73,15 @@ def smallest(run: Executor, config: SmallestConfig) -> Graph:
     if not search.tried:
         raise next(iter(search.failed.values()))
     order, base = evaluation.sequence(measured, margin), search.bases[0]
-    if (share := _discordant(search)) and not config.benchmarks[0].unlabelled:
+    if (labelling := search.labelling) and config.goal.ask:
+        near = [tried for rung, tried in search.tried.items() if measured[rung].smoothed <= HOPELESS * margin]
+        ask_to_choose(run, labelling, base, search.whole[base.given], near)
+    if not labelling and (share := _discordant(search)):
         needed = evaluation.rows_needed(margin, evaluation.level_of(1, config.goal.confidence), share)
         told = "in fewer bits the dense model differs on %.0f %% of the rows: proving no loss then takes about %d rows"
         log.info(told, 100 * share, needed)
     passing = [search.tried[one.rung] for one in order]
-    proving = prove(run, search.bases, search.reference, passing) if passing else None
+    proving = prove(run, search.bases, search.reference, passing, labelling) if passing else None
     rungs = sorted(search.tried, key=lambda rung: -measured[rung].cost)
     unreachable = {name: error for own in search.bases for name, error in own.unreachable.items()}
     answer = Answer(
@@ -127,7 +133,8 @@ def start(run: Executor, config: SmallestConfig) -> Search:
         ladders += [(base, "source") for base in prepared if base.source.kind in ("wheel", "gguf")]
     kinds = sorted(config.file_types, key=serving.bits_of, reverse=True)
     ladders += [(base, kind) for kind in kinds for base in prepared]
-    return Search(run, config, prepared, whole, ladders)
+    labelling = read_labelling(run, prepared[0]) if config.benchmarks[0].unlabelled else None
+    return Search(run, config, prepared, whole, ladders, labelling)
 
 
 def measure(search: Search, rungs: Sequence[Rung]) -> list[Measured]:
@@ -135,10 +142,11 @@ def measure(search: Search, rungs: Sequence[Rung]) -> list[Measured]:
 
     One that cannot be made loses everything.
     """
-    run, known = search.run, search.whole[search.bases[0].given].answers
+    run, reference = search.run, search.whole[search.bases[0].given]
+    labels = search.labelling.labels if search.labelling else {}
     under_way = {rung: search.begin(rung) for rung in rungs}
     run.begin([(own.checkpoint, own.adapter) for own in under_way.values()])  # of all, before one is waited for
-    for phase in (partial(candidates.score, run), partial(candidates.cost, run, known=known)):
+    for phase in (partial(candidates.score, run), partial(candidates.cost, run, reference=reference, labels=labels)):
         for rung, candidate in list(under_way.items()):
             try:
                 under_way[rung] = phase(candidate)

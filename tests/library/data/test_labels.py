@@ -10,8 +10,8 @@ import pytest
 from helpers import write_jsonl
 from tailored_llama.config import BenchmarkConfig, SmallestConfig, build_config
 from tailored_llama.data import NONE, UNLABELLED, Asked, labels_in, merged, read_asked, write_asked
-from tailored_llama.data.benchmarks import load_examples
-from tailored_llama.data.splits import divide
+from tailored_llama.data.benchmarks import Example, load_examples
+from tailored_llama.data.splits import Split, divide
 from tailored_llama.errors import InputError
 from tailored_llama.files import read_file
 
@@ -142,22 +142,27 @@ def job(
     return build_config(SmallestConfig, {"benchmarks": [given]}).benchmarks[0]
 
 
-def test_unlabelled_rows_are_to_prove_on_in_hash_order_and_once(tmp_path: Path) -> None:
+def unlabelled(own: BenchmarkConfig) -> dict[Split, list[Example]]:
+    parts: tuple[Split, ...] = ("selection", "evaluation")
+    return {part: [e for e in load_examples(own, part, "") if e.answer == UNLABELLED] for part in parts}
+
+
+def test_unlabelled_rows_are_to_compare_and_to_prove_on_in_hash_order_and_once(tmp_path: Path) -> None:
     others = [{"text": f"other {i}"} for i in range(40)]
     repeated = [{"text": "OTHER  3 "}, {"text": "number 5"}, {"text": "Number 6"}]  # two of them have a label
-    own = job(tmp_path, labelled(60), others + repeated)
-    proving = load_examples(own, "evaluation", "")
-    texts = [example.fields["context"].splitlines()[0] for example in proving]
-    assert sorted(texts) == sorted(f"Text: {row['text']}" for row in others)
-    assert texts != [f"Text: {row['text']}" for row in others]
-    assert {example.answer for example in proving} == {UNLABELLED}
-    assert len({example.index for example in proving}) == 40
-    again = job(tmp_path, labelled(60), others[::-1])
-    assert [e.fields["context"].splitlines()[0] for e in load_examples(again, "evaluation", "")] == texts
+    found = unlabelled(job(tmp_path, labelled(60), others + repeated))
+    texts = {part: [example.fields["context"].splitlines()[0] for example in own] for part, own in found.items()}
+    assert sorted(texts["selection"] + texts["evaluation"]) == sorted(f"Text: {row['text']}" for row in others)
+    assert 4 < len(texts["selection"]) < 18
+    assert texts["evaluation"] != sorted(texts["evaluation"])
+    again = unlabelled(job(tmp_path, labelled(60), others[::-1]))
+    assert [e.fields["context"].splitlines()[0] for e in again["evaluation"]] == texts["evaluation"]
+    fewer = unlabelled(job(tmp_path, labelled(60), others[:30]))  # no row moves to another part
+    assert {e.index for e in fewer["evaluation"]} == {e.index for e in found["evaluation"] if e.index < 90}
 
 
 def test_all_labelled_rows_are_to_tune_on_and_to_choose_with(tmp_path: Path) -> None:
-    own = job(tmp_path, labelled(400), [{"text": "other"}])
+    own = job(tmp_path, labelled(400), [{"text": "others"}])
     parts = {part: load_examples(own, part, "") for part in ("train", "selection")}
     assert sum(map(len, parts.values())) == 400
     assert 70 < len(parts["selection"]) < 130
@@ -166,13 +171,13 @@ def test_all_labelled_rows_are_to_tune_on_and_to_choose_with(tmp_path: Path) -> 
     assert trained >= set(of_all["train"])  # no row that was tuned on before is chosen with now
 
 
-def test_rows_of_the_own_file_without_an_answer_are_to_prove_on(tmp_path: Path) -> None:
+def test_rows_of_the_own_file_without_an_answer_count_as_unlabelled(tmp_path: Path) -> None:
     blank = [{"text": f"open {i}", "label": label} for i, label in enumerate(["", None, "  "])]
     own = job(tmp_path, labelled(60) + blank, None)
     assert own.labels == ("a", "b")
-    assert len(load_examples(own, "evaluation", "")) == 3
+    assert {e.index for part in unlabelled(own).values() for e in part} == {60, 61, 62}
     both = job(tmp_path, labelled(60) + blank, [{"text": "other"}])
-    assert {e.index for e in load_examples(both, "evaluation", "")} == {60, 61, 62, 63}
+    assert {e.index for part in unlabelled(both).values() for e in part} == {60, 61, 62, 63}
 
 
 def turns(text: str, *answer: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +195,7 @@ def test_calls_need_no_answer_there(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "add"}}]
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": '{"a": 1}'}}]}
     rows = [turns(f"add {i}", call) | {"tools": tools} for i in range(60)]
-    own = job(tmp_path, rows, [turns("add me") | {"tools": tools}])
+    own = job(tmp_path, rows, [turns("add more") | {"tools": tools}])
     assert own.metric == "tool_call"
     (example,) = load_examples(own, "evaluation", "")
     assert example.answer == UNLABELLED
@@ -207,7 +212,7 @@ def test_choices_of_each_row_are_kept(tmp_path: Path) -> None:
     ("others", "changes", "message"),
     [
         ([{"words": "other"}], {}, "inputs.jsonl: no column 'text'; present: words"),
-        ([{"text": "number 3"}], {}, "inputs.jsonl: got no row without an answer; allowed: some that are in no other"),
+        ([{"text": "number 3"}], {}, "inputs.jsonl: got no row without an answer to prove on; allowed: some"),
         (
             [{"text": "a"}],
             {"unlabelled": "none.csv"},

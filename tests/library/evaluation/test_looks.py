@@ -10,6 +10,7 @@ from tailored_llama.evaluation import (
     compare_said,
     exact_size,
     expected_labels,
+    expected_loss,
     look_levels,
     noninferiority_test,
     plan_looks,
@@ -142,3 +143,20 @@ def test_the_planned_rows_have_the_power_that_they_were_planned_for() -> None:
     average, most = expected_labels(ROWS, MARGIN, LEVEL, 0.12)
     assert max(labels) <= 1.4 * most
     assert average < np.mean(labels) < most  # the average is that of a model that loses nothing
+
+
+def test_rows_without_a_label_count_as_lost_as_often_as_those_that_differ() -> None:
+    rows = np.arange(1000)
+    differs, unknown = rows < 200, (rows >= 60) & (rows < 200)
+    lost = np.where(rows < 60, rows % 2, np.where(unknown, 1.0, 0.0))  # half of the labelled ones are lost
+    assert expected_loss(lost, differs, unknown) == pytest.approx(0.1, abs=0.01)
+    assert expected_loss(lost[:60], differs[:60], unknown[:60]) == lost[:60].mean()  # nothing has to be guessed
+
+
+def test_before_any_label_a_model_that_differs_more_is_expected_to_lose_more() -> None:
+    everywhere, none = np.ones(100, dtype=bool), np.zeros(100, dtype=bool)
+    few = np.arange(100) < 5
+    expected = [expected_loss(own.astype(float), own, own) for own in (none, few, everywhere)]
+    assert expected == sorted(expected)
+    assert expected[0] == 0
+    assert expected[2] < 0.5

@@ -13,10 +13,10 @@ from compositions import compose, run_command
 from few_labels import few_label_search
 from helpers import as_toml, save_worded_llama
 from llama_server import llama_server
-from tailored_llama import evaluation
 from tailored_llama.cli.main import app
 from tailored_llama.config import SmallestConfig, build_config
 from tailored_llama.data import NONE, Asked, read_asked, write_asked
+from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer, read_answer
 from tailored_llama.pipeline import WaitingForLabels
@@ -31,18 +31,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    """The store of a search that has made and chosen its candidates, and has opened no proving rows."""
+    """The folder of a search that has made its candidates, has asked for labels to choose with, and has got them."""
     folder = tmp_path_factory.mktemp("searched")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "sequence", lambda found, margin: [])
+    with pytest.raises(WaitingForLabels, match="rows need a label, to choose between candidates"):
         answer_to(few_label_search(folder, model))
-    return folder / "store"
+    label(folder / "to-label.csv")
+    return folder
 
 
 @pytest.fixture
 def run(tmp_path: Path, model: Path, searched: Path) -> dict[str, Any]:
-    """A search that finds its candidates."""
-    shutil.copytree(searched, tmp_path / "store")
+    """A search that finds its candidates, and the labels to choose with."""
+    shutil.copytree(searched, tmp_path, dirs_exist_ok=True)
     return few_label_search(tmp_path, model)
 
 
@@ -55,9 +55,24 @@ def answer_to(run: dict[str, Any]) -> Answer:
 
 
 def label(file: Path, upto: int | None = None, answer: str = NONE) -> None:
-    """Answer the rows of a file, or so many of them; if none of the answers is right, no model has lost."""
+    """Answer the open rows of a file, or so many of them; if none of the answers is right, no model has lost."""
     rows = read_asked(file)
-    write_asked(file, [replace(row, answer=answer) for row in rows[:upto]] + (rows[upto:] if upto else []))
+    places = [place for place, row in enumerate(rows) if not row.answer][:upto]
+    write_asked(file, [replace(row, answer=answer) if place in places else row for place, row in enumerate(rows)])
+
+
+def ask_for_the_last(run: dict[str, Any], file: Path) -> None:
+    """Label all rows of the first candidate, so that those of the last one are asked for, which are many."""
+    for _ in range(2):
+        with pytest.raises(WaitingForLabels):
+            answer_to(run)
+        if len(still_open(file)) > 5:
+            break
+        label(file)
+
+
+def still_open(file: Path) -> list[Asked]:
+    return [row for row in read_asked(file) if not row.answer]
 
 
 def finished(run: dict[str, Any], file: Path) -> tuple[Answer, int]:
@@ -79,9 +94,8 @@ def test_a_search_asks_for_the_labels_of_differing_rows_and_then_proves(run: dic
     file = tmp_path / "to-label.csv"
     with pytest.raises(WaitingForLabels) as waiting:
         answer_to(run)
-    asked = read_asked(file)
+    asked = still_open(file)
     assert f"{len(asked)} rows need a label" in str(waiting.value)
-    assert not any(row.answer for row in asked)
     assert not any("Label" in row.row for row in asked)  # of the prompt, the user's own text
     assert {row.answers for row in asked} == {("a", "b")}
     assert [row.part for row in asked] == sorted(row.part for row in asked)
@@ -93,6 +107,31 @@ def test_a_search_asks_for_the_labels_of_differing_rows_and_then_proves(run: dic
     (test,) = answer.tests[-1].values()
     assert 0 < test.labels <= len(answer.labels["job"])
     assert test.rows < test.looks[-1].rows  # it took no more looks than it needed
+
+
+def test_labels_to_choose_with_are_asked_for_once_and_never_of_rows_to_prove_on(
+    run: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "to-label.csv"
+    given = read_asked(file)
+    assert given
+    own = build_config(SmallestConfig, run).benchmarks[0]
+    contexts = "\n".join(example.fields["context"] for example in load_examples(own, "evaluation", ""))
+    assert not any(row.row in contexts for row in given)
+    write_asked(file, given[:1])  # half of them is enough to go on
+    with pytest.raises(WaitingForLabels, match=r"on the choosing rows\. To prove it, "):
+        answer_to(run)
+    write_asked(file, [replace(row, answer="") for row in given])
+    answer_to(with_goal(run, ask=False, even_if_unprovable=True))  # asks for none
+
+
+def test_what_labels_to_choose_with_say_moves_the_loss(run: dict[str, Any], tmp_path: Path) -> None:
+    file, losses = tmp_path / "to-label.csv", list[float]()
+    given = read_asked(file)
+    for answer in ("a", "b"):
+        write_asked(file, [replace(row, answer=answer) for row in given])
+        losses.append(max(own.loss for own in answer_to(with_goal(run, ask=False)).candidates))
+    assert losses[0] != losses[1]
 
 
 def test_the_proof_has_the_loss_of_all_labels(run: dict[str, Any], tmp_path: Path) -> None:
@@ -107,14 +146,12 @@ def test_the_proof_has_the_loss_of_all_labels(run: dict[str, Any], tmp_path: Pat
 
 def test_a_half_finished_file_is_taken(run: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "to-label.csv"
+    ask_for_the_last(run, file)
+    rows, asked = len(read_asked(file)), len(still_open(file))
+    label(file, 2)
     with pytest.raises(WaitingForLabels):
         answer_to(run)
-    asked = len(read_asked(file))
-    label(file, 2)
-    with pytest.raises(WaitingForLabels) as waiting:
-        answer_to(run)
-    assert [bool(row.answer) for row in read_asked(file)].count(True) == 2
-    assert len(waiting.value.rows) == asked - 2
+    assert (len(read_asked(file)), len(still_open(file))) == (rows, asked - 2)
 
 
 def test_without_asking_missing_labels_count_as_lost(run: dict[str, Any]) -> None:
@@ -196,9 +233,9 @@ def test_labels_of_other_rows_end_the_search_before_any_test(run: dict[str, Any]
     with pytest.raises(WaitingForLabels):
         answer_to(run)
     file = tmp_path / "to-label.csv"
-    first, *others = read_asked(file)
-    write_asked(file, [replace(first, row=f"not {first.row}"), *others])
-    with pytest.raises(InputError, match=r"row 0: got '.* which was not asked for, or was changed"):
+    *others, last = read_asked(file)
+    write_asked(file, [*others, replace(last, row=f"not {last.row}")])
+    with pytest.raises(InputError, match=rf"row {len(others)}: got '.* which was not asked for, or was changed"):
         answer_to(run)
 
 
@@ -215,14 +252,15 @@ def test_the_command_waits_with_a_status_of_its_own(run: dict[str, Any], tmp_pat
 
 
 def test_a_person_labels_in_the_terminal(run: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(WaitingForLabels):
-        answer_to(run)
     file = tmp_path / "to-label.csv"
+    ask_for_the_last(run, file)
+    before = len(read_asked(file)) - len(still_open(file))
     ended = CliRunner().invoke(app, ["label", str(file)], input="7\n1\nB\nn\n\nq\n")
     assert "got '7'; allowed: 1, 2, n, or an answer" in ended.stdout
-    assert [row.answer for row in read_asked(file)][:5] == ["a", "b", "none of these", "", ""]
-    assert "3 rows are labelled" in ended.stdout
-    again = CliRunner().invoke(app, ["label", str(file), "--again", "3"], input="n\nn\nn\n")
-    assert "2 of 3 answers differ from the first ones: about 33.3% of the labels are wrong" in again.stdout
+    assert [row.answer for row in read_asked(file)][before:][:5] == ["a", "b", "none of these", "", ""]
+    assert f"{before + 3} rows are labelled" in ended.stdout
+    count = before + 3
+    again = CliRunner().invoke(app, ["label", str(file), "--again", str(count)], input="n\n" * count)
+    assert f"2 of {count} answers differ from the first ones: about {1 / count:.1%} of the labels" in again.stdout
     with pytest.raises(WaitingForLabels):
         answer_to(run)
