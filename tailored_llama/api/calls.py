@@ -163,8 +163,8 @@ def smallest(
         model: as in `prune`.
         rows: as in `tune`.
         lose_at_most: points of accuracy.
-        unlabelled: rows without answers to prove on, as in `tune`; labels are asked for where two models differ, in the
-            file that the field goal.labels names.
+        unlabelled: rows without answers, in the forms of `tune`, to choose with and to prove on; labels are asked for
+            where two models differ, in the file that the field goal.labels names.
         export: a folder that gets the model; absent: one that is gone when Python ends.
         store: as in `prune`. How often the rows were opened is recorded there, and in the user's state folder.
         settings: further fields of a configuration, such as {"goal.runtime": "transformers"}.

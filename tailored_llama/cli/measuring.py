@@ -119,7 +119,7 @@ def smallest(
     model: Annotated[str, typer.Option(help="Embedded name, folder, .gguf file or Hub id.")],
     lose_at_most: Annotated[float, typer.Option(help="Points of accuracy that may be lost.")] = 3.0,
     unlabelled: Annotated[
-        Path | None, typer.Option(help="Rows without answers to prove on: labels are asked for where models differ.")
+        Path | None, typer.Option(help="Rows without answers: labels are asked for where models differ.")
     ] = None,
     export: Annotated[Path, typer.Option(help="Folder that gets the model.")] = Path("smallest"),
     overrides: Overrides = None,

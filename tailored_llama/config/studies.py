@@ -180,13 +180,13 @@ class GoalConfig(Section):
     """What is compared: accuracy, or the mean probability that a model gives the right choice, which needs fewer rows
     for the same certainty. Answers that are written are always right or wrong."""
     choosing_rows: int = Field(1000, ge=10)
-    """Rows to choose candidates with, at most; they are neither tuned on nor prove anything."""
+    """Rows to choose candidates with, at most, with a label or without; none is tuned on, and none proves anything."""
     even_if_unprovable: bool = Field(False, description="Search even if there are too few rows to prove lose_at_most.")
     labels: str = Field("to-label.csv", pattern=r"\.(csv|jsonl)$")
-    """With rows to prove on that are not labelled: the .csv or .jsonl file in which a search asks for labels, and finds
-    them."""
+    """With rows that have no label: the .csv or .jsonl file in which a search asks for labels, and finds them."""
     ask: bool = True
-    """Ask for the labels that may still prove a smaller model; false: prove what the labels that there are prove."""
+    """Ask for labels to choose with, and for those that may still prove a smaller model; false: make do with the labels
+    that there are."""
     label_errors: float = Field(0.0, ge=0, lt=0.5)
     """The share of wrong labels to reckon with. If chance makes labels wrong, a loss looks smaller by up to twice that
     share of itself, so the margin that is tested is smaller by as much."""

@@ -23,6 +23,7 @@ from .looks import expected_loss as expected_loss
 from .looks import look_levels as look_levels
 from .looks import look_rows as look_rows
 from .looks import plan_looks as plan_looks
+from .looks import rows_at_looks as rows_at_looks
 from .looks import rows_to_prove as rows_to_prove
 from .looks import test_at_looks as test_at_looks
 from .perplexity import measure_perplexity as measure_perplexity

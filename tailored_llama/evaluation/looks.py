@@ -28,7 +28,7 @@ _STEP, _REACH = 0.02, 12.0  # of the grid on which the boundary is computed, in 
 
 @dataclass(frozen=True)
 class Compared:
-    """Two models on the proving rows, in the order in which labels are asked for.
+    """Two models on the same rows; on those to prove on, in the order in which labels are asked for.
 
     `missing` tells the rows that they answer differently and that have no label yet, bool [rows]. Such a row counts as
     lost. A row that both answer alike counts as right for both.
@@ -60,8 +60,8 @@ def compare_said(dense: Said, small: Said, labels: Mapping[int, str]) -> Compare
 def expected_loss(lost: Array, differs: Array, unknown: Array) -> float:
     """The loss of a model, a share, where some rows that it answers differently have no label: [rows] each.
 
-    Such an `unknown` row counts as lost as often as the others that differ. These are joined by `PRIOR_ROWS` rows of
-    which the share `PRIOR_LOST` is lost, as few of them tell little.
+    The share of differing rows that are lost is taken from those with a label. As few of these tell little,
+    `PRIOR_ROWS` made-up rows are counted with them, of which the share `PRIOR_LOST` is lost.
     """
     seen = lost[differs & ~unknown]
     rate = (np.sum(seen) + PRIOR_ROWS * PRIOR_LOST) / (len(seen) + PRIOR_ROWS)
@@ -111,12 +111,17 @@ def _crossings(bounds: Array, drift: float) -> Array:
     return np.array(crossed)
 
 
-def rows_to_prove(margin: float, level: float, differing: float, power: float) -> int:
+def rows_at_looks(margin: float, level: float, differing: float, power: float) -> int:
     """Rows that prove a model by planned looks, if it answers a share of them differently and loses a little.
 
-    It may lose `PLANNED_LOSS` of the margin. So many rows also prove a model that answers all of them alike.
+    It may lose `PLANNED_LOSS` of the margin.
     """
-    rows, last = LONGER * rows_needed((1 - PLANNED_LOSS) * margin, level, differing, power), look_levels(level)[-1]
+    return math.ceil(LONGER * rows_needed((1 - PLANNED_LOSS) * margin, level, differing, power))
+
+
+def rows_to_prove(margin: float, level: float, differing: float, power: float) -> int:
+    """As `rows_at_looks`, and enough rows to prove a model that answers all of them alike. This may take seconds."""
+    rows, last = float(rows_at_looks(margin, level, differing, power)), look_levels(level)[-1]
     while (p := scipy.stats.norm.cdf(score(0, 0, math.ceil(rows), margin))) > last / 4 and (
         p > nominal_level(math.ceil(rows), margin, last)  # which takes seconds, and is hardly ever below a quarter
     ):

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from tailored_llama.config import calls_of, from_json
-from tailored_llama.data import Prompt
+from tailored_llama.data import UNLABELLED, Prompt
 
 Ignored = Sequence[str] | None
 Value = Callable[[str, Sequence[str]], float]
@@ -197,9 +197,11 @@ def accepted_texts(prompt: Prompt, ignore: Ignored) -> list[str]:
 def written_floor(prompts: Sequence[Prompt], metric: str, ignore: Ignored = None) -> float:
     """The score without skill: always writing the one accepted text that does best in the metric.
 
-    Only the 50 most common accepted texts, by their form, are tried. `ignore` is as in `exact_match`.
+    Only the 50 most common accepted texts, by their form, are tried. `ignore` is as in `exact_match`. Prompts without a
+    label are left out; it is 0 if all are.
     """
-    measured, accepted = METRICS[metric](ignore), [accepted_texts(prompt, ignore) for prompt in prompts]
+    known = [prompt for prompt in prompts if prompt.answer != UNLABELLED]
+    measured, accepted = METRICS[metric](ignore), [accepted_texts(prompt, ignore) for prompt in known]
     common = Counter(text for texts in accepted for text in {*map(measured.form, texts)}).most_common(50)
     value = measured.values[metric]
-    return max(sum(value(text, texts) for texts in accepted) for text, _ in common) / len(prompts)
+    return max((sum(value(text, texts) for texts in accepted) / len(known) for text, _ in common), default=0.0)

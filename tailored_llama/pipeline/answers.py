@@ -12,6 +12,8 @@ from tailored_llama.data import PromptSplit
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answers, Compared, Said
 
+Labels = Mapping[str, Mapping[int, str]]  # by benchmark and example
+
 NO_ANSWER = "\0"  # the normal form of the label of a row for which no answer is right
 
 

@@ -11,7 +11,7 @@ from tailored_llama.config import SmallestConfig, named_benchmark
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.evaluation import Answers, Said
 from tailored_llama.pipeline import steps
-from tailored_llama.pipeline.answers import answers_of, label_forms, said_of
+from tailored_llama.pipeline.answers import Labels, answers_of, label_forms, said_of
 from tailored_llama.pipeline.executor import Executor
 from tailored_llama.pipeline.graph import Artifact, Artifacts
 from tailored_llama.pipeline.steps import Dense, Prompts
@@ -87,7 +87,7 @@ class Whole:
     adapter: Artifact | None
     scores: Artifacts
     answers: Mapping[str, Answers]
-    said: Mapping[str, Said] = field(default_factory=dict)
+    said: Mapping[str, Said] = field(default_factory=dict)  # by benchmark
 
 
 def prepare(run: Executor, config: SmallestConfig) -> Base:
@@ -106,8 +106,8 @@ def prepare(run: Executor, config: SmallestConfig) -> Base:
             rows = pool - (config.shots_of(benchmark) or 0) - config.tuning.held_out
         if rows < 10:
             raise InputError(
-                f"benchmarks.{benchmark.name}: got {max(rows, 0)} rows to choose with, beside those tuned on, held out "
-                "or reported on; allowed: at least 10"
+                f"benchmarks.{benchmark.name}: got {max(rows, 0)} labelled rows to choose with, beside those tuned on, "
+                "held out or reported on; allowed: at least 10"
             )
         count = min(config.goal.choosing_rows, len(found) or rows)
         choosing[benchmark.name] = steps.render(config, benchmark.name, "selection", examples, count)
@@ -160,12 +160,10 @@ def better_whole(run: Executor, base: Base) -> Whole:
     return replace(best, said=base.said(run, best.scores))
 
 
-def losses(
-    run: Executor, base: Base, reference: Whole, scores: Artifacts, labels: Mapping[str, Mapping[int, str]]
-) -> dict[str, float]:
+def losses(run: Executor, base: Base, reference: Whole, scores: Artifacts, labels: Labels) -> dict[str, float]:
     """What a scored model loses against the reference on the choosing rows of every benchmark, a share.
 
-    `labels` are those of rows that had none, by benchmark and example.
+    `labels` are those of rows that had none.
     """
     said, lost = base.said(run, scores), dict[str, float]()
     for name, own in base.read(run, scores, "selection").items():
@@ -184,10 +182,13 @@ def losses(
 def doubt(run: Executor, reference: Whole) -> str:
     """A sentence on the benchmarks on which the reference is not clearly better than without skill."""
     told = []
-    for name, answers in reference.answers.items():
-        stated = evaluation.read_metrics(run.open(reference.scores[name]))
-        metric, floor, rows = stated["metric"], stated["floor"], len(answers.values)
-        value, error = evaluation.metrics({"value": answers.values}).values()
+    for name, known in reference.answers.items():
+        folder = run.open(reference.scores[name])
+        stated = evaluation.read_metrics(folder)
+        metric, floor, rows = stated["metric"], stated["floor"], len(known.examples)
+        scored = evaluation.read_answers(folder, metric)
+        labelled = scored.values[np.isin(scored.examples, known.examples)]
+        value, error = evaluation.metrics({metric: labelled}).values()
         if value - floor < 1.645 * max(error, 1 / rows):  # one-sided, at 95 %
             told.append(f"{value:.2f} in {metric} on {rows} rows of {name}, where {floor:.2f} takes no skill")
     return f"{reference.label} may be too small for this job: it has {' and '.join(told)}." if told else ""

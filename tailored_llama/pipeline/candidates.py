@@ -2,13 +2,13 @@
 
 import logging
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tailored_llama import evaluation, models, serving, training
 from tailored_llama.config import ProfileConfig, SmallestConfig, named_benchmark
 from tailored_llama.evaluation import CandidateFigures, CandidateParts, FileType, ProfileSettings
 from tailored_llama.pipeline import bases, stages, steps
+from tailored_llama.pipeline.answers import Labels
 from tailored_llama.pipeline.bases import Base, ScoredSplit, Step, Whole
 from tailored_llama.pipeline.executor import Executor
 from tailored_llama.pipeline.graph import Artifact, Artifacts, Node
@@ -140,7 +140,7 @@ def answer_name(config: SmallestConfig) -> str:
     return "-".join(benchmark.name.replace(":", "-") for benchmark in config.benchmarks)
 
 
-def cost(run: Executor, candidate: Candidate, reference: Whole, labels: Mapping[str, Mapping[int, str]]) -> Candidate:
+def cost(run: Executor, candidate: Candidate, reference: Whole, labels: Labels) -> Candidate:
     """Measure what a scored candidate costs, and what it loses against the reference, as `bases.losses`."""
     base, kind, smallest = candidate.base, candidate.kind, candidate.base.config.goal.smallest
     structure = models.read_structure(run.open(candidate.checkpoint))

@@ -1,24 +1,24 @@
 """The labels that a search asks for: rows without an answer, the file in which they are asked for, and its labels."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from tailored_llama import data, evaluation, reports
 from tailored_llama.config import SmallestConfig, is_written
-from tailored_llama.data import UNLABELLED, Asked
+from tailored_llama.data import Asked
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline.answers import said_of
+from tailored_llama.pipeline import steps
+from tailored_llama.pipeline.answers import Labels, label_forms
 from tailored_llama.pipeline.bases import Base, Whole
 from tailored_llama.pipeline.candidates import Candidate
 from tailored_llama.pipeline.executor import Executor
 
-FEW = 160  # labelled rows to choose with; below, labels of differing rows are asked for
+FEW_TO_CHOOSE = 160  # labelled rows; below, labels of differing rows are asked for
 TO_CHOOSE = 60  # such labels: they choose better than 160 rows that were labelled whatever the models answer
-
-Labels = Mapping[str, Mapping[int, str]]  # by benchmark and example
+CHOOSING = 0  # their part in the file; the parts of a proof are counted from 1
 
 
 class WaitingForLabels(Exception):
@@ -34,39 +34,46 @@ class WaitingForLabels(Exception):
 
 @dataclass(frozen=True)
 class Labelling:
-    """The rows that may be asked for, in the order of their hashes, and the labels that there are."""
+    """The rows that may be asked for, and the labels that there are."""
 
     config: SmallestConfig
     rows: Mapping[str, Mapping[int, Asked]]  # by benchmark and example
     labels: Labels
 
-    def ask(self, wanted: Sequence[Asked], needed: str) -> WaitingForLabels:
-        """Ask for labels; returns what ends the search for now, whose message says what they are `needed` for."""
+    def ask(self, wanted: Sequence[Asked], purpose: str) -> WaitingForLabels:
+        """Ask for labels; returns what ends the search for now."""
         file = _file(self.config)
         data.write_asked(file, data.merged(wanted, data.read_asked(file)))
         page = file.with_suffix(".html")
         reports.write_label_page(page, file, data.read_asked(file))
-        minutes = max(1, round(len(wanted) * evaluation.SECONDS_A_LABEL / 60))
-        where = f"they are in {file}, and in {page} for a browser (about {minutes} minutes)"
-        return WaitingForLabels(f"{needed}: {where}. Then run this again.", wanted, file)
+        rows, minutes = len(wanted), max(1, round(len(wanted) * evaluation.SECONDS_A_LABEL / 60))
+        told = f"{rows} rows need a label {purpose}. They" if rows > 1 else f"1 row needs a label {purpose}. It"
+        where = f"{'are' if rows > 1 else 'is'} in {file}, and in {page} for a browser (about {minutes} minutes)"
+        return WaitingForLabels(f"{told} {where}. Then run this again.", wanted, file)
 
 
 def read_labelling(run: Executor, base: Base) -> Labelling:
     """The rows of a base that may be asked for, and the labels that stand in `goal.labels`.
 
+    These are all rows without an answer, also those that this search does not look at: another one has asked for them.
+
     Raises:
-        InputError: as `data.labels_in`.
+        InputError: as `data.labels_in` and `label_forms`.
     """
     config, rows = base.config, dict[str, dict[int, Asked]]()
+    every = config.model_copy(update={"scoring": config.scoring.model_copy(update={"limit": None})})
     for benchmark in config.benchmarks:
-        name, written = benchmark.name, is_written(benchmark)
+        name, written, examples = benchmark.name, is_written(benchmark), steps.load_examples(benchmark)
         rows[name] = {}
-        for split, asked in base.rows.items():
-            folder = run.open(asked[name])
+        for split in base.rows:
+            count = len(data.read_examples(run.open(examples), split))
+            folder = run.open(steps.render(every, name, split, examples, count))
             chat = data.read_chat({name: folder})
-            unknown = [prompt for prompt in data.read_prompts(folder, split) if prompt.answer == UNLABELLED]
-            rows[name] |= {prompt.example: data.ask(name, prompt, chat, written) for prompt in unknown}
-    return Labelling(config, rows, data.labels_in(_file(config), rows))
+            rows[name] |= {own.example: data.ask(name, own, chat, written) for own in data.read_prompts(folder, split)}
+    labels = data.labels_in(_file(config), rows)
+    for name, given in labels.items():
+        label_forms(config, name, given)  # a label that its metric cannot read is not each candidate's failure
+    return Labelling(config, rows, labels)
 
 
 def ask_to_choose(
@@ -74,21 +81,28 @@ def ask_to_choose(
 ) -> None:
     """Ask once for labels of rows that candidates answer differently, where few labelled rows are there to choose with.
 
+    A candidate that differs from the reference on no more rows than it may lose needs no label.
+
     Raises:
         WaitingForLabels: there are such rows, and none of them has a label yet.
     """
     config, wanted = base.config, list[Asked]()
+    said = [candidate.base.said(run, candidate.choosing) for candidate in candidates]
     for name, first in reference.said.items():
-        known, rows = reference.answers[name].examples, labelling.rows[name]
-        if not candidates or len(known) >= FEW or labelling.labels[name].keys() & set(first.examples.tolist()):
+        unknown = ~np.isin(first.examples, reference.answers[name].examples)
+        given = np.isin(first.examples, [*labelling.labels[name]])
+        if np.sum(~unknown) >= FEW_TO_CHOOSE or np.any(unknown & given):
             continue
-        prompts = run.open(base.rows["selection"][name])
-        said = [said_of(config, name, run.open(own.choosing[name]), prompts, "selection") for own in candidates]
-        differs = np.any([own.answers != first.answers for own in said], axis=0)
-        asked = [rows[row] for row in first.examples[differs].tolist() if row in rows]
-        wanted += asked[: TO_CHOOSE // len(reference.said)]
+        differing = np.zeros(len(unknown), dtype=bool)
+        for own in said:
+            differs = own[name].answers != first.answers
+            if np.mean(differs) > config.goal.tested_margin:
+                differing |= differs
+        asked = first.examples[differing & unknown][: TO_CHOOSE // len(reference.said)]
+        wanted += [replace(labelling.rows[name][row], part=CHOOSING) for row in asked.tolist()]
     if wanted:
-        told = f"{len(wanted)} rows need a label, to choose between candidates that answer them differently"
+        run.commit()
+        told = "to choose a candidate, as one answers otherwise than the dense model; goal.ask = false does without"
         raise labelling.ask(wanted, told)
 
 

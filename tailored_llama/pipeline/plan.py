@@ -83,7 +83,7 @@ class Planner(Executor):
         return super().result(node)
 
     def commit(self) -> None:
-        raise NotMade("the candidates' choice, before the proving rows are opened")
+        raise NotMade("the candidates' choice")  # before the proving rows are opened, or labels are asked for
 
     def folder(self, made: Any) -> Path:
         return self.artifacts.open(made)

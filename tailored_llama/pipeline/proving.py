@@ -16,12 +16,12 @@ from tailored_llama import data, evaluation, store
 from tailored_llama.data import Asked, PromptSplit
 from tailored_llama.evaluation import Look, LossTest, RowSet
 from tailored_llama.pipeline import candidates, steps
-from tailored_llama.pipeline.answers import compared, said_of
+from tailored_llama.pipeline.answers import Labels, compared, said_of
 from tailored_llama.pipeline.bases import Base
 from tailored_llama.pipeline.candidates import Candidate
 from tailored_llama.pipeline.executor import Executor
 from tailored_llama.pipeline.graph import Artifacts, nodes_in
-from tailored_llama.pipeline.labelling import Labelling, Labels
+from tailored_llama.pipeline.labelling import Labelling
 
 Sets = dict[str, dict[str, RowSet]]  # by benchmark and purpose
 Looks = Mapping[str, Sequence[Look]]  # by benchmark
@@ -76,7 +76,7 @@ def prove(
         run.begin(before, after)
         tested, missing = _test(run, reference.base, before, after, level, labelling, looks)
         if labelling and missing and config.goal.ask and all(t.proven or t.missing for t in tested.values()):
-            raise labelling.ask(missing, _needed(candidate, missing, order[: len(tests)]))
+            raise labelling.ask(missing, _purpose(candidate, missing, order[: len(tests)]))
         tests.append(tested)
         scores.append(after)
         _tell(candidate, tested)
@@ -87,12 +87,12 @@ def prove(
     return Proving(opening, record, sets, order[: len(tests)], scores, tests, before, prompts, labels)
 
 
-def _needed(candidate: Candidate, missing: Sequence[Asked], proven: Sequence[Candidate]) -> str:
-    """Say what labels are needed for, and what is proven without them."""
+def _purpose(candidate: Candidate, missing: Sequence[Asked], proven: Sequence[Candidate]) -> str:
+    """Say what labels are asked for, and what is proven without them."""
     lost, first = candidates.points_lost(candidate.measured.loss), sum(row.part == missing[0].part for row in missing)
-    told = f"Proven so far: {proven[-1].label}; goal.ask = false takes that. " if proven else ""
-    told += f"{candidate.label}, {candidate.measured.bytes / 1e6:.1f} MB, {lost} on the choosing rows. To prove it, "
-    return f"{told}{len(missing)} rows need a label, {first} of them first"
+    figures = f"{candidate.measured.bytes / 1e6:.1f} MB, {lost} on the choosing rows"
+    so_far = f"; proven so far is {proven[-1].label}, which goal.ask = false takes" if proven else ""
+    return f"to prove {candidate.label} ({figures}), {first} of them first{so_far}"
 
 
 def _tell(candidate: Candidate, tested: Mapping[str, LossTest]) -> None:

@@ -12,15 +12,18 @@ from tailored_llama.config import (
     SmallestConfig,
     asks_turns,
     is_written,
+    named_benchmark,
     with_template,
 )
 from tailored_llama.data import PURPOSE, UNLABELLED, Example, Split, benchmarks, first_prompt, named_columns
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import DISCORDANT
+from tailored_llama.pipeline.labelling import FEW_TO_CHOOSE, TO_CHOOSE
 
 SHOWN = 12  # labels
-SHARES = (0.03, 0.08, 0.15, 0.25)  # of rows that two models answer differently
-FEW = 50  # rows in a part; below, an accuracy has a standard error of 7 points at its worst
+SHARES = (0.03, 0.08, 0.15)  # of rows that two models answer differently
+POINTS = (1, 2, 3, 5)  # that a model may lose
+FEW = 50  # labelled rows in a part; below, an accuracy has a standard error of 7 points at its worst
 
 
 def rows_of(config: RunConfig) -> Iterator[str]:
@@ -40,6 +43,7 @@ def rows_of(config: RunConfig) -> Iterator[str]:
         if unknown := sum(example.answer == UNLABELLED for example in examples["selection"]):
             told["selection"] += f" ({unknown:,} of them without an answer)"
         yield f"{file}: {sum(rows.values()):,} different rows, {', '.join(told.values())}."
+        rows["selection"] -= unknown
         scored = min(rows["evaluation"], config.scoring.limit or rows["evaluation"])
         points, share = 100 * evaluation.detectable_difference(scored), 100 * DISCORDANT
         if not benchmark.unlabelled:
@@ -70,18 +74,24 @@ def rows_of_search(config: SmallestConfig) -> Iterator[str]:
 
 
 def _labels_needed(config: SmallestConfig, name: str, rows: int) -> Iterator[str]:
-    """Say how many labels a proof takes, by the share of rows that the two models answer differently."""
-    level, told = evaluation.level_of(1, config.goal.confidence), []
-    for share in SHARES:
-        margin = config.goal.tested_margin
-        needed = evaluation.rows_to_prove(margin, level, share, evaluation.POWER)
-        average, most = evaluation.expected_labels(min(needed, rows), margin, level, share)
-        short = " (too few)" if needed > rows else ""
-        told.append(f"{100 * share:g} %: {average:,} to {most:,} labels, {needed:,} rows{short}")
+    """Say how many labels a proof takes, by the margin and the share of rows that two models answer differently."""
+    goal, power = config.goal, evaluation.POWER ** (1 / len(config.benchmarks))
+    level = evaluation.level_of(1, goal.confidence)
     yield (
-        f"{name}: {rows:,} rows without an answer to prove on. Labels are asked for only where two models differ. For "
-        f"{config.goal.lose_at_most:g} points, on average and at most, by the share of such rows: {'; '.join(told)}."
+        f"{name}: {rows:,} rows without an answer to prove on. Labels are asked for only where two models differ. A "
+        "proof takes so many on average and at most, by the share of rows on which they differ:"
     )
+    for points in sorted({*POINTS, goal.lose_at_most}):
+        told = []
+        for share in SHARES:
+            margin = points / goal.lose_at_most * goal.tested_margin
+            needed = evaluation.rows_at_looks(margin, level, share, power)
+            average, most = evaluation.expected_labels(needed, margin, level, share)
+            told.append(f"{100 * share:g} %: {average:,} to {most:,} labels of {needed:,} rows")
+        yield f"{name}: to lose less than {points:g} points, {'; '.join(told)}."
+    choosing = _examples(config, named_benchmark(config, name), "selection")
+    if sum(example.answer != UNLABELLED for example in choosing) < FEW_TO_CHOOSE and goal.ask:
+        yield f"{name}: up to {TO_CHOOSE} labels more are asked for first, to choose with, as few rows there have one."
 
 
 def check_provable(config: SmallestConfig) -> None:
@@ -94,7 +104,8 @@ def check_provable(config: SmallestConfig) -> None:
     for benchmark in config.benchmarks:
         rows, least, needed = _provable(config, benchmark)
         if least > 100 * goal.tested_margin and not goal.even_if_unprovable:
-            of_file = ", two fifths of the file," if benchmark.data and not benchmark.unlabelled else ""
+            parts = "three quarters of those without an answer" if benchmark.unlabelled else "two fifths of the file"
+            of_file = f", {parts}," if benchmark.data else ""
             raise InputError(
                 f"goal.lose_at_most: got {goal.lose_at_most:g} with {rows:,} rows of {benchmark.name} to prove on; "
                 f"allowed: at least {least:.1f} with these, about {needed:,} rows to prove on{of_file} for "

@@ -65,7 +65,7 @@ def smallest(run: Executor, config: SmallestConfig) -> Graph:
         InputError: a benchmark has too few rows to choose with; or the file of labels has what was not asked for.
         WaitingForLabels: as `ask_to_choose` and `prove`.
     """
-    margin = config.goal.lose_at_most / 100
+    margin = config.goal.tested_margin
     search = start(run, config)
     if doubt := bases.doubt(run, search.whole[search.bases[0].given]):
         log.warning(doubt)
@@ -169,7 +169,7 @@ def measure(search: Search, rungs: Sequence[Rung]) -> list[Measured]:
 
 def _tell(search: Search, rung: Rung) -> None:
     """Log what a candidate costs and loses, and which is the smallest so far."""
-    margin, candidate = search.config.goal.lose_at_most / 100, search.tried[rung]
+    margin, candidate = search.config.goal.tested_margin, search.tried[rung]
     passing = [own for own in search.tried.values() if own.measured.loss <= margin]
     best = min(passing, key=lambda own: own.measured.cost, default=None)
     progress = f"candidate {len(search.tried)}, on ladder {rung.ladder + 1} of {len(search.ladders)}"

@@ -43,7 +43,7 @@ from tailored_llama.evaluation import (
 )
 from tailored_llama.evaluation import test_at_looks as decide
 from tailored_llama.evaluation.looks import PLANNED_LOSS
-from tailored_llama.pipeline.labelling import FEW, TO_CHOOSE
+from tailored_llama.pipeline.labelling import FEW_TO_CHOOSE, TO_CHOOSE
 from tailored_llama.store import read_manifest
 
 LEVEL = 0.04  # of a first opening at 95 % confidence
@@ -128,7 +128,7 @@ def choose(pair: Pair, draws: int, seed: int) -> list[float]:
         for labels in (0, TO_CHOOSE):
             unknown = np.isin(np.arange(len(drawn)), open_rows[labels:])
             estimates.append(expected_loss(lost[drawn], differs[drawn], unknown))
-        few, many = (float(np.mean(lost[generator.integers(0, len(lost), rows)])) for rows in (LABELLED, FEW))
+        few, many = (float(np.mean(lost[generator.integers(0, len(lost), rows)])) for rows in (LABELLED, FEW_TO_CHOOSE))
         errors.append([100 * (own - pair.loss) for own in (few, *estimates, many)])
     return np.sqrt(np.mean(np.square(errors), axis=0)).tolist()
 

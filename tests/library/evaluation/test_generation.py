@@ -12,6 +12,7 @@ import torch
 from helpers import CPU, load_and_render, read_benchmark, save_chatting_llama, save_worded_llama, tune, write_jsonl
 from tailored_llama.config import WRITTEN, BenchmarkConfig, Work, validate_config
 from tailored_llama.data import (
+    UNLABELLED,
     BenchmarkSource,
     Example,
     Prompt,
@@ -176,6 +177,9 @@ def test_the_floor_of_json_is_always_writing_the_answer_that_is_most_often_right
     assert written_floor(asked, "json") == 0.5
     asked = [prompt(call("f", a=1), call("f", a=2)), prompt(call("f", a=2)), prompt(call("f", a=1)), prompt("x")]
     assert written_floor(asked, "tool_call") == 0.5
+    unlabelled = [replace(prompt("?"), answer=UNLABELLED)] * 9  # what stands there is no answer
+    assert written_floor(asked + unlabelled, "tool_call") == 0.5
+    assert written_floor(unlabelled, "tool_call") == 0
 
 
 def test_the_floor_is_always_writing_the_commonest_accepted_text() -> None:

@@ -13,13 +13,14 @@ from compositions import compose, run_command
 from few_labels import few_label_search
 from helpers import as_toml, save_worded_llama
 from llama_server import llama_server
+from tailored_llama import evaluation
 from tailored_llama.cli.main import app
 from tailored_llama.config import SmallestConfig, build_config
 from tailored_llama.data import NONE, Asked, read_asked, write_asked
 from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer, read_answer
-from tailored_llama.pipeline import WaitingForLabels
+from tailored_llama.pipeline import COMPOSITIONS, WaitingForLabels, plan_run
 from tailored_llama.pipeline.smallest import check_smallest
 from tailored_llama.store import read_table
 
@@ -31,18 +32,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    """The folder of a search that has made its candidates, has asked for labels to choose with, and has got them."""
+    """The store of a search that has made and chosen its candidates, and has opened no proving rows."""
     folder = tmp_path_factory.mktemp("searched")
-    with pytest.raises(WaitingForLabels, match="rows need a label, to choose between candidates"):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "sequence", lambda found, margin: [])
         answer_to(few_label_search(folder, model))
-    label(folder / "to-label.csv")
-    return folder
+    return folder / "store"
 
 
 @pytest.fixture
 def run(tmp_path: Path, model: Path, searched: Path) -> dict[str, Any]:
-    """A search that finds its candidates, and the labels to choose with."""
-    shutil.copytree(searched, tmp_path, dirs_exist_ok=True)
+    """A search that finds its candidates."""
+    shutil.copytree(searched, tmp_path / "store")
     return few_label_search(tmp_path, model)
 
 
@@ -109,29 +110,59 @@ def test_a_search_asks_for_the_labels_of_differing_rows_and_then_proves(run: dic
     assert test.rows < test.looks[-1].rows  # it took no more looks than it needed
 
 
-def test_labels_to_choose_with_are_asked_for_once_and_never_of_rows_to_prove_on(
-    run: dict[str, Any], tmp_path: Path
-) -> None:
-    file = tmp_path / "to-label.csv"
-    given = read_asked(file)
-    assert given
-    own = build_config(SmallestConfig, run).benchmarks[0]
-    contexts = "\n".join(example.fields["context"] for example in load_examples(own, "evaluation", ""))
-    assert not any(row.row in contexts for row in given)
-    write_asked(file, given[:1])  # half of them is enough to go on
-    with pytest.raises(WaitingForLabels, match=r"on the choosing rows\. To prove it, "):
+@pytest.fixture
+def choosing(run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """A search for one point, in which every candidate differs on more rows; it has asked for labels to choose with."""
+    run = with_goal(run, lose_at_most=1, even_if_unprovable=True)
+    assert "to choose a candidate" in asked_by(run)
+    assert {row.part for row in read_asked(tmp_path / "to-label.csv")} == {0}
+    return run
+
+
+def asked_by(run: dict[str, Any]) -> str:
+    """What a search says when it asks for labels; empty if it asks for none."""
+    try:
         answer_to(run)
-    write_asked(file, [replace(row, answer="") for row in given])
-    answer_to(with_goal(run, ask=False, even_if_unprovable=True))  # asks for none
+    except WaitingForLabels as waiting:
+        return str(waiting)
+    return ""
 
 
-def test_what_labels_to_choose_with_say_moves_the_loss(run: dict[str, Any], tmp_path: Path) -> None:
-    file, losses = tmp_path / "to-label.csv", list[float]()
-    given = read_asked(file)
+def test_no_row_to_choose_with_is_one_to_prove_on(choosing: dict[str, Any], tmp_path: Path) -> None:
+    own = build_config(SmallestConfig, choosing).benchmarks[0]
+    contexts = "\n".join(example.fields["context"] for example in load_examples(own, "evaluation", ""))
+    assert not any(row.row in contexts for row in read_asked(tmp_path / "to-label.csv"))
+
+
+def test_labels_to_choose_with_are_asked_for_once(choosing: dict[str, Any], tmp_path: Path) -> None:
+    label(tmp_path / "to-label.csv", 1)
+    assert "to choose a candidate" not in asked_by(choosing)
+
+
+def test_without_asking_none_are_asked_for(choosing: dict[str, Any]) -> None:
+    assert not asked_by(with_goal(choosing, ask=False))
+
+
+def test_what_labels_to_choose_with_say_moves_the_loss(choosing: dict[str, Any], tmp_path: Path) -> None:
+    losses, given = list[float](), read_asked(tmp_path / "to-label.csv")
     for answer in ("a", "b"):
-        write_asked(file, [replace(row, answer=answer) for row in given])
-        losses.append(max(own.loss for own in answer_to(with_goal(run, ask=False)).candidates))
+        write_asked(tmp_path / "to-label.csv", [replace(row, answer=answer) for row in given])
+        losses.append(max(own.loss for own in answer_to(with_goal(choosing, ask=False)).candidates))
     assert losses[0] != losses[1]
+
+
+def test_a_plan_asks_for_nothing(choosing: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "to-label.csv").unlink()
+    planned = plan_run(COMPOSITIONS["smallest"].compose, build_config(SmallestConfig, choosing))
+    assert planned.open_after == "the candidates' choice"
+    assert not (tmp_path / "to-label.csv").exists()
+
+
+def test_a_label_of_a_row_that_is_not_looked_at_any_more_is_no_error(choosing: dict[str, Any], tmp_path: Path) -> None:
+    label(tmp_path / "to-label.csv")
+    given = read_asked(tmp_path / "to-label.csv")
+    answer_to(with_goal(choosing, ask=False, choosing_rows=30))  # those that are labelled are enough
+    assert read_asked(tmp_path / "to-label.csv") == given
 
 
 def test_the_proof_has_the_loss_of_all_labels(run: dict[str, Any], tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_plan_goes_as_far_as_values_are_known(own_run: dict[str, Any]) -> None
     compose("smallest", config)
     last = plan_run(search, config)
     assert len(last.nodes) > len(first.nodes)
-    assert last.open_after == "the candidates' choice, before the proving rows are opened"
+    assert last.open_after == "the candidates' choice"
 
 
 def test_the_command_prints_each_node_and_the_sums(own_run: dict[str, Any], tmp_path: Path) -> None:

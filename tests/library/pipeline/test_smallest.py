@@ -122,7 +122,7 @@ def test_the_smallest_proven_model_is_shipped_and_found_again(run: dict[str, Any
 def test_a_plan_opens_no_proving_rows(run: dict[str, Any]) -> None:
     run["pruning"] = {"ratios": [0.1386]}  # that of 0.4 cannot be reached, and what failed is not in a store
     planned = plan_run(COMPOSITIONS["smallest"].compose, build_config(SmallestConfig, run))
-    assert planned.open_after == "the candidates' choice, before the proving rows are opened"
+    assert planned.open_after == "the candidates' choice"
     assert all(node.found for node in planned.nodes)
     assert answer_to(run).opening == 1
 
