@@ -14,13 +14,14 @@ from rich.console import Console
 from tailored_llama.cli.arguments import Adapter, Against, BenchmarkName, Checkpoint, Config, Device, Out, Overrides
 from tailored_llama.cli.folders import new_folder, scratch_runner, with_benchmarks
 from tailored_llama.cli.running import run_in_process
-from tailored_llama.config import SmallestConfig, Work, build_config, load_config, validate_config
+from tailored_llama.config import SmallestConfig, Work, build_config, load_config, read_config_data, validate_config
 from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import read_certificate, steps, uncovered, verify_certificate
 
 if TYPE_CHECKING:
     from tailored_llama.evaluation import LossTest
+    from tailored_llama.serving import ChatServer
 
 measuring = typer.Typer()
 
@@ -157,10 +158,8 @@ def verify(
     with scratch_runner(certificate.config) as run:
         if url:
             from tailored_llama.pipeline import verify_server
-            from tailored_llama.serving import ChatServer
 
-            key = os.environ.get("OPENAI_API_KEY", "").strip()
-            tests, differences = verify_server(run, certificate, ChatServer(url, model, key))
+            tests, differences = verify_server(run, certificate, _server(url, model))
         else:
             tests = verify_certificate(run, certificate, dense)
     _tell(tests)
@@ -178,21 +177,28 @@ def parity(
     rows: Annotated[
         Path, typer.Argument(help="Your rows (.csv, .jsonl, .json, .parquet), on which neither was tuned.")
     ],
-    dense: Annotated[str, typer.Option(help="URL of the server that has the model to compare with.")],
+    dense: Annotated[str, typer.Option(help="URL of the larger model's server; a key in OPENAI_API_KEY goes to both.")],
     small: Annotated[str, typer.Option(help="URL of the server that has the smaller model, whoever made it.")],
     dense_model: Annotated[str | None, typer.Option(help="The name of its model, if it has several.")] = None,
     small_model: Annotated[str | None, typer.Option(help="The name of its model, if it has several.")] = None,
     lose_at_most: Annotated[float, typer.Option(help="Points of accuracy that may be lost.")] = 3.0,
+    overrides: Overrides = None,
 ) -> None:
     """Ask two servers the same rows by chat, and test whether the smaller model loses too much."""
     from tailored_llama.pipeline import compare_servers
-    from tailored_llama.serving import ChatServer
 
-    config = build_config(SmallestConfig, {"benchmarks": [str(rows)], "goal": {"lose_at_most": lose_at_most}})
+    settings = [f"benchmarks={json.dumps([str(rows)])}", f"goal.lose_at_most={lose_at_most}", *(overrides or [])]
+    config = build_config(SmallestConfig, read_config_data(None, settings))
     with scratch_runner(config) as run:
-        tests = compare_servers(run, config, ChatServer(dense, dense_model), ChatServer(small, small_model))
+        tests = compare_servers(run, config, _server(dense, dense_model), _server(small, small_model))
     _tell(tests)
     raise typer.Exit(0 if all(test.proven for test in tests.values()) else 1)
+
+
+def _server(url: str, model: str | None) -> "ChatServer":
+    from tailored_llama.serving import ChatServer
+
+    return ChatServer(url, model, os.environ.get("OPENAI_API_KEY", "").strip())
 
 
 def _tell(tests: Mapping[str, "LossTest"]) -> None:

@@ -28,6 +28,7 @@ from .execution import check_logs as check_logs
 from .forms import FORMS as FORMS
 from .forms import UNKNOWN as UNKNOWN
 from .forms import WRITTEN as WRITTEN
+from .forms import Metric as Metric
 from .forms import accepted as accepted
 from .forms import calls_of as calls_of
 from .forms import from_json as from_json
@@ -42,7 +43,6 @@ from .inputs import BenchmarkConfig as BenchmarkConfig
 from .inputs import CalibrationPart as CalibrationPart
 from .inputs import Dtype as Dtype
 from .inputs import Ignored as Ignored
-from .inputs import Metric as Metric
 from .inputs import ModelConfig as ModelConfig
 from .inputs import TextConfig as TextConfig
 from .loading import assign as assign

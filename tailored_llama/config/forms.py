@@ -11,6 +11,7 @@ from tailored_llama.errors import InputError
 
 Form = Literal["messages", "alpaca"]
 Kind = Literal["labels", "choices", "written", "json", "call"]
+Metric = Literal["acc", "acc_norm", "exact_match", "f1", "json", "tool_call"]  # each with its kinds in `METRICS`
 Row = Mapping[str, Any]
 
 SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
@@ -18,7 +19,7 @@ OTHER_SOURCES = ("train", "evaluation", "source", "subset", "revision")  # field
 FORMS: dict[Form, tuple[str, ...]] = {"messages": ("messages",), "alpaca": ("instruction", "output")}
 TEXTS = ("text", "sentence", "review", "content", "message", "input", "query")
 LABELS = ("label", "category", "class", "intent", "topic", "sentiment")
-METRICS: dict[Any, tuple[str, ...]] = {  # kind → its metrics; the first of a written kind is its default
+METRICS: dict[Kind, tuple[Metric, ...]] = {  # kind → its metrics; the first of a written kind is its default
     **dict.fromkeys(("labels", "choices"), ("acc", "acc_norm")),
     "written": ("exact_match", "f1"),
     "json": ("json",),

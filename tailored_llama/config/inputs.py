@@ -8,14 +8,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tailored_llama.config.forms import METRICS, OTHER_SOURCES, SUFFIXES, WRITTEN, Form, Kind, as_benchmark
+from tailored_llama.config.forms import METRICS, OTHER_SOURCES, SUFFIXES, WRITTEN, Form, Kind, Metric, as_benchmark
 from tailored_llama.config.section import Section
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 PROMPTS = "prompts"  # calibration source: the training prompts of the run's own benchmarks
 OWN = "own"  # unlabelled rows: those of the benchmark's own file alone
 QUESTIONS = "questions"  # calibration source: the questions of their train splits, without answers
-Metric = Literal["acc", "acc_norm", "exact_match", "f1", "json", "tool_call"]
 Ignored = Literal["case", "punctuation", "numbers", "spaces"]
 
 

@@ -297,8 +297,14 @@ def read_examples(folder: Path, split: Split) -> list[Example]:
     return [Example(r["example"], dict(r["fields"]), tuple(r["choices"]), r["answer"]) for r in rows]
 
 
-def join_splits(folder: Path) -> None:
-    """Let all examples be of the evaluation split, in the folder that `load_benchmark` wrote."""
+def join_splits(folder: Path) -> dict[int, str]:
+    """Let all examples be of the evaluation split, in the folder that `load_benchmark` wrote.
+
+    Returns their messages, as JSON by example, which leave the folder: a layout words the other fields alone.
+    """
     columns = read_table(folder / "examples.parquet", EXAMPLES_SCHEMA).to_pydict()
-    columns["split"] = ["evaluation"] * len(columns["split"])
+    fields = [*map(dict, columns["fields"])]
+    messages = {i: own.pop("messages", "[]") for i, own in zip(columns["example"], fields, strict=True)}
+    columns |= {"split": ["evaluation"] * len(fields), "fields": fields}
     write_table(folder / "examples.parquet", columns, EXAMPLES_SCHEMA)
+    return messages

@@ -1,7 +1,7 @@
 """Metrics of written answers: SQuAD's exact match and F1 (arXiv 1606.05250, section 6.1), JSON and calls of tools.
 
-A metric is a function of the written and the accepted texts, from 0 to 1. A new one needs an entry in `METRICS`, and
-its name in `config.WRITTEN`.
+A metric is a function of the written and the accepted texts, from 0 to 1. A new one needs an entry in `METRICS`, with
+its function and its form, from which its floor follows; and its name in `config.forms`, in `Metric` and in `METRICS`.
 """
 
 import json
@@ -28,7 +28,7 @@ class WrittenMetric:
     """What is measured where a metric is the headline: itself and what stands beside it."""
 
     values: Mapping[str, Value]
-    form: Callable[[str], str] = str.strip  # accepted texts of one form are one for the floor
+    form: Callable[[str], str]  # of an answer: two of one form are the same where the metric is right or wrong
 
 
 def normalise(text: str) -> str:
@@ -129,13 +129,8 @@ def _flat(value: Any) -> dict[Path, str]:
 
 
 def answer_form(metric: str, ignore: Ignored = None) -> Callable[[str], str]:
-    """The normal form of an answer, by which two are the same in a metric that is right or wrong.
-
-    Choices are texts; `ignore` is as in `exact_match`.
-    """
-    if metric in ("json", "tool_call"):
-        return _json_form
-    return partial(_form, ignore=ignore) if metric == "exact_match" else str.strip
+    """The normal form of an answer, as in `WrittenMetric`; choices are texts. `ignore` is as in `exact_match`."""
+    return METRICS[metric](ignore).form if metric in METRICS else str.strip
 
 
 def _json_form(text: str) -> str:
@@ -162,8 +157,8 @@ _JSON: dict[str, Value] = {"valid_json": valid_json, "equal_fields": equal_field
 METRICS: dict[str, Callable[[Ignored], WrittenMetric]] = {  # headline → what is measured, `ignore` as in `exact_match`
     "exact_match": _text,
     "f1": _text,
-    "json": lambda _: WrittenMetric({"json": same_json, **_JSON}),
-    "tool_call": lambda _: WrittenMetric({"tool_call": same_call, **_JSON}),
+    "json": lambda _: WrittenMetric({"json": same_json, **_JSON}, _json_form),
+    "tool_call": lambda _: WrittenMetric({"tool_call": same_call, **_JSON}, _json_form),
 }
 
 

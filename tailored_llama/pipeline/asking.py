@@ -1,7 +1,8 @@
 """A proof repeated on a server that the user runs: any that speaks OpenAI's protocol, with any model."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -9,27 +10,19 @@ from typing import Any
 import numpy as np
 
 from tailored_llama import data, evaluation, serving
-from tailored_llama.config import SmallestConfig, asks_turns, named_benchmark
+from tailored_llama.config import BenchmarkConfig, SmallestConfig, is_written, named_benchmark
 from tailored_llama.console import progress_bar
-from tailored_llama.data import Chat
+from tailored_llama.data import Chat, Prompt
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answers, LossTest, ScoreSettings
 from tailored_llama.pipeline import stages, steps
-from tailored_llama.pipeline.answers import answers_of
 from tailored_llama.pipeline.executor import FolderExecutor
 from tailored_llama.pipeline.proven import Certificate, certified_rows
 from tailored_llama.serving import ChatServer
 from tailored_llama.store import sha256_file
 
 REPEATED = 5  # rows that are asked twice: greedy answers do not change
-
-
-@dataclass(frozen=True)
-class ServedAnswers:
-    """How many answers of a server the limit of tokens ended, and how many changed when they were asked again."""
-
-    unended: int
-    unsteady: int
+_ANY = Chat((), "", (), (), (), 0)  # with a model that somebody else made: no grammar or schema stands beside it
 
 
 def verify_server(
@@ -53,17 +46,17 @@ def verify_server(
         folder, served = run.open(prompts), certificate.content.served.get(name)
         chat = None if served and served.asked == "prompt" else data.read_chat({name: folder})
         chat = chat and serving.shipped_chat(chat, certificate.folder)
-        asked = _ask(run, config, name, folder, server, _requests(config, name, folder, chat))
+        rows, score = data.read_prompts(folder, "evaluation"), ScoreSettings.of(named_benchmark(config, name))
+        ended, unsteady = _ask(server, rows, score, serving.requests_of(rows, score, chat), run.scratch)
         pair, (*_, small) = certificate.compare(name, run.scratch, folder), certificate.recorded(name)
         tests[name] = certificate.test(name, pair)
         unended, changed = served.unended if served else 0, int(np.sum(small != pair.small.values))
         ranked = ", as choices were ranked and are written now" * bool(served and served.asked == "log-likelihoods")
         told = {
-            f"{asked.unended} answers end at the limit of tokens, {unended} when certified: its stop or grammar is "
-            "another": asked.unended != unended,
-            f"{asked.unsteady} of {REPEATED} answers change when asked again: its temperature is another": (
-                asked.unsteady > 0
+            f"{ended} answers end at the limit of tokens, {unended} when certified: its stop or grammar is another": (
+                ended != unended
             ),
+            f"{unsteady} of {REPEATED} answers change when asked again: its temperature is another": unsteady > 0,
             f"{changed} answers score otherwise than when certified{ranked}": changed > 0,
         }
         differences += [f"{name}: {what}" for what, differs in told.items() if differs]
@@ -76,54 +69,62 @@ def compare_servers(
     """Ask two servers all rows of each benchmark in a chat, and test what the second loses; no certificate is needed.
 
     Raises:
-        InputError: no chat can ask the rows; or a server has several models, and none is named.
+        InputError: no chat can ask the rows; accuracy is not measured; or a server has several models, none named.
         UnreachableError: no server answers.
     """
-    servers, tests, level = (dense.named(), small.named()), {}, evaluation.level_of(1, config.goal.confidence)
+    goal, tests = config.goal, dict[str, LossTest]()
+    if goal.measure != "accuracy":
+        raise InputError(f"goal.measure: got {goal.measure!r}, which servers do not tell; allowed: 'accuracy'")
+    servers, level = (dense.named(), small.named()), evaluation.level_of(1, goal.confidence)
     for benchmark in config.benchmarks:
-        name, examples = benchmark.name, steps.load_examples(benchmark)
-        if benchmark.data:  # no row is tuned on here
-            data.join_splits(run.open(examples))
-        settings = data.PromptSettings.of(config, benchmark, "evaluation")  # no base's chat template asks them
-        prompts = run.open(stages.prompts(f"render {name}", settings=settings, examples=examples))
-        if (chat := data.read_chat({name: prompts})) is None:
-            told = "got prompts that no chat asks; allowed: rows that differ in one part of the prompt"
-            raise InputError(f"{name}: {told}")
-        chat = replace(chat, answers=())  # no grammar of these stands beside a model that somebody else made
-        requests = _requests(config, name, prompts, chat)
-        if asks_turns(benchmark) and (system := benchmark.instruction):  # that all rows share
-            for request in requests:
-                request["messages"].insert(0, {"role": "system", "content": system})
-        scored = list[Answers]()
+        rows, score = _rows(run, config, benchmark), ScoreSettings.of(benchmark)
+        requests, scored = serving.requests_of(rows, score, _ANY), list[Answers]()
         for server in servers:
-            _ask(run, config, name, prompts, server, requests)
-            scored.append(answers_of(config, name, run.scratch, prompts))
+            _ask(server, rows, score, requests, run.scratch)
+            scored.append(evaluation.read_answers(run.scratch, score.metric))
         before, after = scored
-        tests[name] = evaluation.noninferiority_test(before, after, config.goal.lose_at_most / 100, level)
+        tests[benchmark.name] = evaluation.noninferiority_test(before, after, goal.tested_margin, level)
     return tests
 
 
-def _requests(config: SmallestConfig, name: str, prompts: Path, chat: Chat | None) -> list[dict[str, Any]]:
-    score = ScoreSettings.of(named_benchmark(config, name))
-    return serving.requests_of(data.read_prompts(prompts, "evaluation"), score, chat)
+def _rows(run: FolderExecutor, config: SmallestConfig, benchmark: BenchmarkConfig) -> list[Prompt]:
+    """The rows of a benchmark as messages: their own, or one with all that differs by row; servers have the template.
+
+    A choice may be written with the white space before it that a layout has, as models are tuned to, or without.
+    """
+    name, examples = benchmark.name, steps.load_examples(benchmark)
+    turns = data.join_splits(run.open(examples)) if benchmark.data else {}  # no row is tuned on here
+    settings = data.PromptSettings.of(config, benchmark, "evaluation")  # no base's chat template asks them
+    prompts = run.open(stages.prompts(f"render {name}", settings=settings, examples=examples))
+    if (chat := data.read_chat({name: prompts})) is None:
+        told = "got prompts that no chat asks; allowed: rows that differ in one part of the prompt"
+        raise InputError(f"{name}: {told}")
+    rows = [row for row in data.read_prompts(prompts, "evaluation") if row.answer != data.UNLABELLED]
+    for i, row in enumerate(rows):
+        context, choices = row.contexts[0], row.continuations
+        messages = json.loads(turns.get(row.example, "[]")) or [{"role": "user", "content": chat.message_in(context)}]
+        if benchmark.instruction and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": benchmark.instruction}, *messages]
+        if not is_written(benchmark):
+            choices = tuple(context[len(context.rstrip()) :] + choice for choice in choices)
+            choices += tuple(map(str.strip, choices))
+        rows[i] = replace(row, contexts=("",), continuations=choices, messages=json.dumps(messages))
+    return rows
 
 
 def _ask(
-    run: FolderExecutor,
-    config: SmallestConfig,
-    name: str,
-    prompts: Path,
-    server: ChatServer,
-    requests: Sequence[dict[str, Any]],
-) -> ServedAnswers:
-    """Ask a server the rows of a benchmark, and write its scores into the executor's folder."""
-    score, rows = ScoreSettings.of(named_benchmark(config, name)), data.read_prompts(prompts, "evaluation")
-    with progress_bar(f"ask {name}") as progress:
+    server: ChatServer, rows: Sequence[Prompt], score: ScoreSettings, requests: Sequence[dict[str, Any]], out: Path
+) -> tuple[int, int]:
+    """Ask a server the rows of a benchmark, and write its scores into a folder.
+
+    Returns how many answers the limit of tokens ended, and how many changed when they were asked again.
+    """
+    with progress_bar(f"ask {score.benchmark}") as progress:
         replies = serving.ask_all(server, requests, progress)
     again = serving.ask_all(server, requests[:REPEATED])
-    serving.write_answers(rows, replies, score, run.scratch)
+    serving.write_answers(rows, replies, score, out)
     changed = sum(first != second for first, second in zip(replies, again, strict=False))
-    return ServedAnswers(serving.unended(replies), changed)
+    return serving.unended(replies), changed
 
 
 def _check_model(certificate: Certificate, server: ChatServer) -> None:

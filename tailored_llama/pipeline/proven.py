@@ -17,9 +17,9 @@ from tailored_llama.pipeline.answers import answers_of, compared, digest_of, sai
 from tailored_llama.pipeline.certificate import CertificateFile, Settings, parse_certificate
 from tailored_llama.pipeline.executor import Executor
 from tailored_llama.pipeline.graph import Artifact
-from tailored_llama.pipeline.reporting import ASKED, ASKED_SCHEMA, CERTIFICATE, PROOF, PROOF_SCHEMA
+from tailored_llama.pipeline.reporting import ASKED, ASKED_SCHEMA, PROOF, PROOF_SCHEMA
 from tailored_llama.serving import ServedSettings
-from tailored_llama.store import MANIFEST, is_hub_id, publish, published_file, read_table, sha256_file
+from tailored_llama.store import CERTIFICATE, MANIFEST, check_certified, is_hub_id, publish, published_file, read_table
 
 log = logging.getLogger(__name__)
 
@@ -234,15 +234,13 @@ def _with_files(benchmarks: Sequence[Settings], files: Sequence[str], with_shots
 def _check_files(certificate: Certificate) -> None:
     """Check that the files of a model are those that are certified, and all that are certified."""
     folder, stated = certificate.folder, certificate.content
-    for name, expected in stated.model.sha256.items():
-        if not (file := folder / name).is_file() or sha256_file(file) != expected:
-            raise InputError(f"{file}: missing or changed since it was certified; allowed: SHA-256 {expected[:12]}…")
+    check_certified(folder, stated.model.sha256, stated.model.sha256)
     files = weights = certificate.weights
     if stated.format > 1:
         files = [file for file in folder.rglob("*") if file.is_file()]
-    for name in (file.relative_to(folder).as_posix() for file in files):
-        if name not in stated.model.sha256 and name not in UNHASHED and not name.startswith("."):
-            raise InputError(f"{folder / name}: not in model.sha256 of the certificate; allowed: files that it lists")
+    unhashed = {*stated.model.sha256, *UNHASHED}
+    names = (file.relative_to(folder).as_posix() for file in files)
+    check_certified(folder, (name for name in names if name not in unhashed and not name.startswith(".")), {})
     if stated.model.bytes != (size := sum(file.stat().st_size for file in weights)):
         raise InputError(f"model.bytes: got {stated.model.bytes:,}; allowed: {size:,}, the size of its weights")
 

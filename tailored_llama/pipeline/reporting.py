@@ -16,9 +16,9 @@ from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer, MeasuredModel, Proof
 from tailored_llama.pipeline.answers import compared, digest_of, label_forms, said_of
 from tailored_llama.pipeline.graph import as_json, flatten
-from tailored_llama.store import MANIFEST, read_manifest, sha256_file, write_table
+from tailored_llama.store import CERTIFICATE, MANIFEST, read_manifest, sha256_file, write_table
 
-CERTIFICATE, PROOF, ASKED = "certificate.json", "proof.parquet", "asked.parquet"
+PROOF, ASKED = "proof.parquet", "asked.parquet"
 PROOF_SCHEMA = pa.schema(
     {
         "benchmark": pa.string(),

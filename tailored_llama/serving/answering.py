@@ -23,9 +23,12 @@ from tailored_llama.evaluation import WrittenAnswer, choice_probabilities, gener
 from tailored_llama.files import read_file
 from tailored_llama.models import context_length, load_model, load_tokenizer, token_budget
 from tailored_llama.progress import Progress, silent
-from tailored_llama.serving.chat import curl_call, grammar_of, written_options
+from tailored_llama.serving.chat import SCHEMA, curl_call, grammar_of, written_options
 from tailored_llama.serving.client import ChatServer, ask_all
-from tailored_llama.serving.server import CONTEXT, HOST, check_server, llama_server, start_server
+from tailored_llama.serving.server import CONTEXT, GRAMMAR, HOST, TEMPLATE, check_server, llama_server, start_server
+from tailored_llama.store import CERTIFICATE, check_certified
+
+ASKED = (TEMPLATE, "chat.json", GRAMMAR, SCHEMA)  # files that say what is asked, and what may be answered
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,23 @@ def find_finished(folder: Path) -> tuple[Chat, Path | None]:
         raise InputError(f"{folder}: got {got}; allowed: a folder with one GGUF file, or a checkpoint")
     if files:
         check_server(files[0])
+    if (certificate := folder / CERTIFICATE).is_file():
+        _check_certified(certificate)
     with suppress(OSError, ValueError, TypeError, AttributeError):
         if chat := read_chat({"": folder}):
             return chat, next(iter(files), None)
     allowed = "a model that a run or smallest exported, whose rows a chat can ask"
     raise InputError(f"{folder / 'chat.json'}: missing or broken; allowed: {allowed}")
+
+
+def _check_certified(file: Path) -> None:
+    """Refuse a model that says otherwise than its certificate what is asked. Weights are not hashed."""
+    try:
+        listed = json.loads(file.read_bytes())["model"]["sha256"].items()
+        hashes = {name: str(digest) for name, digest in listed if name in ASKED}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{file}: broken; allowed: the certificate of a proven model, as JSON") from None
+    check_certified(file.parent, ASKED if hashes else (), hashes)  # the first format lists weights alone
 
 
 def _ask_server(server: ChatServer, chat: Chat, questions: Sequence[Question], progress: Progress) -> list[ModelAnswer]:

@@ -28,12 +28,14 @@ from .housekeeping import reports_using as reports_using
 from .housekeeping import survey as survey
 from .housekeeping import verify as verify
 from .manifests import ANSWER as ANSWER
+from .manifests import CERTIFICATE as CERTIFICATE
 from .manifests import FINISHED as FINISHED
 from .manifests import GGUF as GGUF
 from .manifests import MANIFEST as MANIFEST
 from .manifests import ArtifactRef as ArtifactRef
 from .manifests import Manifest as Manifest
 from .manifests import artifact_key as artifact_key
+from .manifests import check_certified as check_certified
 from .manifests import read_manifest as read_manifest
 from .openings import record_opening as record_opening
 from .openings import state_folder as state_folder

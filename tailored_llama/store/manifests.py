@@ -11,7 +11,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +23,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from tailored_llama.errors import InputError
 from tailored_llama.store.files import is_safe_relative, raise_unless_gone, sha256_file
 
-MANIFEST = "manifest.json"
+MANIFEST, CERTIFICATE = "manifest.json", "certificate.json"
 # Stages of finished models, which may be exported and replaced.
 FINISHED, GGUF, ANSWER = "tailored", "gguf", "answer"
 _LIBRARIES = ("torch", "transformers", "peft", "torch-pruning", "datasets", "pyarrow", "tailored-llama")
@@ -222,3 +222,13 @@ def _stamp(status: os.stat_result, sha256: str) -> str:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def check_certified(folder: Path, names: Iterable[str], sha256: Mapping[str, str]) -> None:
+    """Check that files of a model are those that its certificate lists; InputError: one is not, or is not listed."""
+    for name in names:
+        file, expected = folder / name, sha256.get(name)
+        if expected is None and file.exists():
+            raise InputError(f"{file}: not in model.sha256 of the certificate; allowed: files that it lists")
+        if expected is not None and (not file.is_file() or sha256_file(file) != expected):
+            raise InputError(f"{file}: missing or changed since it was certified; allowed: SHA-256 {expected[:12]}…")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import tailored_llama as tl
 from compositions import built, compose, kinds, run_command
 from helpers import as_toml, save_worded_llama, worded_gguf, words
 from llama_server import llama_server
@@ -291,6 +292,10 @@ def test_verify_says_what_it_covers_and_refuses_other_rows_and_other_files(shipp
         file.write_bytes(file.read_bytes()[:-1] + b"x")
         status, told = verify(changed, tmp_path / "job.csv")
         assert (status, "changed since it was certified" in told) == (2, True)
+    tl.load(shipped).close()
+    (changed / "chat.json").write_text((shipped / "chat.json").read_text() + " ")
+    with pytest.raises(InputError, match=r"chat\.json: missing or changed since it was certified; allowed: SHA-256"):
+        tl.load(changed)
     (shipped / "tokenizer.json").write_text("{}")
     status, told = verify(shipped, tmp_path / "job.csv")
     assert (status, "tokenizer.json: not in model.sha256 of the certificate" in told) == (2, True)

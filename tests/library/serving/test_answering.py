@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import stat
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -21,12 +23,13 @@ from datasets import Dataset
 
 import helpers
 import tailored_llama as tl
-from tailored_llama.cli.main import main
+from tailored_llama.cli.main import app, main
 from tailored_llama.config import BenchmarkConfig, Work, validate_config
 from tailored_llama.data import read_chat, read_questions, write_chat
 from tailored_llama.errors import InputError, UnreachableError
 from tailored_llama.evaluation import ScoreSettings, read_answers, read_chosen, read_probabilities, score_benchmark
 from tailored_llama.serving import GgufSettings, ServedSettings, export_gguf, score_served, serve, write_chat_template
+from tailored_llama.store import sha256_file
 
 ROWS = [
     {
@@ -259,6 +262,35 @@ def test_what_cannot_be_answered_is_one_line(
     monkeypatch.undo()
     with tl.load(shipped["labels"]) as model, pytest.raises(InputError, match="rows: got the columns text, answer; "):
         model.answers([{"text": "a", "answer": "b"}])
+
+
+def test_a_certified_model_whose_words_were_edited_is_refused(
+    shipped: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(shipped["labels"], tmp_path / "own")
+    certificate, chat = folder / "certificate.json", folder / "chat.json"
+    hashes = {name: sha256_file(folder / name) for name in ("chat.json", "grammar.gbnf")}
+    (weights,) = folder.glob("*.gguf")
+    certificate.write_text(json.dumps({"model": {"sha256": {weights.name: "0" * 64, "../x": "0" * 64, **hashes}}}))
+    own = chat.read_text()
+    tl.load(folder).close()  # the weights are not hashed
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
+    told = rf"^{folder}/chat_template.jinja: not in model.sha256 of the certificate; allowed: files that it lists$"
+    with pytest.raises(InputError, match=told):
+        tl.load(folder)
+    (folder / "chat_template.jinja").unlink()
+    chat.write_text(own.replace("Label", "Kind"))
+    told = rf"^{chat}: missing or changed since it was certified; allowed: SHA-256 {hashes['chat.json'][:12]}…$"
+    monkeypatch.setattr(sys, "argv", ["", "answer", str(folder), "new.csv", "--out", str(tmp_path / "out.csv")])
+    for refused in (lambda: tl.load(folder), lambda: serve(folder, 8123), partial(app, standalone_mode=False)):
+        with pytest.raises(InputError, match=told):
+            refused()
+    certificate.write_text(json.dumps({"model": {"sha256": {weights.name: "0" * 64}}}))  # of the first format
+    tl.load(folder).close()
+    for content in ("[]", "{", '{"model": {"sha256": 1}}', "[" * 100_000):
+        certificate.write_text(content)
+        with pytest.raises(InputError, match=rf"^{certificate}: broken; allowed: the certificate of a proven model"):
+            tl.load(folder)
 
 
 def test_a_model_that_nobody_closes_ends_with_python(shipped: dict[str, Path]) -> None:
