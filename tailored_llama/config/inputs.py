@@ -170,8 +170,8 @@ class BenchmarkConfig(Section):
     choose with (25 %). Its rows without an answer count as such rows, too; own: these alone."""
     form: Form | None = None
     """With `data`: what a row stands for. messages: its messages and tools, read as the columns system, user (the tools
-    first), assistant, and prompt (system and user together). alpaca: its instruction and input, read as the column
-    prompt. Absent: found by the columns."""
+    first), assistant, and prompt (system and user together); or a prompt and a completion that are messages. alpaca:
+    its instruction and input, read as the column prompt. Absent: found by the columns."""
     kind: Kind | None = None
     """With `data`: what the answers are. labels: one set for all rows; choices: those of each row; written: text that
     the model writes; json: objects, or lists of them; call: calls of tools. Absent: choices if there are columns with

@@ -38,6 +38,15 @@ def chat(user: str, assistant: str, system: str = "") -> Row:
     return {"messages": [{"role": role, "content": text} for role, text in turns.items() if text]}
 
 
+def talk(*messages: Row) -> Row:
+    return {"messages": [*messages]}
+
+
+def trl(*messages: Row) -> Row:
+    """A prompt and its completion, as TRL has conversations."""
+    return {"prompt": [*messages[:-1]], "completion": [messages[-1]]}
+
+
 def called(user: str, name: str, arguments: Any, key: str = "tool_calls") -> Row:
     """A message that is answered by a call, in the form of OpenAI, which writes arguments as JSON, or its older one."""
     function = {"name": name, "arguments": json.dumps(arguments)}
@@ -87,6 +96,13 @@ def test_a_text_and_its_label_in_every_kind_of_file(tmp_path: Path) -> None:
         ({"question": "one?", "answer": "x"}, "Question: one?\nAnswer:", "x"),
         (chat("one", "x"), "one", "x"),
         (chat("one", "x", "Be short."), "one", "x"),
+        (chat("one", "x", " "), "one", "x"),
+        (talk({"role": "developer", "content": "Be short."}, *chat("one", "x")["messages"]), "one", "x"),
+        (talk({"role": "developer", "content": ""}, *chat("one", "x")["messages"]), "one", "x"),
+        (trl(*chat("one", "x")["messages"]), "one", "x"),
+        (trl(*chat("one", "x", "Be short.")["messages"]), "one", "x"),
+        ({key: json.dumps(cell) for key, cell in trl(*chat("one", "x")["messages"]).items()}, "one", "x"),
+        (trl(*chat("Hi.", "Yes?")["messages"], *chat("one", "x")["messages"]), "Hi.\n\nYes?\n\none", "x"),
         ({"messages": json.dumps(chat("one", "x")["messages"])}, "one", "x"),
         ({"messages": chat("one", "x")["messages"], "tools": []}, "one", "x"),
     ],
@@ -376,6 +392,20 @@ REFUSED: dict[str, tuple[list[Row], Row, str]] = {
         [chat("x", "y")],
         {"messages": [{"role": "user", "content": PICTURE}, {"role": "assistant", "content": "x"}]},
         f"row 1: {MESSAGES} {str(PICTURE)!r} from user; allowed: a text",
+    ),
+    "a call of a tool before the answer": (
+        [chat("x", "y")],
+        talk(
+            *called("Is it raining in Oslo?", "weather", {"city": "Oslo"})["messages"],
+            {"role": "tool", "tool_call_id": "1", "content": "rain"},
+            {"role": "assistant", "content": "Yes."},
+        ),
+        f"row 1: {MESSAGES} the roles user, assistant, tool, assistant; {TURNS}",
+    ),
+    "a completion that is a text": (
+        [trl(*chat("x", "y")["messages"])],
+        trl(*chat("x", "y")["messages"]) | {"completion": "y"},
+        "row 1: column completion: got 'y'; allowed: a list of messages",
     ),
     "no messages": ([chat("x", "y")], {"messages": "hello"}, f"row 1: {MESSAGES} 'hello'; allowed: a list of messages"),
 }
