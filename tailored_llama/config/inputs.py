@@ -196,7 +196,7 @@ class BenchmarkConfig(Section):
     """Headline metric; absent: the benchmark's own; for new ones acc with labels, exact_match with kind written, json
     with kind json, tool_call with kind call, else acc_norm. exact_match and f1 (SQuAD's), json and tool_call are for
     benchmarks without choices, where the model writes the answer."""
-    max_new_tokens: int | None = Field(None, ge=1, le=4096)
+    max_new_tokens: int | None = Field(None, ge=1)
     """Written answers: maximum tokens; absent: 32, or with `data` as many as the longest answer needs, if more."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
     """Strings that end a written answer, beside the end of text that is tuned; absent: the end of the line, or with

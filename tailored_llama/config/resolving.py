@@ -167,6 +167,6 @@ def _limits(answers: Sequence[str], kind: Kind) -> dict[str, Any]:
     # Words of three letters and single other bytes are more than the tokens of any usual tokenizer.
     pieces = (len(re.findall(rb"[A-Za-z]{1,3}|[^A-Za-z ]", answer.encode())) for answer in answers)
     breaks = (len(found) for answer in answers for found in re.findall(r"\n+", answer.strip()))
-    tokens = min(max(LEAST_TOKENS, max(pieces, default=0) + ROOM), 4096)
+    tokens = max(LEAST_TOKENS, max(pieces, default=0) + ROOM)
     stop = ("\n" * (1 + max(breaks, default=0)),) if kind == "written" else ()
     return {"max_new_tokens": tokens, "stop": stop}

@@ -3,6 +3,7 @@ from . import benchmarks as benchmarks
 from . import worked_example as worked_example
 from .answers import AnswersSettings as AnswersSettings
 from .answers import check_answers as check_answers
+from .answers import check_room as check_room
 from .benchmarks import UNLABELLED as UNLABELLED
 from .benchmarks import BenchmarkSource as BenchmarkSource
 from .benchmarks import Example as Example

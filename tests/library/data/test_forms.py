@@ -281,6 +281,7 @@ def test_the_key_of_the_examples_follows_the_labels_and_the_form(tmp_path: Path)
     [
         ("short", 32, "\n"),
         ("42" * 30, 68, "\n"),
+        ("word " * 9000, 2 * 9000 + 8, "\n"),
         ("one\ntwo", 32, "\n\n"),
         ("one\n\ntwo\n", 32, "\n\n\n"),
         ("a sentence of ordinary words " * 10, 10 * 10 + 8, "\n"),
