@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from helpers import read_benchmark, save_chatting_llama, words, write_jsonl
+from helpers import read_benchmark, save_chatting_llama, save_worded_llama, spm_tokenizer, words, write_jsonl
 from tailored_llama.config import (
     BenchmarkConfig,
     ModelConfig,
@@ -444,11 +444,13 @@ def test_the_first_lines_say_how_rows_are_read(tmp_path: Path, tiny: Path) -> No
     assert how.startswith(
         f"{own.data}: the context is 'Text: {{text}}\\nLabel:', the answer is in the column label, one of 14 labels: "
     )
-    assert how.count("(50 rows)") == 12
-    assert how.endswith(", and 2 more.")
+    assert how.count("(50 rows)") == 14
     first = load_examples(own, "train", "")[0]
     right = first.choices[first.answer]
-    assert shown == f"{own.data}: the prompt {first.fields['context']!r} has the answer {f' {right}'!r}."
+    assert shown == f"{own.data}: the prompt {first.fields['context']!r} has the answer {f' {right}<|im_end|>'!r}."
+    many = read(tmp_path, [*labelled(183, 61), {"text": "more", "label": "label 7"}])
+    how, *_ = rows_of(RunConfig(benchmarks=(many,)))
+    assert how.endswith("one of 61 labels: from label 7 (4 rows) to label 9 (3 rows).")
     written = read(tmp_path, [chat(f"text {i}", f"line {i}\nline") for i in range(150)])
     how, *_ = rows_of(RunConfig(benchmarks=(written,), model=ModelConfig(source=str(tiny))))
     assert how == (
@@ -468,7 +470,25 @@ def test_the_first_lines_show_messages_as_the_base_s_chat_template_asks_them(tmp
             "<|im_start|>user\\nHello.<|im_end|>\\n<|im_start|>assistant\\nYes?<|im_end|>\\n<|im_start|>user\\ntext "
         )
         assert shown.startswith(f"{own.data}: the prompt '{before}")
-        assert shown.endswith(("<|im_start|>assistant\\n' has the answer 'a'.", "assistant\\n' has the answer 'b'."))
+        assert shown.endswith(tuple(f"<|im_start|>assistant\\n' has the answer '{a}<|im_end|>'." for a in "ab"))
+
+
+@pytest.mark.parametrize(
+    ("answers", "end"), [(("red", "blue"), ""), (("1", "10"), "</s>"), (("{i} is one", "{i} is two"), "\\n</s>")]
+)
+def test_the_first_lines_show_the_special_tokens_around_a_prompt_as_it_is_tuned(
+    tmp_path: Path, answers: tuple[str, str], end: str
+) -> None:
+    checkpoint = save_worded_llama(tmp_path / "model", spm_tokenizer())
+    own = read(tmp_path, [{"prompt": f"text {i}", "completion": answers[i % 2].format(i=i)} for i in range(150)])
+    config = RunConfig(benchmarks=(own,), model=ModelConfig(source=str(checkpoint)))
+    _, shown, *_ = rows_of(config)
+    assert shown.startswith(f"{own.data}: the prompt '<s>text ")
+    assert shown.endswith(f"{end}'.")
+    assert ("</s>" in shown) == bool(end)
+    _, shown, *_ = rows_of(RunConfig(benchmarks=(own,), model=ModelConfig(source="owner/name")))
+    assert "<s>" not in shown
+    assert shown.endswith(f"{end.removesuffix('</s>')}', without the model's special tokens.")
 
 
 def test_labels_are_counted_by_rows(tmp_path: Path) -> None:
