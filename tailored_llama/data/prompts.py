@@ -112,13 +112,10 @@ def first_prompt(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[
 
 
 def is_ended(metric: Metric, prompts: Sequence[Prompt]) -> bool:
-    """Tell whether the end of text is tuned after an answer: it is written, or of all rows' choices one begins another.
-
-    So 1 begins 10.
-    """
-    sets = {frozenset(prompt.continuations) for prompt in prompts}
+    """Tell whether the end of text is tuned: answers are written, or all rows have the same and one begins another."""
     if metric in WRITTEN:
         return True
+    sets = {frozenset(prompt.continuations) for prompt in prompts}
     return len(sets) == 1 and any(other.startswith(choice) for choice, other in permutations(sets.pop(), 2))
 
 
