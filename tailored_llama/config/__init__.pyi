@@ -25,12 +25,12 @@ from .execution import Work as Work
 from .execution import as_gguf_type as as_gguf_type
 from .execution import check_installed as check_installed
 from .execution import check_logs as check_logs
-from .forms import FORMS as FORMS
 from .forms import UNKNOWN as UNKNOWN
 from .forms import WRITTEN as WRITTEN
 from .forms import Metric as Metric
 from .forms import accepted as accepted
 from .forms import calls_of as calls_of
+from .forms import form_of as form_of
 from .forms import from_json as from_json
 from .forms import in_form as in_form
 from .forms import is_answered as is_answered

@@ -16,7 +16,6 @@ Row = Mapping[str, Any]
 
 SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
 OTHER_SOURCES = ("train", "evaluation", "source", "subset", "revision")  # fields that `data` replaces
-FORMS: dict[Form, tuple[str, ...]] = {"messages": ("messages",), "alpaca": ("instruction", "output")}
 TEXTS = ("text", "sentence", "review", "content", "message", "input", "query")
 LABELS = ("label", "category", "class", "intent", "topic", "sentiment")
 METRICS: dict[Kind, tuple[Metric, ...]] = {  # kind → its metrics; the first of a written kind is its default
@@ -43,6 +42,17 @@ def as_benchmark(value: Any) -> Any:
     return {"data" if Path(value).suffix in SUFFIXES else "name": value}
 
 
+def form_of(row: Row, is_asked: bool = False) -> Form | None:
+    """The form of a row by its columns, or by those of a question alone. A prompt that is messages is TRL's."""
+    cells = {column.lower(): value for column, value in row.items()}
+    prompt = cells.get("prompt")
+    turns = from_json(prompt) if isinstance(prompt, str) else prompt
+    has_turns = isinstance(turns, list) and all(isinstance(turn, dict) and "role" in turn for turn in turns)
+    if "messages" in cells or (has_turns and turns and (is_asked or "completion" in cells)):
+        return "messages"
+    return "alpaca" if "instruction" in cells and (is_asked or "output" in cells) else None
+
+
 def in_form(rows: Sequence[Row], form: Form, where: str, unanswered: bool = False) -> list[dict[str, Any]]:
     """Rows with the columns that a form stands for; InputError: a row has another form, after `where`.
 
@@ -66,11 +76,8 @@ def in_form(rows: Sequence[Row], form: Form, where: str, unanswered: bool = Fals
 
 def _turns(cells: Row, unanswered: bool) -> dict[str, Any]:
     """The messages of a row, and their texts; ValueError: they are no words, or not questions with answers in turn."""
-    cell = cells.get("messages")
-    messages = from_json(cell) if isinstance(cell, str) else cell
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise ValueError(f"column messages: got {str(cell)[:80]!r}; allowed: a list of messages")
-    roles = [str(message.get("role")) for message in messages]
+    messages = _messages(cells)
+    roles = [str(message["role"]) for message in messages]
     if unanswered and roles[-1:] == ["user"]:
         unknown = {"role": "assistant", "content": UNKNOWN["call"]}
         return _turns({**cells, "messages": [*messages, unknown]}, False) | {"assistant": None}
@@ -88,6 +95,25 @@ def _turns(cells: Row, unanswered: bool) -> dict[str, Any]:
     turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
     texts = ["", *texts][-asked:]  # the system's first
     return {"turns": turns, "system": texts[0], "user": "\n\n".join(texts[1:]), "assistant": answer}
+
+
+def _messages(cells: Row) -> list[dict[str, Any]]:
+    """The messages of a row, or of its prompt and completion, without an empty system message first.
+
+    OpenAI calls the system the developer now. ValueError: a cell is no list of messages.
+    """
+    messages = list[dict[str, Any]]()
+    for column in ("messages",) if "messages" in cells else ("prompt", "completion"):
+        cell = cells.get(column)
+        part = from_json(cell) if isinstance(cell, str) else cell
+        if column == "completion" and not is_answered(cell):
+            continue
+        if not isinstance(part, list) or not all(isinstance(message, dict) for message in part):
+            raise ValueError(f"column {column}: got {str(cell)[:80]!r}; allowed: a list of messages")
+        messages += part
+    messages = [{**m, "role": "system" if m.get("role") == "developer" else m.get("role")} for m in messages]
+    is_told = not messages or messages[0]["role"] != "system" or is_answered(messages[0].get("content"))
+    return messages if is_told else messages[1:]
 
 
 def _tools(cell: Any) -> str:

@@ -169,8 +169,8 @@ class BenchmarkConfig(Section):
     choose with (25 %). Its rows without an answer count as such rows, too; own: these alone."""
     form: Form | None = None
     """With `data`: what a row stands for. messages: its messages and tools, read as the columns system, user (the tools
-    first), assistant, and prompt (system and user together). alpaca: its instruction and input, read as the column
-    prompt. Absent: found by the columns."""
+    first), assistant, and prompt (system and user together); or a prompt and a completion that are messages. alpaca:
+    its instruction and input, read as the column prompt. Absent: found by the columns."""
     kind: Kind | None = None
     """With `data`: what the answers are. labels: one set for all rows; choices: those of each row; written: text that
     the model writes; json: objects, or lists of them; call: calls of tools. Absent: choices if there are columns with
@@ -195,7 +195,7 @@ class BenchmarkConfig(Section):
     """Headline metric; absent: the benchmark's own; for new ones acc with labels, exact_match with kind written, json
     with kind json, tool_call with kind call, else acc_norm. exact_match and f1 (SQuAD's), json and tool_call are for
     benchmarks without choices, where the model writes the answer."""
-    max_new_tokens: int | None = Field(None, ge=1, le=4096)
+    max_new_tokens: int | None = Field(None, ge=1)
     """Written answers: maximum tokens; absent: 32, or with `data` as many as the longest answer needs, if more."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
     """Strings that end a written answer, beside the end of text that is tuned; absent: the end of the line, or with

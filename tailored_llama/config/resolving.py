@@ -8,18 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tailored_llama.config import forms
-from tailored_llama.config.forms import (
-    FORMS,
-    LABELS,
-    METRICS,
-    TEXTS,
-    WRITTEN,
-    Form,
-    Kind,
-    accepted,
-    calls_of,
-    from_json,
-)
+from tailored_llama.config.forms import LABELS, METRICS, TEXTS, WRITTEN, Form, Kind, accepted, calls_of, from_json
 from tailored_llama.config.inputs import BenchmarkConfig
 from tailored_llama.errors import InputError
 
@@ -65,9 +54,8 @@ def _completed(given: dict[str, Any], path: Path) -> dict[str, Any]:
     from tailored_llama.files import read_file  # with pyarrow, which takes half a second
 
     where, rows = f"benchmarks.{given['name']}", read_file(path)
-    names = {column.lower() for column in rows[0]}
     if "context" not in given or given.get("answer") not in [*rows[0]]:
-        given.setdefault("form", next((form for form, columns in FORMS.items() if names.issuperset(columns)), None))
+        given.setdefault("form", forms.form_of(rows[0]))
     if given.get("form"):
         rows = forms.in_form(rows, given["form"], f"{where}: {path.name}", bool(given.get("unlabelled")))
         given = _of_form(given["form"], rows) | given
@@ -179,6 +167,6 @@ def _limits(answers: Sequence[str], kind: Kind) -> dict[str, Any]:
     # Words of three letters and single other bytes are more than the tokens of any usual tokenizer.
     pieces = (len(re.findall(rb"[A-Za-z]{1,3}|[^A-Za-z ]", answer.encode())) for answer in answers)
     breaks = (len(found) for answer in answers for found in re.findall(r"\n+", answer.strip()))
-    tokens = min(max(LEAST_TOKENS, max(pieces, default=0) + ROOM), 4096)
+    tokens = max(LEAST_TOKENS, max(pieces, default=0) + ROOM)
     stop = ("\n" * (1 + max(breaks, default=0)),) if kind == "written" else ()
     return {"max_new_tokens": tokens, "stop": stop}

@@ -3,6 +3,7 @@ from . import benchmarks as benchmarks
 from . import worked_example as worked_example
 from .answers import AnswersSettings as AnswersSettings
 from .answers import check_answers as check_answers
+from .answers import check_room as check_room
 from .benchmarks import UNLABELLED as UNLABELLED
 from .benchmarks import BenchmarkSource as BenchmarkSource
 from .benchmarks import Example as Example
@@ -39,6 +40,7 @@ from .prompts import Prompt as Prompt
 from .prompts import PromptSplit as PromptSplit
 from .prompts import draw_train as draw_train
 from .prompts import first_prompt as first_prompt
+from .prompts import is_ended as is_ended
 from .prompts import read_prompts as read_prompts
 from .prompts import render as render
 from .prompts import render_prompts as render_prompts

@@ -9,13 +9,14 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailored_llama.config import FEW_SHOTS, BenchmarkConfig, RunConfig, Work, is_json
+from tailored_llama.config import FEW_SHOTS, WRITTEN, BenchmarkConfig, Metric, RunConfig, Work, is_json
 from tailored_llama.data.benchmarks import UNLABELLED, Example, read_examples
 from tailored_llama.data.chat import answer_end, find_chat, frozen, named_example, write_chat
 from tailored_llama.data.drawing import select_evaluation, select_train, without
@@ -108,6 +109,14 @@ def first_prompt(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[
     solved, _ = select_train(train, config.scoring.num_fewshot, 0, config.seed, benchmark=benchmark.name)
     header, example = few_shot_header(benchmark, template, solved), [*without(train, solved), *train][0]
     return render(benchmark, template, example, header, turns=find_turns(base, benchmark))
+
+
+def is_ended(metric: Metric, prompts: Sequence[Prompt]) -> bool:
+    """Tell whether the end of text is tuned: answers are written, or all rows have the same and one begins another."""
+    if metric in WRITTEN:
+        return True
+    sets = {frozenset(prompt.continuations) for prompt in prompts}
+    return len(sets) == 1 and any(other.startswith(choice) for choice, other in permutations(sets.pop(), 2))
 
 
 def few_shot_header(benchmark: BenchmarkConfig, template: Template, examples: Sequence[Example]) -> str:

@@ -5,14 +5,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tailored_llama.config import FORMS, from_json, in_form
+from tailored_llama.config import form_of, in_form
 from tailored_llama.data.chat import Chat
 from tailored_llama.data.custom import choices_of
 from tailored_llama.errors import InputError
 
 MESSAGE = "message"  # the column with the whole message of the user, where the chat's own are not there
 _NAME = re.compile(r"\{([^{}]+)\}")
-_UNKNOWN = {"role": "assistant", "content": '{"name": "", "arguments": {}}'}  # a text, and a call of a tool
 
 Row = Mapping[str, Any]
 Question = tuple[list[dict[str, str]], tuple[str, ...]]  # messages, and the choices; none: a text of the model's own
@@ -43,21 +42,8 @@ def read_questions(chat: Chat, rows: Sequence[Row]) -> list[Question]:
 def _in_form(chat: Chat, rows: Sequence[Row]) -> Sequence[Row]:
     """Rows with the columns that the form of a chat's rows stands for, if they have that form."""
     lower = [{column.lower(): cell for column, cell in row.items()} for row in rows]
-    form = next(
-        (form for form, (first, *_) in FORMS.items() if form == chat.form and lower and first in lower[0]), None
-    )
-    return in_form([_answered(row) for row in lower], form, "rows:") if form and MESSAGE not in lower[0] else rows
-
-
-def _answered(row: Row) -> Row:
-    """A row whose messages, if it has any, end with an answer."""
-    cell = row.get("messages")
-    messages = from_json(cell) if isinstance(cell, str) else cell
-    if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
-        return row
-    if messages[-1].get("role") == "assistant":
-        return row
-    return {**row, "messages": [*messages, _UNKNOWN]}
+    form = form_of(lower[0], is_asked=True) if lower and MESSAGE not in lower[0] else None
+    return in_form(lower, form, "rows:", unanswered=True) if form and form == chat.form else rows
 
 
 def _choices(chat: Chat, row: Row) -> tuple[str, ...]:

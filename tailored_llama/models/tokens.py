@@ -30,6 +30,12 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
+def special_around(tokenizer: Any, text: str) -> tuple[str, str]:
+    """The special token that is added before a text, and the one that ends texts; empty: none."""
+    has_bos = encode(tokenizer, text)[:1] == [tokenizer.bos_token_id] and not text.startswith(tokenizer.bos_token)
+    return tokenizer.bos_token if has_bos else "", tokenizer.eos_token or ""
+
+
 def encode_pair(tokenizer: Any, context: str, continuation: str, is_chat: bool = False) -> tuple[list[int], list[int]]:
     """Token ids of a context and of its continuation, as in lm-evaluation-harness.
 

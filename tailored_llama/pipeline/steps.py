@@ -14,6 +14,7 @@ from tailored_llama.config import (
     healing_text,
     is_written,
     named_benchmark,
+    new_tokens,
     reads_calibration,
     scores_by_text,
     trims_vocabulary,
@@ -135,7 +136,7 @@ def check_answers(config: RunConfig, prompts: Prompts, *names: str) -> list[Node
     return [
         stages.answers(
             f"check answers of {name}, {part}",
-            settings=data.AnswersSettings(is_written(named_benchmark(config, name))),
+            settings=data.AnswersSettings(new_tokens(own) if is_written(own := named_benchmark(config, name)) else 0),
             dense=load_dense(config),
             prompts=folder,
         )

@@ -3,10 +3,9 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tailored_llama import models
 from tailored_llama.config import WRITTEN, Metric, Work, check_logs, part_of
-from tailored_llama.data import Prompt, encode_answer, encode_prompt, read_prompts
+from tailored_llama.data import Prompt, encode_answer, encode_prompt, is_ended, read_prompts
 from tailored_llama.training.distillation import Teacher
 from tailored_llama.training.loop import Course, train
 from tailored_llama.training.losses import Sample, TextSamples
@@ -73,7 +72,7 @@ def _samples(
     for i, (name, metric) in enumerate(settings.metrics):
         most = None if settings.shots is None else part_of(settings.shots, i, parts)
         shown = read_prompts(prompts[name], "shots")[:most]
-        ends = metric in WRITTEN or _only_ends_differ(shown)
+        ends = is_ended(metric, shown)
         shots += [encode_sample(tokenizer, limit, None, prompt, ends) for prompt in shown]
         held = read_prompts(prompts[name], "held_out")[: part_of(settings.held_out, i, parts)]
         choices = None if metric in WRITTEN else metric
@@ -91,12 +90,6 @@ def _figures(comparison: Comparison) -> dict[str, Any]:
     figures |= {"accuracy_gain": comparison.accuracy_gain, "loss_gain": comparison.loss_gain}
     named = {f"held_out_{name}": round(value, 4) for name, value in figures.items() if value is not None}
     return named | ({} if (better := is_better(comparison)) is None else {"better_than_untuned": better})
-
-
-def _only_ends_differ(prompts: Sequence[Prompt]) -> bool:
-    """Tell whether all prompts have the same choices, one of which begins another, as 1 begins 10."""
-    sets = {frozenset(prompt.continuations) for prompt in prompts}
-    return len(sets) == 1 and any(other.startswith(choice) for choice, other in permutations(sets.pop(), 2))
 
 
 def encode_sample(tokenizer: Any, limit: int, ranked: Metric | None, prompt: Prompt, ends: bool = False) -> Sample:

@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 
 from llama_cpp import LlamaCpp, llama_cpp
-from tailored_llama.config import BenchmarkConfig, RunConfig
+from tailored_llama.config import BenchmarkConfig, ModelConfig, RunConfig
 from tailored_llama.data import load_template, render
 from tailored_llama.data.benchmarks import load_examples
-from tailored_llama.models import EMBEDDED_MODELS, load_tokenizer, open_gguf
+from tailored_llama.models import (
+    EMBEDDED_MODELS,
+    find_model,
+    load_tokenizer,
+    open_gguf,
+    source_tokenizer,
+    special_around,
+)
 from tailored_llama.serving import write_gguf
 
 pytestmark = pytest.mark.real
@@ -18,6 +25,12 @@ pytestmark = pytest.mark.real
 def token_ids_differ(runtime: LlamaCpp, checkpoint: Path, texts: list[str]) -> list[str]:
     tokenizer = load_tokenizer(checkpoint)
     return [text for text in texts if runtime.tokens(text) != tokenizer(text)["input_ids"]]
+
+
+@pytest.mark.parametrize("name", EMBEDDED_MODELS)
+def test_the_special_tokens_of_an_embedded_model_are_those_of_its_tokenizer(name: str, quickstart: RunConfig) -> None:
+    tokenizer = source_tokenizer(find_model(ModelConfig(source=name)), quickstart.store.downloads)
+    assert special_around(tokenizer, "a") == EMBEDDED_MODELS[name].special
 
 
 def test_the_embedded_file_comes_back_byte_for_byte_and_cuts_text_alike(

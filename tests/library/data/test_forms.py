@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from helpers import read_benchmark, save_chatting_llama, words, write_jsonl
+from helpers import read_benchmark, save_chatting_llama, save_worded_llama, spm_tokenizer, words, write_jsonl
 from tailored_llama.config import (
     BenchmarkConfig,
     ModelConfig,
@@ -36,6 +36,15 @@ def labelled(count: int, labels: int = 2, column: str = "label") -> list[Row]:
 def chat(user: str, assistant: str, system: str = "") -> Row:
     turns = {"system": system, "user": user, "assistant": assistant}
     return {"messages": [{"role": role, "content": text} for role, text in turns.items() if text]}
+
+
+def talk(*messages: Row) -> Row:
+    return {"messages": [*messages]}
+
+
+def trl(*messages: Row) -> Row:
+    """A prompt and its completion, as TRL has conversations."""
+    return {"prompt": [*messages[:-1]], "completion": [messages[-1]]}
 
 
 def called(user: str, name: str, arguments: Any, key: str = "tool_calls") -> Row:
@@ -87,6 +96,13 @@ def test_a_text_and_its_label_in_every_kind_of_file(tmp_path: Path) -> None:
         ({"question": "one?", "answer": "x"}, "Question: one?\nAnswer:", "x"),
         (chat("one", "x"), "one", "x"),
         (chat("one", "x", "Be short."), "one", "x"),
+        (chat("one", "x", " "), "one", "x"),
+        (talk({"role": "developer", "content": "Be short."}, *chat("one", "x")["messages"]), "one", "x"),
+        (talk({"role": "developer", "content": ""}, *chat("one", "x")["messages"]), "one", "x"),
+        (trl(*chat("one", "x")["messages"]), "one", "x"),
+        (trl(*chat("one", "x", "Be short.")["messages"]), "one", "x"),
+        ({key: json.dumps(cell) for key, cell in trl(*chat("one", "x")["messages"]).items()}, "one", "x"),
+        (trl(*chat("Hi.", "Yes?")["messages"], *chat("one", "x")["messages"]), "Hi.\n\nYes?\n\none", "x"),
         ({"messages": json.dumps(chat("one", "x")["messages"])}, "one", "x"),
         ({"messages": chat("one", "x")["messages"], "tools": []}, "one", "x"),
     ],
@@ -265,6 +281,7 @@ def test_the_key_of_the_examples_follows_the_labels_and_the_form(tmp_path: Path)
     [
         ("short", 32, "\n"),
         ("42" * 30, 68, "\n"),
+        ("word " * 9000, 2 * 9000 + 8, "\n"),
         ("one\ntwo", 32, "\n\n"),
         ("one\n\ntwo\n", 32, "\n\n\n"),
         ("a sentence of ordinary words " * 10, 10 * 10 + 8, "\n"),
@@ -377,6 +394,20 @@ REFUSED: dict[str, tuple[list[Row], Row, str]] = {
         {"messages": [{"role": "user", "content": PICTURE}, {"role": "assistant", "content": "x"}]},
         f"row 1: {MESSAGES} {str(PICTURE)!r} from user; allowed: a text",
     ),
+    "a call of a tool before the answer": (
+        [chat("x", "y")],
+        talk(
+            *called("Is it raining in Oslo?", "weather", {"city": "Oslo"})["messages"],
+            {"role": "tool", "tool_call_id": "1", "content": "rain"},
+            {"role": "assistant", "content": "Yes."},
+        ),
+        f"row 1: {MESSAGES} the roles user, assistant, tool, assistant; {TURNS}",
+    ),
+    "a completion that is a text": (
+        [trl(*chat("x", "y")["messages"])],
+        trl(*chat("x", "y")["messages"]) | {"completion": "y"},
+        "row 1: column completion: got 'y'; allowed: a list of messages",
+    ),
     "no messages": ([chat("x", "y")], {"messages": "hello"}, f"row 1: {MESSAGES} 'hello'; allowed: a list of messages"),
 }
 
@@ -413,11 +444,13 @@ def test_the_first_lines_say_how_rows_are_read(tmp_path: Path, tiny: Path) -> No
     assert how.startswith(
         f"{own.data}: the context is 'Text: {{text}}\\nLabel:', the answer is in the column label, one of 14 labels: "
     )
-    assert how.count("(50 rows)") == 12
-    assert how.endswith(", and 2 more.")
+    assert how.count("(50 rows)") == 14
     first = load_examples(own, "train", "")[0]
     right = first.choices[first.answer]
-    assert shown == f"{own.data}: the prompt {first.fields['context']!r} has the answer {f' {right}'!r}."
+    assert shown == f"{own.data}: the prompt {first.fields['context']!r} has the answer {f' {right}<|im_end|>'!r}."
+    many = read(tmp_path, [*labelled(183, 61), {"text": "more", "label": "label 7"}])
+    how, *_ = rows_of(RunConfig(benchmarks=(many,)))
+    assert how.endswith("one of 61 labels: from label 7 (4 rows) to label 9 (3 rows).")
     written = read(tmp_path, [chat(f"text {i}", f"line {i}\nline") for i in range(150)])
     how, *_ = rows_of(RunConfig(benchmarks=(written,), model=ModelConfig(source=str(tiny))))
     assert how == (
@@ -437,7 +470,25 @@ def test_the_first_lines_show_messages_as_the_base_s_chat_template_asks_them(tmp
             "<|im_start|>user\\nHello.<|im_end|>\\n<|im_start|>assistant\\nYes?<|im_end|>\\n<|im_start|>user\\ntext "
         )
         assert shown.startswith(f"{own.data}: the prompt '{before}")
-        assert shown.endswith(("<|im_start|>assistant\\n' has the answer 'a'.", "assistant\\n' has the answer 'b'."))
+        assert shown.endswith(tuple(f"<|im_start|>assistant\\n' has the answer '{a}<|im_end|>'." for a in "ab"))
+
+
+@pytest.mark.parametrize(
+    ("answers", "end"), [(("red", "blue"), ""), (("1", "10"), "</s>"), (("{i} is one", "{i} is two"), "\\n</s>")]
+)
+def test_the_first_lines_show_the_special_tokens_around_a_prompt_as_it_is_tuned(
+    tmp_path: Path, answers: tuple[str, str], end: str
+) -> None:
+    checkpoint = save_worded_llama(tmp_path / "model", spm_tokenizer())
+    own = read(tmp_path, [{"prompt": f"text {i}", "completion": answers[i % 2].format(i=i)} for i in range(150)])
+    config = RunConfig(benchmarks=(own,), model=ModelConfig(source=str(checkpoint)))
+    _, shown, *_ = rows_of(config)
+    assert shown.startswith(f"{own.data}: the prompt '<s>text ")
+    assert shown.endswith(f"{end}'.")
+    assert ("</s>" in shown) == bool(end)
+    _, shown, *_ = rows_of(RunConfig(benchmarks=(own,), model=ModelConfig(source="owner/name")))
+    assert "<s>" not in shown
+    assert shown.endswith(f"{end.removesuffix('</s>')}', without the model's special tokens.")
 
 
 def test_labels_are_counted_by_rows(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ def asked(chat: Chat, row: Row) -> str:
     [
         ("messages", "{user}", {"user": "u123", "messages": [{"role": "user", "content": "hello"}]}, "hello"),
         ("messages", "{user}", {"Messages": [{"role": "user", "content": "hello"}]}, "hello"),
+        ("messages", "{user}", {"prompt": [{"role": "user", "content": "hello"}]}, "hello"),
+        ("messages", "{user}", {"prompt": [{"role": "user", "content": "hello"}], "completion": None}, "hello"),
         ("alpaca", "{prompt}", {"prompt": "p7", "Instruction": "Do", "Input": "x"}, "Do\n\nx"),
         ("alpaca", "{prompt}", {"prompt": "the whole"}, "the whole"),
         ("", "{prompt}", {"prompt": "p7", "instruction": "Do"}, "p7"),

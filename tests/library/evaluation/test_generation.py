@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from helpers import CPU, load_and_render, read_benchmark, save_chatting_llama, save_worded_llama, tune, write_jsonl
-from tailored_llama.config import WRITTEN, BenchmarkConfig, Metric, Work, validate_config
+from tailored_llama.config import WRITTEN, BenchmarkConfig, Metric, Work, new_tokens, validate_config
 from tailored_llama.data import (
     UNLABELLED,
+    AnswersSettings,
     BenchmarkSource,
     Example,
     Prompt,
     PromptSettings,
+    check_answers,
     check_benchmark,
     load_benchmark,
     read_prompts,
@@ -99,8 +101,22 @@ def test_a_long_context_loses_its_start_and_leaves_room(tiny: Path) -> None:
     model, tokenizer = load_model(tiny), load_tokenizer(tiny)
     long = "abc" * 100
     assert generate(model, tokenizer, [long], WrittenAnswer(6)) == [plain(model, tokenizer, long[-250:], 6)]
-    with pytest.raises(InputError, match="max_new_tokens: got 256; allowed: less than 256, the model's context"):
+    with pytest.raises(InputError, match="room for 256 tokens in the longest one; allowed: less than 256, "):
         generate(model, tokenizer, ["x"], WrittenAnswer(256))
+
+
+def test_an_answer_that_may_fill_the_context_is_refused_before_heavy_work(
+    tiny: Path, folder: Callable[[str], Path]
+) -> None:
+    rows = [{"prompt": f"text {i}", "completion": "7" * 250 if i == 149 else f"answer {i}"} for i in range(150)]
+    own = read_benchmark(data=write_jsonl(folder("data") / "rows.jsonl", rows))
+    prompts = load_and_render(own, folder("rendered"))
+    with pytest.raises(InputError) as refused:
+        check_answers(dense=tiny, prompts=prompts, settings=AnswersSettings(new_tokens(own)), work=Work(folder("out")))
+    assert str(refused.value) == (
+        "answers: got room for 258 tokens in the longest one; allowed: less than 256, the model's context; shorten it, "
+        "or set max_new_tokens, which replaces the estimate"
+    )
 
 
 def test_normal_form_and_metrics_by_hand() -> None:
