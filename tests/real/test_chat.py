@@ -1,5 +1,6 @@
 """SmolLM2 and Gemma 3 with fewer tokens in llama.cpp's own server: a chat asks what is scored, and answers alike."""
 
+import json
 import os
 import shutil
 from itertools import islice
@@ -96,40 +97,70 @@ def shipped(checkpoint: Path, chat: Chat, folder: Path) -> Any:
     return load_tokenizer(copied)
 
 
-@pytest.mark.parametrize("job", ["kinds", "boolq", "piqa"])
-def test_a_chat_asks_and_answers_as_scored(trimmed: Path, quickstart: RunConfig, job: str, tmp_path: Path) -> None:
-    """Ids are compared for all jobs, and answers for one: both must read every prompt, one without a cache."""
-    benchmark = (
-        BenchmarkConfig(name=job, metric="acc") if job != "kinds" else labelled(tmp_path, quickstart.store.downloads)
-    )
+def written(folder: Path, downloads: Path, job: str) -> BenchmarkConfig:
+    """Rows of a file, two fifths of which are some thousand rows to report on: texts with an object, or with a call."""
+    function = {"name": "find", "parameters": {"type": "object", "properties": {"what": {"type": "string"}}}}
+    rows: list[dict[str, Any]] = []
+    for example in islice(load_examples(BenchmarkConfig(name="piqa"), "train", downloads), 2600):
+        text, found = example.fields["question"], {"what": example.choices[example.answer]}
+        call = {"type": "function", "function": {"name": "find", "arguments": json.dumps(found)}}
+        answers = [{"role": "user", "content": text}, {"role": "assistant", "tool_calls": [call]}]
+        rows.append(
+            {"prompt": text, "completion": json.dumps(found)}
+            if job == "json"
+            else {"messages": answers, "tools": [{"type": "function", "function": function}]}
+        )
+    (benchmark,) = validate_config({"benchmarks": [write_jsonl(folder / f"{job}.jsonl", rows)]}).benchmarks
+    assert benchmark.metric == {"json": "json", "calls": "tool_call"}[job]
+    return benchmark
+
+
+@pytest.mark.parametrize("job", ["boolq", "piqa", "json", "calls"])
+def test_a_thousand_rows_are_asked_as_tuned(trimmed: Path, quickstart: RunConfig, job: str, tmp_path: Path) -> None:
     template, prefix, suffix = {
-        "kinds": ("harness", "Text: ", "\nKind:"),
         "boolq": ("harness", "", "?\nAnswer:"),
         "piqa": ("lettered", "Choose the solution that reaches the goal in everyday life.\n\nGoal: ", "\nAnswer:"),
-    }[job]
-    prompts = load_and_render(benchmark, tmp_path, template=template, count=100)
-    out, scores = tmp_path / "out", tmp_path / "scores"
-    for folder in (out, scores):
-        folder.mkdir()
+    }.get(job, ("harness", "", ""))
+    is_file, downloads = job in ("json", "calls"), quickstart.store.downloads
+    benchmark = written(tmp_path, downloads, job) if is_file else BenchmarkConfig(name=job, metric="acc")
+    prompts = load_and_render(benchmark, tmp_path, template=template, count=1000, dense=trimmed)
+    (out := tmp_path / "out").mkdir()
     export_gguf(trimmed, None, {job: prompts}, settings=GgufSettings("q8_0", job), work=Work(out))
-    chat = read_chat({job: prompts})
+    chat, asked = read_chat({job: prompts}), read_prompts(prompts, "evaluation")
     assert chat is not None
-    tokenizer, chatting, said = load_tokenizer(trimmed), shipped(trimmed, chat, tmp_path), []
+    assert len(asked) == 1000
+    tokenizer, chatting = load_tokenizer(trimmed), shipped(trimmed, chat, tmp_path)
     with llama_server(out / f"{job}-q8_0.gguf", 2048) as server:
-        asked = read_prompts(prompts, "evaluation")
         for prompt in asked:
             ids = encode_pair(tokenizer, prompt.contexts[0], prompt.continuations[0])[0]
-            text = message(prompt, prefix, suffix)
+            messages = json.loads(prompt.messages) if prompt.messages else [message(prompt, prefix, suffix)]
+            if job == "json":
+                messages = [{"role": "user", "content": chat.message_in(prompt.contexts[0])}]
+            assert chatting.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == ids
+            assert server.chat_ids(*messages) == ids
+
+
+def test_a_chat_answers_as_scored(trimmed: Path, quickstart: RunConfig, tmp_path: Path) -> None:
+    """Both must read every prompt, one without a cache."""
+    benchmark = labelled(tmp_path, quickstart.store.downloads)
+    prompts, out, scores = load_and_render(benchmark, tmp_path), tmp_path / "out", tmp_path / "scores"
+    for folder in (out, scores):
+        folder.mkdir()
+    export_gguf(trimmed, None, {"kinds": prompts}, settings=GgufSettings("q8_0", "kinds"), work=Work(out))
+    chat, asked = read_chat({"kinds": prompts}), read_prompts(prompts, "evaluation")
+    assert chat is not None
+    tokenizer, chatting, said = load_tokenizer(trimmed), shipped(trimmed, chat, tmp_path), []
+    with llama_server(out / "kinds-q8_0.gguf", 2048) as server:
+        for prompt in asked:
+            ids = encode_pair(tokenizer, prompt.contexts[0], prompt.continuations[0])[0]
+            text = message(prompt, "Text: ", "\nKind:")
             assert chatting.apply_chat_template([text], add_generation_prompt=True, return_dict=False) == ids
             assert server.chat_ids(text) == ids
-            if job == "kinds":
-                said.append(server.chat({"messages": [text], "temperature": 0}))
-    if said:
-        settings = QuantisedSettings.of(benchmark, "q8_0")
-        score_quantised(trimmed, out, prompts, settings=settings, work=Work(scores, CPU))
-        ranked = np.array(pq.read_table(scores / "predictions.parquet")["loglikelihoods"].to_pylist()).argmax(1)
-        best = [prompt.continuations[choice] for prompt, choice in zip(asked, ranked, strict=True)]
-        assert sum(map(str.__eq__, said, best)) >= 0.85 * len(best)  # a choice word by word is not quite a ranking
+            said.append(server.chat({"messages": [text], "temperature": 0}))
+    score_quantised(trimmed, out, prompts, settings=QuantisedSettings.of(benchmark, "q8_0"), work=Work(scores, CPU))
+    ranked = np.array(pq.read_table(scores / "predictions.parquet")["loglikelihoods"].to_pylist()).argmax(1)
+    best = [prompt.continuations[choice] for prompt, choice in zip(asked, ranked, strict=True)]
+    assert sum(map(str.__eq__, said, best)) >= 0.85 * len(best)  # a choice word by word is not quite a ranking
 
 
 @pytest.mark.parametrize("system", ['Answer in one word, as "they" say it.', ""], ids=["system", "no system"])
