@@ -62,4 +62,5 @@ from .texts import check_text as check_text
 from .texts import find_text as find_text
 from .texts import load_texts as load_texts
 from .texts import read_general_words as read_general_words
+from .turns import Turns as Turns
 from .turns import find_turns as find_turns

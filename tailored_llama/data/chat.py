@@ -1,8 +1,9 @@
 """The prompt of a job around one message: what a chat template writes, so that a chat asks what was tuned on."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,14 @@ FILE = "chat.json"
 LAYOUT = "{% set unread = messages[0]['content'] %}"  # in a chat template that writes a layout around one message
 _START, _END = "\ue000", "\ue001"  # around a name; private characters, which stand in no layout
 _BRACES = {ord(_START): "{", ord(_END): "}"}
+NAME = re.compile(r"\{([^{}]+)\}")  # in braces
+_SOURCES = {  # what is no column of a row, by its name; that of a form, after the form
+    "messages user": "the text of the user in the `messages` of a row",
+    "messages prompt": "the system message in the `messages` of a row, an empty line, and the text of the user",
+    "alpaca prompt": "the column `instruction` of a row, then an empty line and `input`, unless that is empty",
+    "first choice": "the first choice of a row",
+    "second choice": "the next one, and so on",
+}
 
 Rendered = tuple[Sequence[str], Sequence[str]]  # contexts and continuations by choice
 
@@ -44,6 +53,17 @@ class Chat:
         size = (len(context) - len(around)) // (len(self.parts) - 1)
         start = len(self.parts[0])
         return context[start : start + size]
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Where the texts of a message come from, by the names in its braces."""
+        told = _SOURCES | {name.removeprefix(f"{self.form} "): source for name, source in _SOURCES.items()}
+        return {name: told.get(name, f"the column `{name}` of a row") for name in NAME.findall(self.message)}
+
+    def with_words(self) -> "Chat":
+        """A chat with words in place of names, as an example shows it. A card may be published: no row stands there."""
+        message, *choices = (NAME.sub(r"the words of the \1", text) for text in (self.message, *self.choices))
+        return replace(self, message=message, choices=self.answers or tuple(choices))
 
 
 def named_example(benchmark: BenchmarkConfig) -> Example:

@@ -1,17 +1,15 @@
 """New rows, as a finished model is asked them: what becomes of a row is what its job's chat says."""
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tailored_llama.config import form_of, in_form
-from tailored_llama.data.chat import Chat
+from tailored_llama.data.chat import NAME, Chat
 from tailored_llama.data.custom import choices_of
 from tailored_llama.errors import InputError
 
 MESSAGE = "message"  # the column with the whole message of the user, where the chat's own are not there
-_NAME = re.compile(r"\{([^{}]+)\}")
 
 Row = Mapping[str, Any]
 Question = tuple[list[dict[str, str]], tuple[str, ...]]  # messages, and the choices; none: a text of the model's own
@@ -22,15 +20,15 @@ def read_questions(chat: Chat, rows: Sequence[Row]) -> list[Question]:
 
     InputError: a row lacks a column, or has something else in it.
     """
-    names, questions = {*_NAME.findall(chat.message)}, list[Question]()
+    names, questions = {*NAME.findall(chat.message)}, list[Question]()
     for number, row in enumerate(_in_form(chat, rows)):
         asked = chat.message if row.keys() >= names or MESSAGE not in row else f"{{{MESSAGE}}}"
         try:
-            for name in _NAME.findall(asked):
+            for name in NAME.findall(asked):
                 if not isinstance(text := row.get(name), str) or not text.strip():
                     allowed = f"a text in it, or the whole message in the column {MESSAGE}"
                     raise ValueError(f"column {name}: got {text!r} (columns: {', '.join(row)}); allowed: {allowed}")
-            message = "".join(row[part] if i % 2 else part for i, part in enumerate(_NAME.split(asked)))
+            message = "".join(row[part] if i % 2 else part for i, part in enumerate(NAME.split(asked)))
             messages = [{"role": "user", "content": message}]
             choices = chat.answers if chat.answers or chat.new_tokens else _choices(chat, row)
             questions.append((row.get("turns", messages) if chat.template else messages, choices))

@@ -1,5 +1,6 @@
 """The compositions that a configuration file can run, how each is checked, and what it shows at its end."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -126,6 +127,8 @@ def run_composition(
     print(f"report: {next(folder.glob('*.html'))}")
     for model in composition.finished(config, folder) if not failed else ():
         print(f"model: {model}")
+        if (model / "chat.json").is_file():
+            print(f"ask it: tailored-llama serve {shlex.quote(str(model))}  # prints the line of curl")
     return 1 if failed else 0
 
 

@@ -117,7 +117,7 @@ def profile(*, settings: evaluation.ProfileSettings, checkpoint: Artifact, again
 def speed(*, settings: None = None, gguf: Artifact) -> None: ...
 
 
-@stage(GGUF, 6, lambda: serving.export_gguf)
+@stage(GGUF, 7, lambda: serving.export_gguf)
 def gguf(
     *,
     settings: serving.GgufSettings,
@@ -127,11 +127,11 @@ def gguf(
 ) -> None: ...
 
 
-@stage("source", 4, lambda: serving.copy_source)
+@stage("source", 5, lambda: serving.copy_source)
 def source(*, settings: serving.SourceSettings, checkpoint: Artifact, prompts: Artifacts) -> None: ...
 
 
-@stage(FINISHED, 8, lambda: reporting.export_model)
+@stage(FINISHED, 9, lambda: reporting.export_model)
 def finished(
     *,
     settings: reporting.ExportSettings,
@@ -168,7 +168,7 @@ def smallest(
 ) -> None: ...
 
 
-@stage(ANSWER, 5, lambda: reporting.ship_model)
+@stage(ANSWER, 6, lambda: reporting.ship_model)
 def shipped(
     *,
     settings: reporting.ShipSettings,

@@ -61,7 +61,7 @@ def test_one_file_is_enough_and_the_run_and_the_card_say_how_it_is_divided(
     assert f"sums.jsonl: {scored} scored rows show a difference in accuracy of " in said
     assert f"warning: {tmp_path}/sums.jsonl: {chosen} rows to choose with are few." in said
     assert f"warning: {tmp_path}/sums.jsonl: {tuned - 8} rows are left to hold out, not tuning.held_out = 40." in said
-    card = (Path(output.strip().splitlines()[-1].removeprefix("model: ")) / "README.md").read_text()
+    card = (Path(output.strip().splitlines()[-2].removeprefix("model: ")) / "README.md").read_text()
     assert "Examples: `sums.jsonl`: by a hash of each row, 45 % to tune on and 40 % to score." in card
     assert "8 examples drawn by seed 0, and up to 40 more held out" in card
     assert f"{scored} examples" in card
@@ -81,7 +81,7 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
     assert status == 0
     printed = output.strip().splitlines()
     target = tmp_path / "secret-place" / "models" / "colours-0.2"
-    assert printed[-1] == f"model: {target}"
+    assert printed[-2:] == [f"model: {target}", f"ask it: tailored-llama serve {target}  # prints the line of curl"]
 
     stage = Path(exporting["store"]["root"])
     (pruned,), (adapter,) = (stage / "pruned").iterdir(), (stage / "adapter").iterdir()
@@ -106,7 +106,7 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
     text = (target / "README.md").read_text()
     stated = metadata_load(target / "README.md")
     assert (stated["base_model"], stated["license"]) == ("owner/first", "llama3.2")
-    rows, _ = read_recovery(Path(printed[-2].removeprefix("report: ")).parent)
+    rows, _ = read_recovery(Path(printed[-3].removeprefix("report: ")).parent)
     row, scores = rows[-1], {row.model: accuracy_of(row).text for row in rows}
     (result,) = stated["model-index"][0]["results"]
     assert result["metrics"][0]["value"] == pytest.approx(row.accuracy, abs=1e-4)
@@ -310,7 +310,7 @@ def test_a_gguf_file_is_exported_beside_the_checkpoint(exporting: dict[str, Any]
     status, output, _ = run_command(path)
     assert status == 0
     models = tmp_path / "secret-place" / "models"
-    assert output.strip().splitlines()[-2:] == [
+    assert output.strip().splitlines()[-4::2] == [
         f"model: {models / name}" for name in ("colours-0.2", "colours-0.2-f32-gguf")
     ]
     folder = models / "colours-0.2-f32-gguf"

@@ -443,6 +443,7 @@ def test_rows_as_people_have_them_go_through_a_search_and_its_proof(
     assert len({*tuned}) == 1
     assert re.fullmatch(rf"{shots} shots; the first one, with special tokens: '.*{end}'", tuned[0])
     shipped = tmp_path / "small" / rows.stem
+    assert ended.output.endswith(f"\nask it: tailored-llama serve {shipped}  # prints the line of curl\n")
     status, said = verify(shipped, rows)
     assert (status, "less than 40 points lost" in said) == (0, True), said
     (weights,), file = shipped.glob("*.gguf"), shipped / "certificate.json"

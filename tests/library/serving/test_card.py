@@ -15,10 +15,22 @@ from tailored_llama.config import Work, validate_config
 from tailored_llama.data import read_chat
 from tailored_llama.serving import GgufSettings, export_gguf, how_to_ask, write_chat_template
 
+CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "look", "arguments": {"at": "x"}}}]}
 ROWS = {
     "labels": [{"text": f"text {i}", "label": ("good", "bad")[i % 2]} for i in range(150)],
     "text": [{"prompt": f"text {i}", "completion": f"number {i}"} for i in range(150)],
     "JSON": [{"prompt": f"text {i}", "completion": {"a": i}} for i in range(150)],
+    "choices": [{"question": f"text {i}", "choices": [f"a {i}", "b"], "answer": "b"} for i in range(150)],
+    "messages": [{"messages": [{"role": "user", "content": f"text {i}"}, CALL]} for i in range(150)],
+    "tools": [
+        {"messages": [{"role": "user", "content": f"text {i}"}, CALL], "tools": [{"name": "look"}]} for i in range(150)
+    ],
+}
+SOURCES = {  # what a card says of a row
+    "labels": "`{text}` is the column `text` of a row.",
+    "choices": "`{question}` is the column `question` of a row.",
+    "messages": "A request holds all messages of a row (column `messages`) but the last, the answer.",
+    "tools": "`{user}` is the text of the user in the `messages` of a row.",  # its base has no chat template
 }
 
 
@@ -37,11 +49,19 @@ def printed(code: str) -> str:
 def test_the_code_of_a_card_gets_an_answer(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = helpers.write_jsonl(tmp_path / "job.jsonl", ROWS[kind])
     (benchmark,) = validate_config({"benchmarks": [file]}).benchmarks
-    prompts = helpers.load_and_render(benchmark, tmp_path, split="train", shots=8)
-    checkpoint, out = helpers.save_worded_llama(tmp_path / "model"), tmp_path / "out"
+    save = helpers.save_chatting_llama if kind == "messages" else helpers.save_worded_llama
+    checkpoint, out = save(tmp_path / "model"), tmp_path / "out"
+    prompts = helpers.load_and_render(
+        benchmark, tmp_path, split="train", shots=8, dense=checkpoint if kind == "messages" else None
+    )
     out.mkdir()
     export_gguf(checkpoint, None, {"job": prompts}, settings=GgufSettings("f16", "job"), work=Work(out))
     card = (out / "README.md").read_text()
+    assert SOURCES.get(kind, "`{prompt}` is the column `prompt` of a row.") in card
+    assert not re.search("content.{1,4}{", card)  # no name in braces is asked
+    is_call = kind in ("messages", "tools")
+    assert ("each as one line of JSON, and an empty line. OpenAI's field `tools` is not used." in card) == is_call
+    assert ("Answers are JSON of the schema in `schema.json`." in card) == (is_call or kind == "JSON")
     monkeypatch.chdir(out)
     with llama_server(out / "job-f16.gguf") as server:
         port = server.url.rpartition(":")[2]
@@ -55,5 +75,7 @@ def test_the_code_of_a_card_gets_an_answer(kind: str, tmp_path: Path, monkeypatc
     chat = read_chat({"job": prompts})
     assert chat is not None
     write_chat_template(checkpoint, chat)
-    code = blocks(how_to_ask("job", chat), "python")[1].replace("path/to/this/folder", str(checkpoint))
+    card = how_to_ask("job", chat)
+    assert "With vLLM, whose command and calls the tests of tailored-llama do not run:" in card
+    code = blocks(card, "python")[1].replace("path/to/this/folder", str(checkpoint))
     assert printed(code).strip()
