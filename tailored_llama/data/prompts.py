@@ -9,7 +9,6 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import permutations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,11 +111,11 @@ def first_prompt(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[
 
 
 def is_ended(metric: Metric, prompts: Sequence[Prompt]) -> bool:
-    """Tell whether the end of text is tuned: answers are written, or all rows have the same and one begins another."""
-    if metric in WRITTEN:
-        return True
-    sets = {frozenset(prompt.continuations) for prompt in prompts}
-    return len(sets) == 1 and any(other.startswith(choice) for choice, other in permutations(sets.pop(), 2))
+    """Tell whether the end of text is tuned: answers are written, or are the same for all rows.
+
+    A model that is asked for them in a chat then ends them itself. Choices that differ by row are ranked.
+    """
+    return metric in WRITTEN or len({frozenset(prompt.continuations) for prompt in prompts}) == 1
 
 
 def few_shot_header(benchmark: BenchmarkConfig, template: Template, examples: Sequence[Example]) -> str:

@@ -169,7 +169,7 @@ def _asked(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[Exampl
     (start, end), unknown = around or ("", ""), "" if around else ", without the model's special tokens"
     if prompt.end:
         end = prompt.end
-    elif benchmark.choices or not data.is_ended(data.headline_metric(benchmark), [prompt]):
+    elif benchmark.choices:  # of each row
         end = ""
     else:
         end = data.PromptSettings.of(config, benchmark, "train").ending + end

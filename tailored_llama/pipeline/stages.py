@@ -83,7 +83,7 @@ def teacher(*, settings: training.TeachSettings, dense: Artifact, text: Artifact
 def healed(*, settings: training.HealSettings, pruned: Artifact, teacher: Artifact) -> None: ...
 
 
-@stage("adapter", 12, lambda: training.tune, on_device=True)
+@stage("adapter", 13, lambda: training.tune, on_device=True)
 def adapter(*, settings: training.TuneSettings, pruned: Artifact, prompts: Artifacts) -> None: ...
 
 

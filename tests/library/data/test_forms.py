@@ -473,9 +473,7 @@ def test_the_first_lines_show_messages_as_the_base_s_chat_template_asks_them(tmp
         assert shown.endswith(tuple(f"<|im_start|>assistant\\n' has the answer '{a}<|im_end|>'." for a in "ab"))
 
 
-@pytest.mark.parametrize(
-    ("answers", "end"), [(("red", "blue"), ""), (("1", "10"), "</s>"), (("{i} is one", "{i} is two"), "\\n</s>")]
-)
+@pytest.mark.parametrize(("answers", "end"), [(("red", "blue"), "</s>"), (("{i} is one", "{i} is two"), "\\n</s>")])
 def test_the_first_lines_show_the_special_tokens_around_a_prompt_as_it_is_tuned(
     tmp_path: Path, answers: tuple[str, str], end: str
 ) -> None:
@@ -485,7 +483,6 @@ def test_the_first_lines_show_the_special_tokens_around_a_prompt_as_it_is_tuned(
     _, shown, *_ = rows_of(config)
     assert shown.startswith(f"{own.data}: the prompt '<s>text ")
     assert shown.endswith(f"{end}'.")
-    assert ("</s>" in shown) == bool(end)
     _, shown, *_ = rows_of(RunConfig(benchmarks=(own,), model=ModelConfig(source="owner/name")))
     assert "<s>" not in shown
     assert shown.endswith(f"{end.removesuffix('</s>')}', without the model's special tokens.")

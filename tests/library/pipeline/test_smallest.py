@@ -412,7 +412,7 @@ def write_chats(file: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "write", "told", "end"),
     [
-        ("tickets.csv", write_tickets, "is in the column label, one of 2 labels: a (", r" [ab]"),
+        ("tickets.csv", write_tickets, "is in the column label, one of 2 labels: a (", r" [ab]<\|end\|>"),
         ("chats.json", write_chats, r"written by the model: 300 different ones, ended by '\n\n'.", r"<\|end\|>"),
     ],
 )

@@ -63,8 +63,9 @@ def test_losses_are_those_of_a_plain_loop_over_peft(
         mean = torch.zeros(())
         for prompt in (shots := read_prompts(prompts, "shots")):
             pair = encode_pair(tokenizer, prompt.contexts[prompt.answer], prompt.continuations[prompt.answer])
-            logits = model(torch.tensor([[*pair[0], *pair[1]]])).logits[0, len(pair[0]) - 1 : -1].float()
-            mean = mean + torch.nn.functional.cross_entropy(logits, torch.tensor(pair[1])) / len(shots)
+            answer = [*pair[1], tokenizer.eos_token_id]  # all rows have the same choices
+            logits = model(torch.tensor([[*pair[0], *answer]])).logits[0, len(pair[0]) - 1 : -1].float()
+            mean = mean + torch.nn.functional.cross_entropy(logits, torch.tensor(answer)) / len(shots)
         losses.append(float(mean.detach()))
         mean.backward()
         optimizer.step()
