@@ -17,7 +17,7 @@ from tailored_llama.pipeline.candidates import Candidate
 from tailored_llama.pipeline.executor import Executor
 
 FEW_TO_CHOOSE = 160  # labelled rows; below, labels of differing rows are asked for
-TO_CHOOSE = 60  # such labels: they choose better than 160 rows that were labelled whatever the models answer
+TO_CHOOSE = 60  # such labels: they choose about as well as 160 rows that were labelled whatever the models answer
 CHOOSING = 0  # their part in the file; the parts of a proof are counted from 1
 
 
