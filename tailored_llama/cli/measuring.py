@@ -126,8 +126,8 @@ def smallest(
     overrides: Overrides = None,
 ) -> None:
     """Find the smallest model that still does a job, and prove that it does, without a configuration file."""
-    settings = [f"benchmarks={json.dumps(rows)}", f"model.source={json.dumps(model)}"]
-    settings += [f"rows.unlabelled={json.dumps(str(unlabelled))}"] if unlabelled else []
+    settings = [f"benchmarks={json.dumps(rows, ensure_ascii=False)}", f"model.source={json.dumps(model)}"]
+    settings += [f"rows.unlabelled={json.dumps(str(unlabelled), ensure_ascii=False)}"] if unlabelled else []
     settings += [f"goal.lose_at_most={lose_at_most}", f"store.export={json.dumps(str(export))}"]
     raise typer.Exit(run_in_process("smallest", None, [*settings, *(overrides or [])]))
 
@@ -177,8 +177,8 @@ def parity(
     rows: Annotated[
         Path, typer.Argument(help="Your rows (.csv, .jsonl, .json, .parquet), on which neither was tuned.")
     ],
-    dense: Annotated[str, typer.Option(help="URL of the larger model's server; a key in OPENAI_API_KEY goes to both.")],
-    small: Annotated[str, typer.Option(help="URL of the server that has the smaller model, whoever made it.")],
+    dense: Annotated[str, typer.Option(help="URL of the larger model's server; its key stands in OPENAI_API_KEY.")],
+    small: Annotated[str, typer.Option(help="URL of the smaller model's server; its key stands in SMALL_API_KEY.")],
     dense_model: Annotated[str | None, typer.Option(help="The name of its model, if it has several.")] = None,
     small_model: Annotated[str | None, typer.Option(help="The name of its model, if it has several.")] = None,
     lose_at_most: Annotated[float, typer.Option(help="Points of accuracy that may be lost.")] = 3.0,
@@ -187,18 +187,20 @@ def parity(
     """Ask two servers the same rows by chat, and test whether the smaller model loses too much."""
     from tailored_llama.pipeline import compare_servers
 
-    settings = [f"benchmarks={json.dumps([str(rows)])}", f"goal.lose_at_most={lose_at_most}", *(overrides or [])]
+    file = json.dumps([str(rows)], ensure_ascii=False)
+    settings = [f"benchmarks={file}", f"goal.lose_at_most={lose_at_most}", *(overrides or [])]
     config = build_config(SmallestConfig, read_config_data(None, settings))
     with scratch_runner(config) as run:
-        tests = compare_servers(run, config, _server(dense, dense_model), _server(small, small_model))
+        tests = compare_servers(run, config, _server(dense, dense_model), _server(small, small_model, "SMALL_API_KEY"))
     _tell(tests)
     raise typer.Exit(0 if all(test.proven for test in tests.values()) else 1)
 
 
-def _server(url: str, model: str | None) -> "ChatServer":
+def _server(url: str, model: str | None, key: str = "OPENAI_API_KEY") -> "ChatServer":
+    """A server; one vendor's key never goes to another."""
     from tailored_llama.serving import ChatServer
 
-    return ChatServer(url, model, os.environ.get("OPENAI_API_KEY", "").strip())
+    return ChatServer(url, model, os.environ.get(key, "").strip())
 
 
 def _tell(tests: Mapping[str, "LossTest"]) -> None:

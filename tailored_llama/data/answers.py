@@ -48,6 +48,6 @@ def check_room(tokens: int, limit: int) -> None:
     """Check that a context of `limit` tokens has room for a written answer after a prompt; InputError: it has not."""
     if tokens >= limit:
         raise InputError(
-            f"answers: got room for {tokens:,} tokens in the longest one; allowed: less than {limit:,}, the model's "
-            "context; shorten it, or set max_new_tokens, which replaces the estimate"
+            f"max_new_tokens: got {tokens:,}, as set or as the longest answer may take; allowed: less than {limit:,}, "
+            "the model's context"
         )

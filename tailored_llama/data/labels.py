@@ -19,7 +19,7 @@ COLUMNS = ("benchmark", "part", "row", "answers", "answer", "note")
 
 @dataclass(frozen=True)
 class Asked:
-    """A row whose label is asked for. A proof may be found after any whole `part`, counted from 1."""
+    """A row whose label is asked for. Part 0 is to choose with; a proof may be found after any other whole `part`."""
 
     benchmark: str
     part: int

@@ -66,7 +66,7 @@ class Answer:
     nearest: int  # the position of the candidate that lost least on the choosing rows
     record: str = "the store"  # where the opening is recorded
     failed: Mapping[str, str] = field(default_factory=dict)  # by label: why it could not be made or reached
-    # Of rows to prove on that had none, by benchmark and example; a benchmark is missing if all its rows had theirs.
+    # Of rows that had none, by benchmark and example; a benchmark is missing if all its rows had theirs.
     labels: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     doubt: str = ""  # a sentence, if the reference is hardly better than without skill
 

@@ -1,5 +1,6 @@
 """Written answers: greedy generation."""
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +13,8 @@ from tailored_llama.errors import InputError
 from tailored_llama.evaluation.settings import WrittenAnswer
 from tailored_llama.models import encode, token_budget, within_memory
 from tailored_llama.progress import Progress, silent
+
+log = logging.getLogger(__name__)
 
 LEAST_TOKENS = 4_096  # of a batch: each new token reads all weights, whether for one prompt or for several
 
@@ -35,7 +38,11 @@ def generate(
     """
     new, limit = until.max_new_tokens, model.config.max_position_embeddings
     check_room(new, limit)
-    encoded = [encode(tokenizer, context)[new - limit :] for context in contexts]
+    whole = [encode(tokenizer, context) for context in contexts]
+    encoded = [ids[new - limit :] for ids in whole]
+    if cut := sum(map(len, whole)) - sum(map(len, encoded)):
+        told = "%d tokens of prompts are cut off at their start: the context of %d has room for answers of %d"
+        log.warning(told, cut, limit, new)
     if [] in encoded:
         empty = encoded.index([])
         raise InputError(f"prompt {empty}: got {contexts[empty]!r}; allowed: a text of at least one token")

@@ -102,7 +102,7 @@ def ask_to_choose(
         wanted += [replace(labelling.rows[name][row], part=CHOOSING) for row in asked.tolist()]
     if wanted:
         run.commit()
-        told = "to choose a candidate, as one answers otherwise than the dense model; goal.ask = false does without"
+        told = "to choose a candidate, as one answers otherwise than the dense model; a single label is enough to go on"
         raise labelling.ask(wanted, told)
 
 

@@ -87,7 +87,8 @@ def _labels_needed(config: SmallestConfig, name: str, rows: int) -> Iterator[str
         yield f"{name}: to lose less than {points:g} points, {'; '.join(told)}."
     choosing = _examples(config, named_benchmark(config, name), "selection")
     if sum(example.answer != UNLABELLED for example in choosing) < FEW_TO_CHOOSE and goal.ask:
-        yield f"{name}: up to {TO_CHOOSE} labels more are asked for first, to choose with, as few rows there have one."
+        most = TO_CHOOSE // len(config.benchmarks)
+        yield f"{name}: up to {most} labels more are asked for first, to choose with, as few rows there have one."
 
 
 def check_provable(config: SmallestConfig) -> None:

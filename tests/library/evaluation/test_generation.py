@@ -114,8 +114,7 @@ def test_an_answer_that_may_fill_the_context_is_refused_before_heavy_work(
     with pytest.raises(InputError) as refused:
         check_answers(dense=tiny, prompts=prompts, settings=AnswersSettings(new_tokens(own)), work=Work(folder("out")))
     assert str(refused.value) == (
-        "answers: got room for 258 tokens in the longest one; allowed: less than 256, the model's context; shorten it, "
-        "or set max_new_tokens, which replaces the estimate"
+        "max_new_tokens: got 258, as set or as the longest answer may take; allowed: less than 256, the model's context"
     )
 
 

@@ -123,9 +123,10 @@ def test_the_command_sends_a_key_and_takes_the_fields_of_rows(
     rows = write_jsonl(tmp_path / "r.jsonl", [{"a": f"q{i}", "b": f"c{i}", "c": "yes"} for i in range(150)])
     fields = [part for field in ("context=b", "answer=c", "kind=written") for part in ("--set", f"rows.{field}")]
     call = ["parity", rows, "--dense", url, "--small", url, *fields]
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    assert "Unauthorized" in str(CliRunner().invoke(app, call).exception)
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    for name in ("OPENAI_API_KEY", "SMALL_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+        assert "Unauthorized" in str(CliRunner().invoke(app, call).exception)
+        monkeypatch.setenv(name, "secret")  # each goes to one server alone
     ended = CliRunner().invoke(app, call, catch_exceptions=False)
     assert (ended.exit_code, ended.stdout[:34]) == (0, "r: less than 3 points lost on 150 ")
     assert {request["messages"][0]["content"] for request in asked} == {f"c{i}" for i in range(150)}
