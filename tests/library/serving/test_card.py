@@ -29,7 +29,7 @@ ROWS = {
 SOURCES = {  # what a card says of a row
     "labels": "`{text}` is the column `text` of a row.",
     "choices": "`{question}` is the column `question` of a row.",
-    "messages": "A request holds all messages of a row (column `messages`) but the last, the answer.",
+    "messages": "A request holds all messages of a row (column `messages`, or `prompt`) but the last, the answer.",
     "tools": "`{user}` is the text of the user in the `messages` of a row.",  # its base has no chat template
 }
 
