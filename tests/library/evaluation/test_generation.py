@@ -101,7 +101,7 @@ def test_a_long_context_loses_its_start_and_leaves_room(tiny: Path) -> None:
     model, tokenizer = load_model(tiny), load_tokenizer(tiny)
     long = "abc" * 100
     assert generate(model, tokenizer, [long], WrittenAnswer(6)) == [plain(model, tokenizer, long[-250:], 6)]
-    with pytest.raises(InputError, match="max_new_tokens: got 256, .* allowed: less than 256, "):
+    with pytest.raises(InputError, match=r"max_new_tokens: got 256, .* allowed: less than 256, "):
         generate(model, tokenizer, ["x"], WrittenAnswer(256))
 
 
