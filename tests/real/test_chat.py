@@ -101,7 +101,7 @@ def written(folder: Path, downloads: Path, job: str) -> BenchmarkConfig:
     """Rows of a file, two fifths of which are some thousand rows to report on: texts with an object, or with a call."""
     function = {"name": "find", "parameters": {"type": "object", "properties": {"what": {"type": "string"}}}}
     rows: list[dict[str, Any]] = []
-    for example in islice(load_examples(BenchmarkConfig(name="piqa"), "train", downloads), 2600):
+    for example in islice(load_examples(BenchmarkConfig(name="piqa"), "train", downloads), 2800):
         text, found = example.fields["question"], {"what": example.choices[example.answer]}
         call = {"type": "function", "function": {"name": "find", "arguments": json.dumps(found)}}
         answers = [{"role": "user", "content": text}, {"role": "assistant", "tool_calls": [call]}]

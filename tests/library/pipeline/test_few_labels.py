@@ -32,18 +32,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    """The store of a search that has made and chosen its candidates, and has opened no proving rows."""
-    folder = tmp_path_factory.mktemp("searched")
+    """The folder of a search that has made its candidates, has labels to choose with, and has opened no rows to prove."""
+    run = few_label_search(folder := tmp_path_factory.mktemp("searched"), model)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "sequence", lambda found, margin: [])
-        answer_to(few_label_search(folder, model))
-    return folder / "store"
+        if asked_by(run):
+            label(folder / "to-label.csv")
+        answer_to(run)
+    return folder
 
 
 @pytest.fixture
 def run(tmp_path: Path, model: Path, searched: Path) -> dict[str, Any]:
-    """A search that finds its candidates."""
-    shutil.copytree(searched, tmp_path / "store")
+    """A search that finds its candidates, and any labels to choose with."""
+    shutil.copytree(searched, tmp_path, dirs_exist_ok=True)
     return few_label_search(tmp_path, model)
 
 
@@ -114,6 +116,7 @@ def test_a_search_asks_for_the_labels_of_differing_rows_and_then_proves(run: dic
 def choosing(run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """A search for one point, in which every candidate differs on more rows; it has asked for labels to choose with."""
     run = with_goal(run, lose_at_most=1, even_if_unprovable=True)
+    (tmp_path / "to-label.csv").unlink(missing_ok=True)
     assert "to choose a candidate" in asked_by(run)
     assert {row.part for row in read_asked(tmp_path / "to-label.csv")} == {0}
     return run

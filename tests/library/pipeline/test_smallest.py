@@ -112,7 +112,7 @@ def test_the_smallest_proven_model_is_shipped_and_found_again(run: dict[str, Any
     assert answer.opening == 1
     template = "{% set unread = messages[0]['content'] %}{{ 'Question: ' + messages[-1]['content'] + '\\nAnswer:' }}"
     assert open_gguf(file, file.name).fields["tokenizer.chat_template"].contents() == template
-    assert '"content": "{question}"' in (shipped / "README.md").read_text()
+    assert '"content": "the words of the question"' in (shipped / "README.md").read_text()
     assert 'TEMPLATE """{{ "Question: " }}{{ .Prompt }}{{ "\\nAnswer:" }}"""' in (shipped / "Modelfile").read_text()
 
     before = built(run["store"]["root"])
@@ -224,7 +224,7 @@ def test_a_runtime_of_checkpoints_gets_one(
     assert (shipped / "model.safetensors").is_file()
     code = re.findall(r"```python\n(.*?)```", (shipped / "README.md").read_text(), re.DOTALL)[-1]
     show = "\nprint(tokenizer.decode(asked['input_ids'][0]))"
-    exec(code.replace("path/to/this/folder", str(shipped)).replace("{question}", "Is it?") + show, {})
+    exec(code.replace("path/to/this/folder", str(shipped)).replace("the words of the question", "Is it?") + show, {})
     assert "Question: Is it?\nAnswer:" in capsys.readouterr().out
     status, told = verify(shipped, tmp_path / "job.csv")
     assert (status, "llama.cpp" in told) == (0, False)
