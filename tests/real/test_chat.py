@@ -132,11 +132,14 @@ def test_a_thousand_rows_are_asked_as_tuned(trimmed: Path, quickstart: RunConfig
     tokenizer, chatting = load_tokenizer(trimmed), shipped(trimmed, chat, tmp_path)
     with llama_server(out / f"{job}-q8_0.gguf", 2048) as server:
         for prompt in asked:
-            ids = encode_pair(tokenizer, prompt.contexts[0], prompt.continuations[0])[0]
+            context, answer = encode_pair(tokenizer, prompt.contexts[0], prompt.continuations[0])
             messages = json.loads(prompt.messages) if prompt.messages else [message(prompt, prefix, suffix)]
             if job == "json":
                 messages = [{"role": "user", "content": chat.message_in(prompt.contexts[0])}]
-            assert chatting.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == ids
+            ids = chatting.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            tuned = [*context, *answer]  # a line break at the context's end is with the answer
+            assert ids == tuned[: len(ids)]
+            assert tokenizer.decode(tuned[len(ids) :]).strip() == prompt.continuations[0].strip()
             assert server.chat_ids(*messages) == ids
 
 

@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    """The folder of a search that has made its candidates, has labels to choose with, and has opened no rows to prove."""
+    """The folder of a search that has made its candidates and has labels to choose with; nothing is proven yet."""
     run = few_label_search(folder := tmp_path_factory.mktemp("searched"), model)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "sequence", lambda found, margin: [])
