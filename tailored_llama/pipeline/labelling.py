@@ -55,8 +55,8 @@ class Labelling:
 def read_labelling(run: Executor, base: Base) -> Labelling:
     """The rows of a base that may be asked for, and the labels that stand in `goal.labels`.
 
-    These are all rows to choose with and to prove on, also those that this search does not look at: another one may have
-    asked for them.
+    These are all rows to choose with and to prove on, also those that this search does not look at: another search may
+    have asked for them.
 
     Raises:
         InputError: as `data.labels_in` and `label_forms`.
