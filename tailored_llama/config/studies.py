@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 
 from tailored_llama.config.derived import healing_text
 from tailored_llama.config.execution import GgufType
-from tailored_llama.config.forms import WRITTEN
 from tailored_llama.config.loading import assign, read_config_data, validate_as
 from tailored_llama.config.schema import RunConfig
 from tailored_llama.config.section import Section, with_defaults
@@ -163,8 +162,8 @@ class GoalConfig(Section):
     """What the smallest model must still do, and what small means."""
 
     lose_at_most: float = Field(3.0, gt=0, lt=100)
-    """Points of accuracy (of mean probability, with measure probability) that the model may lose on every benchmark,
-    against the better of the dense model as it is and tuned."""
+    """Points of accuracy that the model may lose on every benchmark, against the better of the dense model as it is and
+    tuned."""
     confidence: float = Field(0.95, ge=0.5, lt=1)
     """Confidence of the proof that it loses less, over all openings of its rows."""
     smallest: Literal["file", "memory", "reading", "writing"] = "file"
@@ -176,9 +175,6 @@ class GoalConfig(Section):
     """Types of GGUF file to choose from, for llama.cpp."""
     models: tuple[str, ...] = ()
     """Further base models to start from. The reference is model.source, as it is or tuned."""
-    measure: Literal["accuracy", "probability"] = "accuracy"
-    """What is compared: accuracy, or the mean probability that a model gives the right choice, which needs fewer rows
-    for the same certainty. Answers that are written are always right or wrong."""
     choosing_rows: int = Field(1000, ge=10)
     """Rows to choose candidates with, at most, with a label or without; none is tuned on, and none proves anything."""
     even_if_unprovable: bool = Field(False, description="Search even if there are too few rows to prove lose_at_most.")
@@ -219,8 +215,6 @@ class SmallestConfig(RunConfig):
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
         goal, tuning = self.goal, self.tuning
-        if goal.measure == "probability" and any(benchmark.metric in WRITTEN for benchmark in self.benchmarks):
-            yield "goal.measure: got 'probability' with written answers; allowed: accuracy"
         if len(self.benchmarks) > 1 and tuning.examples == "benchmark":
             got = f"'benchmark' with {len(self.benchmarks)} benchmarks"
             yield f"tuning.examples: got {got}; allowed: mixture or none, as one model has to do all of them"
@@ -234,8 +228,6 @@ class SmallestConfig(RunConfig):
         if len(set(goal.types)) < len(goal.types):
             yield f"goal.types: got {', '.join(goal.types)}; allowed: each type once"
         unlabelled = [benchmark.name for benchmark in self.benchmarks if benchmark.unlabelled]
-        if unlabelled and goal.measure == "probability":
-            yield "goal.measure: got 'probability' with unlabelled rows; allowed: accuracy"
         if unlabelled and len(unlabelled) < len(self.benchmarks):
             yield f"benchmarks: {', '.join(unlabelled)} alone with unlabelled rows; allowed: all of them, or none"
 

@@ -68,7 +68,6 @@ from .scores import metrics as metrics
 from .scores import read_answers as read_answers
 from .scores import read_chosen as read_chosen
 from .scores import read_metrics as read_metrics
-from .scores import read_probabilities as read_probabilities
 from .scores import read_said as read_said
 from .scores import read_score as read_score
 from .scoring import predict as predict

@@ -82,8 +82,8 @@ def noninferiority_test(
 
     The null hypothesis is a loss of the margin or more, so what was not measured well enough is not proven. Right and
     wrong answers are compared by the score test of Tango (Statistics in Medicine 17, 1998, p. 891), which Nam
-    (Biometrics 53, 1997, p. 1422) gives for this hypothesis. Other values from 0 to 1, such as probabilities, are
-    compared by the same test without counts (`tilted_score`). A t-test would not do: where few rows lose much, it calls
+    (Biometrics 53, 1997, p. 1422) gives for this hypothesis. Other values from 0 to 1, such as F1, are compared by the
+    same test without counts (`tilted_score`). A t-test would not do: where few rows lose much, it calls
     more models proven than its level says. The error of the test on counts is exact (`exact_size`); that on other
     values is approximate.
 

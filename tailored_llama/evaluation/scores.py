@@ -79,23 +79,6 @@ def read_answers(folder: Path, metric: str) -> Answers:
     return Answers(table["example"].to_numpy(), table["answer"].to_numpy(), hits(table)[metric])
 
 
-def read_probabilities(folder: Path, prompts: Path, split: PromptSplit, metric: str) -> Answers:
-    """The answers of a scored model, valued by the probability that it gives the right choice, from 0 to 1.
-
-    Raises:
-        InputError: a file is missing or broken, or the prompts are of other examples.
-    """
-    table = _read_table(folder, metric)
-    lengths = {prompt.example: prompt.choice_lengths for prompt in read_prompts(prompts, split)}
-    values = []
-    for row in table.to_pylist():
-        if row["example"] not in lengths:
-            raise InputError(f"{folder}: scores example {row['example']}; allowed: the examples of {prompts}")
-        shares = choice_probabilities(row["loglikelihoods"], lengths[row["example"]], metric)
-        values.append(shares[row["answer"]])
-    return Answers(table["example"].to_numpy(), table["answer"].to_numpy(), np.array(values))
-
-
 def choice_probabilities(loglikelihoods: Sequence[float], lengths: Sequence[int], metric: str) -> Array:
     """The probabilities of choices among each other, which are the softmax of what the metric compares.
 

@@ -55,12 +55,9 @@ def compared(
 def answers_of(
     config: SmallestConfig, name: str, scores: Path, prompts: Path, split: PromptSplit = "evaluation"
 ) -> Answers:
-    """The answers of a scored model on a benchmark, valued as the goal measures them, to all rows with a label."""
+    """The answers of a scored model on a benchmark, to all rows with a label."""
     benchmark = named_benchmark(config, name)
-    metric = data.headline_metric(benchmark)
-    if config.goal.measure == "probability":
-        return evaluation.read_probabilities(scores, prompts, split, metric)
-    answers = evaluation.read_answers(scores, metric)
+    answers = evaluation.read_answers(scores, data.headline_metric(benchmark))
     if not benchmark.unlabelled:
         return answers
     known = [prompt.example for prompt in data.read_prompts(prompts, split) if prompt.answer != data.UNLABELLED]

@@ -33,12 +33,9 @@ def verify_server(
     Choices that were ranked are asked in a chat. The reference's answers are the recorded ones.
 
     Raises:
-        InputError: the certificate is of probabilities; the rows are not those of the certificate; the server has
-            another model or another chat template.
+        InputError: the rows are not those of the certificate; the server has another model or another chat template.
         UnreachableError: no server answers.
     """
-    if certificate.content.measure == "probability":
-        raise InputError("--url: got a certificate of probabilities, which servers do not tell; allowed: of accuracy")
     server = server.named()
     _check_model(certificate, server)
     config, tests, differences = certificate.config, dict[str, LossTest](), list[str]()
@@ -69,12 +66,10 @@ def compare_servers(
     """Ask two servers all rows of each benchmark in a chat, and test what the second loses; no certificate is needed.
 
     Raises:
-        InputError: no chat can ask the rows; accuracy is not measured; or a server has several models, none named.
+        InputError: no chat can ask the rows; or a server has several models, none named.
         UnreachableError: no server answers.
     """
     goal, tests = config.goal, dict[str, LossTest]()
-    if goal.measure != "accuracy":
-        raise InputError(f"goal.measure: got {goal.measure!r}, which servers do not tell; allowed: 'accuracy'")
     servers, level = (dense.named(), small.named()), evaluation.level_of(1, goal.confidence)
     for benchmark in config.benchmarks:
         rows, score = _rows(run, config, benchmark), ScoreSettings.of(benchmark)

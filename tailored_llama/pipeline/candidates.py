@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 
 from tailored_llama import evaluation, models, serving, training
 from tailored_llama.config import ProfileConfig, SmallestConfig, named_benchmark
-from tailored_llama.evaluation import CandidateFigures, CandidateParts, FileType, ProfileSettings
+from tailored_llama.evaluation import CandidateFigures, CandidateParts, FileType, ProfileSettings, ScoreSettings
 from tailored_llama.pipeline import bases, stages, steps
 from tailored_llama.pipeline.answers import Labels
 from tailored_llama.pipeline.bases import Base, ScoredSplit, Step, Whole
 from tailored_llama.pipeline.executor import Executor
 from tailored_llama.pipeline.graph import Artifact, Artifacts, Node
-from tailored_llama.serving import GgufSettings, QuantisedSettings, ServedSettings, SourceSettings
+from tailored_llama.serving import GgufSettings, QuantisedSettings, SourceSettings
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def scores(candidate: Candidate, split: ScoredSplit) -> dict[str, Artifact]:
         if kind and split == "evaluation":
             scored[name] = stages.served(
                 f"score {name} {title}",
-                settings=ServedSettings.of(benchmark, split, config.goal.measure == "probability"),
+                settings=ScoreSettings.of(benchmark, split),
                 checkpoint=candidate.checkpoint,
                 gguf=gguf(candidate),
                 prompts=prompts,

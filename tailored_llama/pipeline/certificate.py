@@ -137,7 +137,7 @@ class CertificateFile(Stated):
     format: Literal[1, 2]
     claim: Text
     margin_points: float = Field(gt=0, lt=100)
-    measure: Literal["accuracy", "probability"]
+    measure: Literal["accuracy"]
     confidence: float = Field(ge=0.5, lt=1)
     label_errors: float = Field(0.0, ge=0, lt=0.5)
     level: float

@@ -11,14 +11,13 @@ import numpy as np
 from tailored_llama import data, evaluation, models
 from tailored_llama.config import OWN, WRITTEN, SmallestConfig, build_config, named_benchmark
 from tailored_llama.errors import InputError, is_transient
-from tailored_llama.evaluation import Answers, Array, Compared, LossTest, Said
+from tailored_llama.evaluation import Answers, Array, Compared, LossTest, Said, ScoreSettings
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.answers import answers_of, compared, digest_of, said_of
 from tailored_llama.pipeline.certificate import CertificateFile, Settings, parse_certificate
 from tailored_llama.pipeline.executor import Executor
 from tailored_llama.pipeline.graph import Artifact
 from tailored_llama.pipeline.reporting import ASKED, ASKED_SCHEMA, PROOF, PROOF_SCHEMA
-from tailored_llama.serving import ServedSettings
 from tailored_llama.store import CERTIFICATE, MANIFEST, check_certified, is_hub_id, publish, published_file, read_table
 
 log = logging.getLogger(__name__)
@@ -64,9 +63,7 @@ def _publish(target: str, model: Path) -> None:
 
 def _goal_of(certificate: CertificateFile) -> str:
     points, confidence = certificate.margin_points, 100 * certificate.confidence
-    return (
-        f"{points:g} points of {certificate.measure} at {confidence:g} % on {', '.join(sorted(certificate.benchmarks))}"
-    )
+    return f"{points:g} points of accuracy at {confidence:g} % on {', '.join(sorted(certificate.benchmarks))}"
 
 
 def _rank(certificate: CertificateFile) -> tuple[int, float]:
@@ -187,15 +184,18 @@ def _config_of(stated: CertificateFile, folder: Path, files: Sequence[str]) -> S
     elif named not in data.shipped():
         allowed = f"{', '.join(data.shipped())}, or a file that model.sha256 lists"
         raise InputError(f"run.prompts.template: got {named!r}; allowed: {allowed}")
-    goal: Settings = {"lose_at_most": stated.margin_points, "measure": stated.measure, "confidence": stated.confidence}
-    goal["label_errors"] = stated.label_errors
     settings = {
         "benchmarks": _with_files(run.benchmarks, files, bool(run.scoring.get("num_fewshot"))),
         "seed": run.seed,
         "prompts": {"template": template},
         "scoring": run.scoring,
         "model": {"dtype": run.model.get("dtype")},
-        "goal": goal | {"runtime": run.goal.get("runtime")},
+        "goal": {
+            "lose_at_most": stated.margin_points,
+            "confidence": stated.confidence,
+            "label_errors": stated.label_errors,
+            "runtime": run.goal.get("runtime"),
+        },
     }
     config = build_config(SmallestConfig, settings)
     metrics = {benchmark.name: data.headline_metric(benchmark) for benchmark in config.benchmarks}
@@ -308,7 +308,7 @@ def _score(
 ) -> Path:
     """The scores of a checkpoint, or those of llama.cpp with a file that stands in a folder."""
     if file:
-        settings = ServedSettings.of(named_benchmark(config, name), "evaluation", config.goal.measure == "probability")
+        settings = ScoreSettings.of(named_benchmark(config, name))
         title = f"score {name} again"
         return run.open(stages.served(title, settings=settings, checkpoint=checkpoint, gguf=file, prompts=prompts))
     return run.open(steps.score(config, name, "again", checkpoint, prompts))

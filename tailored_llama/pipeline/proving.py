@@ -122,13 +122,14 @@ def _open(run: Executor, bases: Sequence[Base], order: Sequence[Candidate], aske
 
     Returns the number of the opening, and where it is recorded.
 
-    Rows and base models are known by their content. Another margin, measure, number of rows that are looked at or list
+    Rows and base models are known by their content. Another margin, number of rows that are looked at or list
     of candidates is another plan.
     """
     goal, root = bases[0].config.goal, bases[0].config.store.root
     made_of = [(own.checkpoint, own.adapter, own.choosing) for own in order]
     tested = [[run.result(node).key for node in nodes_in(parts)] for parts in made_of]
-    plan = {"margin": goal.lose_at_most, "confidence": goal.confidence, "measure": goal.measure, "tested": tested}
+    plan = {"margin": goal.lose_at_most, "confidence": goal.confidence, "tested": tested}
+    plan["measure"] = "accuracy"  # as in the records of earlier versions, so that the same plan is not opened again
     if asked:
         plan["rows"] = asked
     if goal.label_errors:

@@ -23,7 +23,7 @@ PROOF_SCHEMA = pa.schema(
     {
         "benchmark": pa.string(),
         "example": pa.int32(),
-        "dense": pa.float64(),  # 1 where the answer is right, or the probability of the right choice
+        "dense": pa.float64(),  # 1 where the answer is right; F1 may lie between
         "small": pa.float64(),
     }
 )

@@ -106,7 +106,7 @@ def perplexity(
 
 
 @stage("served-scores", 1, lambda: serving.score_served)
-def served(*, settings: serving.ServedSettings, checkpoint: Artifact, gguf: Artifact, prompts: Artifact) -> None: ...
+def served(*, settings: evaluation.ScoreSettings, checkpoint: Artifact, gguf: Artifact, prompts: Artifact) -> None: ...
 
 
 @stage("profile", 4, lambda: evaluation.profile_checkpoint, on_device=True, timed=True)

@@ -33,10 +33,9 @@ def claim(answer: Answer, subject: str = "") -> str:
     """The claim of a proven answer, in one sentence; by default its subject is the model with its size and label."""
     candidate, goal = answer.candidates[_proven(answer)], answer.goal
     subject = subject or f"This model of {size_of(answer, candidate)} ({candidate.label})"
-    what = " of mean probability" if goal.measure == "probability" else ""
     names = list(answer.tests[0])
     return (
-        f"{subject} loses less than {goal.lose_at_most:g} points{what} on "
+        f"{subject} loses less than {goal.lose_at_most:g} points on "
         f"{'each of ' * (len(names) > 1)}{listed(names)}, with {100 * goal.confidence:g} % confidence."
     )
 
@@ -70,7 +69,7 @@ def certificate_of(answer: Answer, config: SmallestConfig, model: Mapping[str, A
         "format": 2,
         "claim": f"{claim(answer).removesuffix('.')}, compared with {answer.reference}.",
         "margin_points": answer.goal.lose_at_most,
-        "measure": answer.goal.measure,
+        "measure": "accuracy",
         "confidence": answer.goal.confidence,
         **({"label_errors": answer.goal.label_errors} if answer.goal.label_errors else {}),
         "level": next(iter(tested[proven].values())).level,

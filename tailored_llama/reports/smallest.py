@@ -167,10 +167,9 @@ def _candidates(answer: Answer) -> Table:
 
 
 def _tests(answer: Answer) -> Table:
-    """A row for every test: a tested candidate on a benchmark. Probabilities have no counts."""
-    counted = answer.goal.measure == "accuracy"
+    """A row for every test: a tested candidate on a benchmark. Values between right and wrong have no counts."""
     few = any(test.looks for tests in answer.tests for test in tests.values())
-    counts = ("alike" if few else "both\nright", "only\ndense", "only\nsmall", "both\nwrong") if counted else ()
+    counts = ("alike" if few else "both\nright", "only\ndense", "only\nsmall", "both\nwrong")
     titles = ("rows", *(["labels"] if few else []), *counts, "loss", "largest loss\nnot excluded", "p", "bootstrap")
     rows = []
     for place, tests in zip(answer.order, answer.tests, strict=False):

@@ -24,7 +24,6 @@ from .served import write_answers as write_answers
 from .server import CONTEXT as CONTEXT
 from .settings import GgufSettings as GgufSettings
 from .settings import QuantisedSettings as QuantisedSettings
-from .settings import ServedSettings as ServedSettings
 from .settings import SourceSettings as SourceSettings
 from .settings import bits_of as bits_of
 from .trim import trim_checkpoint as trim_checkpoint

@@ -19,7 +19,6 @@ from tailored_llama.serving.client import ChatServer, Reply, ask_all
 from tailored_llama.serving.gguf_writing import gguf_file
 from tailored_llama.serving.llama_cpp import file_loglikelihoods
 from tailored_llama.serving.server import TEMPLATE, llama_server
-from tailored_llama.serving.settings import ServedSettings
 
 ROOM = 64  # tokens of a chat beyond the prompt and the answer that were counted
 
@@ -34,9 +33,7 @@ class Served:
     unended: int = 0
 
 
-def score_served(
-    checkpoint: Path, gguf: Path, prompts: Path, *, settings: ServedSettings, work: Work
-) -> dict[str, Any]:
+def score_served(checkpoint: Path, gguf: Path, prompts: Path, *, settings: ScoreSettings, work: Work) -> dict[str, Any]:
     """Stage: score a GGUF file by what llama.cpp answers with it; write what `score_benchmark` writes.
 
     Labels and written answers are those of its server for the ordinary chat call at temperature 0, with the grammar
@@ -47,25 +44,25 @@ def score_served(
 
     `checkpoint` has the tokenizer, and the length of the context.
     """
-    rows, score, file = read_prompts(prompts, settings.score.split), settings.score, gguf_file(gguf)
+    rows, file = read_prompts(prompts, settings.split), gguf_file(gguf)
     tokenizer, limit = load_tokenizer(checkpoint), int(read_config(checkpoint)["max_position_embeddings"])
     template, chat = _template_of(file), read_chat({"": prompts})
     digest = sha256(template.encode()).hexdigest() if template else None
-    if settings.ranked or not (score.written or _have_common_answers(rows)):
+    if not (settings.written or _have_common_answers(rows)):
         encoded = [encode_prompt(tokenizer, prompt, limit) for prompt in rows]
         result = write_choices(rows, predict(rows, file_loglikelihoods(file, encoded, work.progress)), work.out)
         served = Served("log-likelihoods", _version("llama-cpp-py-sync"), digest)
     else:
         chat = shipped_chat(chat, file.parent) if chat and chat_template(chat, tokenizer) == template else None
-        requests = requests_of(rows, score, chat, tokenizer.bos_token or "")
+        requests = requests_of(rows, settings, chat, tokenizer.bos_token or "")
         tokens = max(len(encode(tokenizer, prompt.contexts[0])) for prompt in rows) + max(
             own["max_tokens"] for own in requests
         )
         with llama_server(file, min(limit, tokens + ROOM), torch.get_num_threads()) as url:
             replies = ask_all(ChatServer(url), requests, work.progress)
-        result = write_answers(rows, replies, score, work.out)
+        result = write_answers(rows, replies, settings, work.out)
         served = Served("chat" if chat else "prompt", _version("xllamacpp"), digest, unended(replies))
-    common = {"benchmark": score.benchmark, "metric": score.metric, "examples": len(rows)}
+    common = {"benchmark": settings.benchmark, "metric": settings.metric, "examples": len(rows)}
     facts = {"bytes": file.stat().st_size, "served": asdict(served)}
     (work.out / "metrics.json").write_text(json.dumps(common | result | facts, indent=1) + "\n")
     return {"examples": len(rows), "asked": served.asked}

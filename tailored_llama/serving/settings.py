@@ -37,18 +37,6 @@ class QuantisedSettings:
         return cls(gguf_type, ScoreSettings.of(benchmark, split))
 
 
-@dataclass(frozen=True)
-class ServedSettings:
-    """How a GGUF file is scored in llama.cpp; `ranked`: by log-likelihoods of the choices in any case."""
-
-    score: ScoreSettings
-    ranked: bool = False
-
-    @classmethod
-    def of(cls, benchmark: BenchmarkConfig, split: PromptSplit, ranked: bool = False) -> Self:
-        return cls(ScoreSettings.of(benchmark, split), ranked)
-
-
 def bits_of(gguf_type: GgufType | None) -> float:
     """About how many bits a weight has in a GGUF file of this type, or in a checkpoint (None)."""
     whole = {None: 16.0, "f32": 32.0, "f16": 16.0, "bf16": 16.0}

@@ -9,7 +9,6 @@ pruned from it, with an adapter or without; costs are parameters. A file lists t
     [[ladder]]
     model = "gemma"
     benchmark = "piqa"
-    prompts = "FOLDER"      # for probabilities; may be absent
     rungs = [{scores = "FOLDER", cost = 268}, {scores = "FOLDER", cost = 134}]   # the dense model first
 
 The mean over all rows of a score counts as the truth. Choosing and proving rows are drawn from them with replacement,
@@ -22,9 +21,8 @@ below the margin. `at the loss of` repeats the procedure with a margin that is e
 the hardest case for the test.
 """
 
-import math
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
 from pathlib import Path
@@ -32,7 +30,6 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from scipy.stats import norm
 
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import (
@@ -43,7 +40,6 @@ from tailored_llama.evaluation import (
     p_value,
     read_answers,
     read_metrics,
-    read_probabilities,
     search,
     sequence,
 )
@@ -53,16 +49,15 @@ from tailored_llama.store import Manifest, read_manifest
 LEVEL = 0.05
 MARGINS = (0.02, 0.03, 0.05)
 SIZES = ((150, 150), (300, 300), (300, 1000), (1000, 1000))  # choosing, proving
-MEASURES = ("accuracy", "probability")
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model's cost, and its value on every row, by measure: 1 for right, or the probability of the right choice."""
+    """A model's cost, and its value on every row: 1 for right."""
 
     name: str
     cost: float
-    values: Mapping[str, Array]
+    values: Array
 
 
 @dataclass(frozen=True)
@@ -81,10 +76,11 @@ class Case:
     def models(self) -> list[Model]:
         return [model for ladder in self.ladders for model in ladder]
 
-    def losses(self, measure: str) -> Array:
+    @property
+    def losses(self) -> Array:
         """float64 [models, rows]"""
-        reference = self.ladders[0][0].values[measure]
-        return np.stack([reference - model.values[measure] for model in self.models])
+        reference = self.ladders[0][0].values
+        return np.stack([reference - model.values for model in self.models])
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,6 @@ class Rates:
     wrong: float
     nothing: float  # smaller than the reference
     cost: float
-    wrong_in_accuracy: float
 
 
 def in_store(store: Path) -> Iterator[Case]:
@@ -116,7 +111,7 @@ def in_store(store: Path) -> Iterator[Case]:
         prompts = scored.inputs["prompts"].key
         kind = "dense" if checkpoint.stage == "dense" else "tailored" if adapter else "pruned"
         cost = checkpoint.measured["parameters"]
-        model = read_model(f"{kind} {cost / 1e6:.0f}M", cost, folder, store / "prompts" / prompts)
+        model = read_model(f"{kind} {cost / 1e6:.0f}M", cost, folder)
         rows = found.setdefault((scored.config["benchmark"], prompts), {})
         rows.setdefault(base.key, []).append((kind, adapter.config["seed"] if adapter else None, model))
     for (benchmark, _), bases in found.items():
@@ -149,9 +144,8 @@ def in_file(path: Path) -> Iterator[Case]:
     """The ladders that a file lists; those of one model and benchmark are searched together."""
     listed: dict[tuple[str, str], list[list[Model]]] = {}
     for entry in tomllib.loads(path.read_text())["ladder"]:
-        prompts = Path(entry["prompts"]) if "prompts" in entry else None
         rungs = [
-            read_model(f"{entry['model']} {rung['cost']}", rung["cost"], Path(rung["scores"]), prompts)
+            read_model(f"{entry['model']} {rung['cost']}", rung["cost"], Path(rung["scores"]))
             for rung in entry["rungs"]
         ]
         listed.setdefault((entry["model"], entry["benchmark"]), []).append(rungs)
@@ -159,17 +153,13 @@ def in_file(path: Path) -> Iterator[Case]:
         yield Case(model, benchmark, ladders, len(ladders[0]) == 1)
 
 
-def read_model(name: str, cost: float, scores: Path, prompts: Path | None) -> Model:
-    metric = read_metrics(scores)["metric"]
-    values = {"accuracy": read_answers(scores, metric).values}
-    if prompts and prompts.is_dir():
-        values["probability"] = read_probabilities(scores, prompts, "evaluation", metric).values
-    return Model(name, cost, values)
+def read_model(name: str, cost: float, scores: Path) -> Model:
+    return Model(name, cost, read_answers(scores, read_metrics(scores)["metric"]).values)
 
 
-def repeat(case: Case, measure: str, margin: float, sizes: tuple[int, int], draws: int, seed: int) -> dict[str, Rates]:
+def repeat(case: Case, margin: float, sizes: tuple[int, int], draws: int, seed: int) -> dict[str, Rates]:
     """The procedure on so many draws, and the point estimate on the same ones."""
-    losses, models = case.losses(measure), case.models
+    losses, models = case.losses, case.models
     (choosing, proving), rows = sizes, losses.shape[1]
     generator = np.random.default_rng(seed)
     even = np.full(rows, 1 / rows)
@@ -191,28 +181,21 @@ def repeat(case: Case, measure: str, margin: float, sizes: tuple[int, int], draw
         answer = 0
         for one in sequence(search(ladders, look, margin), margin):
             at = int(starts[one.rung.ladder]) + one.rung.position
-            nominal = nominal_level(int(counts.sum()), margin, LEVEL) if measure == "accuracy" else LEVEL
-            if p_value(np.repeat(losses[at], counts), margin) > nominal:
+            if p_value(np.repeat(losses[at], counts), margin) > nominal_level(int(counts.sum()), margin, LEVEL):
                 break
             answer = at
         answers["certificate"].append(answer)
         within = [at for at, loss in enumerate(measured) if loss <= margin]
         answers["point estimate"].append(min(within, key=lambda at: models[at].cost))
-    return {how: rate(case, measure, margin, np.array(own)) for how, own in answers.items()}
+    return {how: rate(case, margin, np.array(own)) for how, own in answers.items()}
 
 
-def rate(case: Case, measure: str, margin: float, answers: Array) -> Rates:
-    truth, costs = case.losses(measure).mean(axis=1), np.array([model.cost for model in case.models])
+def rate(case: Case, margin: float, answers: Array) -> Rates:
+    truth, costs = case.losses.mean(axis=1), np.array([model.cost for model in case.models])
     too_bad = truth >= margin - 1e-12
-    in_accuracy = case.losses("accuracy").mean(axis=1) >= margin - 1e-12
     best = costs[~too_bad].min()
     smaller = costs[answers] < costs[0]
-    return Rates(
-        float(too_bad[answers].mean()),
-        float(1 - smaller.mean()),
-        float((costs[answers] / best).mean()),
-        float(in_accuracy[answers].mean()),
-    )
+    return Rates(float(too_bad[answers].mean()), float(1 - smaller.mean()), float((costs[answers] / best).mean()))
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -224,67 +207,33 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_rates(cases: Sequence[Case], draws: int, seed: int) -> None:
-    """Rates of every case, and the worst of the measures at the margins that a candidate truly loses."""
-    titles = ("case", "benchmark", "rows", "margin", "wrong", "nothing smaller", "cost", "wrong in accuracy")
+    """Rates of every case, and the worst of them; those at the margins that a candidate truly loses stand alone."""
+    titles = ("case", "benchmark", "rows", "margin", "wrong", "nothing smaller", "cost")
     point = ("point: wrong", "nothing smaller", "cost")
-    for measure in MEASURES:
-        lines, at_margin = [], []
-        for case in cases:
-            if measure not in case.models[0].values:
-                continue
-            truths = case.losses(measure).mean(axis=1)
-            margins = [(f"{100 * margin:.0f}", margin) for margin in MARGINS]
-            margins += [
-                (f"{100 * truth:.2f}, at the loss of {model.name}", float(truth))
-                for model, truth in zip(case.models, truths, strict=True)
-                if 0.01 <= truth <= 0.1
-            ]
-            for sizes, (label, margin) in product(SIZES, margins):
-                both = repeat(case, measure, margin, sizes, draws, seed)
-                proof, guess = both["certificate"], both["point estimate"]
-                shares = (f"{proof.wrong:.3f}", f"{proof.nothing:.2f}", f"{proof.cost:.2f}")
-                shares += (f"{proof.wrong_in_accuracy:.3f}",)
-                shares += (f"{guess.wrong:.3f}", f"{guess.nothing:.2f}", f"{guess.cost:.2f}")
-                line = (case.name, case.benchmark, f"{sizes[0]} / {sizes[1]}", label, *shares)
-                (at_margin if "at" in label else lines).append((line, both))
-        if not lines:
-            continue
-        for name, group in (("", lines), (", margins that a candidate truly loses", at_margin)):
-            if not group:
-                continue
-            print(f"## {measure}{name}\n")
-            table([*titles, *point], [line for line, _ in group])
-            for how in ("certificate", "point estimate"):
-                wrong = [both[how].wrong for _, both in group]
-                cost = np.mean([both[how].cost for _, both in group])
-                print(
-                    f"{how}: wrong at most {max(wrong):.3f}, mean {np.mean(wrong):.3f}; mean relative cost {cost:.2f}"
-                )
-            print()
-
-
-def print_rows_needed(cases: Sequence[Case], margin: float = 0.03, power: float = 0.8) -> None:
-    """Rows that prove each candidate four times in five, by either measure, at what it truly loses by that measure."""
-    lines = []
+    lines, at_margin = [], []
     for case in cases:
-        if "probability" not in case.models[0].values:
+        truths = case.losses.mean(axis=1)
+        margins = [(f"{100 * margin:.0f}", margin) for margin in MARGINS]
+        margins += [
+            (f"{100 * truth:.2f}, at the loss of {model.name}", float(truth))
+            for model, truth in zip(case.models, truths, strict=True)
+            if 0.01 <= truth <= 0.1
+        ]
+        for sizes, (label, margin) in product(SIZES, margins):
+            both = repeat(case, margin, sizes, draws, seed)
+            shares = [f"{own.wrong:.3f} {own.nothing:.2f} {own.cost:.2f}".split() for own in both.values()]
+            line = (case.name, case.benchmark, f"{sizes[0]} / {sizes[1]}", label, *shares[0], *shares[1])
+            (at_margin if "at" in label else lines).append((line, both))
+    for name, group in (("margins of whole points", lines), ("margins that a candidate truly loses", at_margin)):
+        if not group:
             continue
-        per = {measure: case.losses(measure) for measure in MEASURES}
-        for at, model in enumerate(case.models):
-            if model is case.ladders[0][0]:
-                continue
-            cells, needed = [], {}
-            for measure in MEASURES:
-                mean, deviation = float(per[measure][at].mean()), float(per[measure][at].std())
-                distance = (norm.ppf(1 - LEVEL) + norm.ppf(power)) * deviation
-                needed[measure] = math.ceil((distance / (margin - mean)) ** 2) if mean < margin else None
-                cells += [f"{100 * mean:.1f}", f"{deviation:.3f}", str(needed[measure] or "never")]
-            variances = per["probability"][at].var() / max(per["accuracy"][at].var(), 1e-12)
-            lines.append((case.name, case.benchmark, model.name, *cells, f"{1 - variances:.0%}"))
-    if lines:
-        print(f"## Rows needed to prove a loss below {100 * margin:.0f} points, four times in five\n")
-        each = [f"{measure}: {what}" for measure in MEASURES for what in ("loss", "deviation", "rows")]
-        table(["case", "benchmark", "model", *each, "rows saved at equal losses"], lines)
+        print(f"## {name}\n")
+        table([*titles, *point], [line for line, _ in group])
+        for how in ("certificate", "point estimate"):
+            wrong = [both[how].wrong for _, both in group]
+            cost = np.mean([both[how].cost for _, both in group])
+            print(f"{how}: wrong at most {max(wrong):.3f}, mean {np.mean(wrong):.3f}; mean relative cost {cost:.2f}")
+        print()
 
 
 def main(
@@ -295,18 +244,17 @@ def main(
 ) -> None:
     """Print the tables; see the top of this file."""
     cases = [case for source in sources for case in (in_store(source) if source.is_dir() else in_file(source))]
-    cases = [case for case in cases if case.losses("accuracy").shape[1] >= rows]
+    cases = [case for case in cases if case.losses.shape[1] >= rows]
     if not cases:
         raise InputError(f"sources: no ladder with {rows} rows in {', '.join(map(str, sources))}; allowed: see --rows")
     for case in cases:
         losses = ", ".join(
             f"{model.name}: {100 * loss:+.1f}"
-            for model, loss in zip(case.models, case.losses("accuracy").mean(axis=1), strict=True)
+            for model, loss in zip(case.models, case.losses.mean(axis=1), strict=True)
         )
         print(f"- {case.name}, {case.benchmark}, {case.losses('accuracy').shape[1]} rows; true losses: {losses}")
     print()
     print_rates(cases, draws, seed)
-    print_rows_needed(cases)
 
 
 if __name__ == "__main__":

@@ -37,22 +37,21 @@ def main(
         for rung in rungs:  # one after another: each is followed by its scores
             measure(state, [rung])
         scored = {rung: scores(state.tried[rung], "evaluation") for rung in rungs if rung in state.tried}
-        for benchmark, prompts in base.prompts.evaluation.items():
-            folder = run.open(prompts)
+        for benchmark in base.prompts.evaluation:
             if first:
-                write(out, state, benchmark, folder, [(run.open(reference[benchmark]), "the reference", sixteen_bits)])
+                write(out, state, benchmark, [(run.open(reference[benchmark]), "the reference", sixteen_bits)])
             rows = [
                 (run.open(own[benchmark]), state.tried[rung].label, state.tried[rung].measured.bytes)
                 for rung, own in scored.items()
             ]
-            write(out, state, benchmark, folder, rows)
+            write(out, state, benchmark, rows)
         first = False
 
 
-def write(out: Path, state: Search, benchmark: str, prompts: Path, rungs: list[tuple[Path, str, int]]) -> None:
+def write(out: Path, state: Search, benchmark: str, rungs: list[tuple[Path, str, int]]) -> None:
     """Append a ladder: the scores, label and bytes of its rungs."""
     lines = [f"    {{scores = {json.dumps(str(scores))}, cost = {cost}}},  # {label}" for scores, label, cost in rungs]
-    head = {"model": state.bases[0].config.model.short_name, "benchmark": benchmark, "prompts": str(prompts)}
+    head = {"model": state.bases[0].config.model.short_name, "benchmark": benchmark}
     text = ["[[ladder]]", *(f"{name} = {json.dumps(value)}" for name, value in head.items()), "rungs = [", *lines, "]"]
     with out.open("a") as file:
         file.write("\n".join(text) + "\n\n")

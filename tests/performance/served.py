@@ -3,9 +3,9 @@
     python tests/performance/served.py ROWS.csv [--model smollm2-135m-instruct] [--type q8_0] [--shots 0] [--limit 300]
 
 Every way answers the same rows in turns, on torch's threads: transformers ranks the labels with the dequantised
-weights, llama.cpp's server is asked by chat with the grammar, and llama.cpp's log-likelihoods rank the labels. Printed
-are the seconds of CPU time of this process and its children, which other work disturbs little, the accuracy, and the
-share of rows answered as by transformers. `--shots` tunes the model first.
+weights, and llama.cpp's server is asked by chat with the grammar. Printed are the seconds of CPU time of this process
+and its children, which other work disturbs little, the accuracy, and the share of rows answered as by transformers.
+`--shots` tunes the model first.
 """
 
 import resource
@@ -17,9 +17,9 @@ import numpy as np
 import typer
 
 from tailored_llama.config import validate_config
-from tailored_llama.evaluation import read_chosen, read_metrics
+from tailored_llama.evaluation import ScoreSettings, read_chosen, read_metrics
 from tailored_llama.pipeline import FolderExecutor, stages, steps
-from tailored_llama.serving import GgufSettings, QuantisedSettings, ServedSettings
+from tailored_llama.serving import GgufSettings, QuantisedSettings
 
 
 def cpu_seconds() -> float:
@@ -52,11 +52,9 @@ def main(
         file = stages.gguf("write", settings=written, **inputs)
         run.open(file)
         asked = {"checkpoint": dense, "gguf": file, "prompts": prompts["evaluation"]}
-        served = [ServedSettings.of(benchmark, "evaluation", ranked) for ranked in (False, True)]
         ways = {
             "transformers": stages.quantised("rank", settings=QuantisedSettings.of(benchmark, type), **asked),
-            "chat": stages.served("ask", settings=served[0], **asked),
-            "log-likelihoods": stages.served("rank by llama.cpp", settings=served[1], **asked),
+            "chat": stages.served("ask", settings=ScoreSettings.of(benchmark), **asked),
         }
         first: dict[int, int | str] = {}
         for name, way in ways.items():

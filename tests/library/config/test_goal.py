@@ -1,12 +1,10 @@
 """A goal: what it fills in by itself, and every wrong value, told in one line with its field and what is allowed."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tailored_llama.config import SmallestConfig, load_config
+from tailored_llama.config import SmallestConfig
 from tailored_llama.config.loading import build_config
 from tailored_llama.config.studies import RATIOS_TO_TRY, bases_of
 from tailored_llama.errors import InputError
@@ -80,18 +78,3 @@ def test_a_wrong_value_is_told_in_one_line(sections: dict[str, Any], message: st
     with pytest.raises(InputError) as told:
         configure(**sections)
     assert str(told.value) == message
-
-
-def test_written_answers_have_no_probability_of_the_right_choice(tmp_path: Path) -> None:
-    file = tmp_path / "qa.jsonl"
-    file.write_text(json.dumps({"question": "Who?", "answer": "I"}) + "\n")
-    benchmark = {"name": "qa", "data": str(file), "metric": "f1", "instruction": "Answer."}
-    config = tmp_path / "goal.toml"
-    config.write_text(
-        f'benchmarks = [{{name = "qa", data = "{file}", metric = "f1", instruction = "Answer."}}]\n'
-        '[model]\nsource = "base"\n[goal]\nmeasure = "probability"\n'
-    )
-    with pytest.raises(InputError) as told:
-        load_config(config, kind=SmallestConfig)
-    assert str(told.value) == "goal.measure: got 'probability' with written answers; allowed: accuracy"
-    assert load_config(config, ["goal.measure=accuracy"], SmallestConfig) == configure(benchmarks=[benchmark])

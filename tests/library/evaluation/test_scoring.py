@@ -23,10 +23,9 @@ from helpers import (
 from tailored_llama.config import BenchmarkConfig, PruningConfig, Work
 from tailored_llama.config.training import PROJECTIONS
 from tailored_llama.data import Prompt, encode_prompt, shared_header
-from tailored_llama.data.prompts import PROMPTS_SCHEMA
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import ScoreSettings, score_benchmark
-from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA, hits, metrics, read_answers, read_probabilities
+from tailored_llama.evaluation.scores import choice_probabilities, hits, metrics, read_answers
 from tailored_llama.evaluation.scoring import choice_floor, loglikelihoods, predict
 from tailored_llama.models import (
     Document,
@@ -38,7 +37,6 @@ from tailored_llama.models import (
     read_structure,
 )
 from tailored_llama.pruning import ImportanceSettings, build_graph, score_importance
-from tailored_llama.store import write_table
 
 
 def prompt(context: str | tuple[str, ...], *continuations: str, answer: int = 0) -> Prompt:
@@ -228,22 +226,11 @@ def test_acc_norm_by_hand() -> None:
     assert result["acc_stderr"] == pytest.approx(math.sqrt(1 / 3) / math.sqrt(3))  # sample deviation ÷ √n
 
 
-def test_the_probability_of_the_right_choice_by_hand(folder: Callable[[str], Path]) -> None:
+def test_the_probabilities_of_choices_by_hand() -> None:
     """Per character, times the mean length: −2.0 and −1.5, times 4."""
-    rendered, scores = folder("rendered"), folder("scores")
-    shared = {"example": [7, 9], "answer": [0, 1]}
-    rows = {"split": ["evaluation"] * 2, "contexts": [["a", "a"]] * 2, "continuations": [[" xx", " yyyyyy"]] * 2}
-    lengths = {"choice_lengths": [[2, 6]] * 2, "template": ["harness"] * 2, "messages": ["", ""]}
-    write_table(rendered / "prompts.parquet", shared | rows | lengths, PROMPTS_SCHEMA)
-    found = {"loglikelihoods": [[-4.0, -9.0]] * 2, "prediction": [0, 0], "prediction_norm": [1, 1]}
-    write_table(scores / "predictions.parquet", shared | found, PREDICTIONS_SCHEMA)
     second = {"acc_norm": 1 / (1 + math.exp(-2)), "acc": 1 / (1 + math.exp(5))}
     for metric, chance in second.items():
-        values = read_probabilities(scores, rendered, "evaluation", metric)
-        assert values.values == pytest.approx([1 - chance, chance])
-        assert values.examples.tolist() == [7, 9]
-    with pytest.raises(InputError, match="scores example 7; allowed: the examples of"):
-        read_probabilities(scores, rendered, "selection", "acc")
+        assert choice_probabilities([-4.0, -9.0], [2, 6], metric) == pytest.approx([1 - chance, chance])
 
 
 def test_the_floor_is_guessing_or_the_commonest_answer() -> None:

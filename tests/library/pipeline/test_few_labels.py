@@ -247,7 +247,6 @@ def test_what_cannot_go_well_is_refused_before_any_work(run: dict[str, Any], tmp
         ({"benchmarks": mixed}, "benchmarks: job alone with unlabelled rows; allowed: all of them, or none"),
         (with_goal(run, labels=str(tmp_path / "no" / "to-label.csv")), "allowed: a file in a folder that is there"),
         (with_goal(run, labels="to-label.txt"), "goal.labels: got 'to-label.txt'; allowed: "),
-        (with_goal(run, measure="probability"), "goal.measure: got 'probability' with unlabelled rows"),
     ):
         with pytest.raises(InputError) as error:
             check_smallest(build_config(SmallestConfig, run | change))

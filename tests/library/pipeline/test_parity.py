@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 from helpers import CPU, write_jsonl
 from tailored_llama.cli.main import app
 from tailored_llama.config import SmallestConfig, build_config
-from tailored_llama.errors import InputError
 from tailored_llama.evaluation import LossTest
 from tailored_llama.pipeline import FolderExecutor, compare_servers
 from tailored_llama.serving import ChatServer
@@ -80,12 +79,6 @@ def test_a_choice_may_be_written_with_or_without_a_layout_s_white_space(tmp_path
     assert {json.dumps(request["messages"]) for request in asked} == {
         json.dumps([SYSTEM, turn("user", f"q{i}")]) for i in range(150)
     }
-
-
-def test_servers_tell_no_probabilities(tmp_path: Path) -> None:
-    rows = [{"text": f"q{i}", "label": ("yes", "no")[i % 2]} for i in range(150)]
-    with pytest.raises(InputError, match=r"^goal.measure: got 'probability', which servers do not tell; allowed: "):
-        compared(tmp_path, rows, goal={"measure": "probability"})
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -495,16 +495,6 @@ def test_a_server_is_asked_for_choices_and_refused_for_another_model_in_one_line
     assert "Connection refused" in parity(rows, server.url, third.url, "40")[1]
 
 
-def test_probabilities_are_those_of_llama_cpp_and_no_server_tells_them(run: dict[str, Any], tmp_path: Path) -> None:
-    assert answer_to(with_goal(run, measure="probability")).proven is not None
-    shipped = tmp_path / "small" / "job"
-    asked = json.loads((shipped / "certificate.json").read_text())["served"]["job"]
-    assert (asked["asked"], asked["runtime"].startswith("llama.cpp of llama-cpp-py-sync")) == ("log-likelihoods", True)
-    assert verify(shipped, tmp_path / "job.csv")[0] == 0
-    told = "--url: got a certificate of probabilities, which servers do not tell; allowed: of accuracy"
-    assert verify(shipped, tmp_path / "job.csv", "--url", "http://127.0.0.1:9") == (2, told)
-
-
 def refusal(run: Mapping[str, Any]) -> str:
     with pytest.raises(InputError) as refused:
         COMPOSITIONS["smallest"].check(build_config(SmallestConfig, run))

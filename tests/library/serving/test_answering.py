@@ -25,10 +25,14 @@ import helpers
 import tailored_llama as tl
 from tailored_llama.cli.main import app, main
 from tailored_llama.config import BenchmarkConfig, Work, validate_config
-from tailored_llama.data import read_chat, read_questions, write_chat
+from tailored_llama.data import encode_prompt, read_chat, read_prompts, read_questions, write_chat
 from tailored_llama.errors import InputError, UnreachableError
-from tailored_llama.evaluation import ScoreSettings, read_answers, read_chosen, read_probabilities, score_benchmark
-from tailored_llama.serving import GgufSettings, ServedSettings, export_gguf, score_served, serve, write_chat_template
+from tailored_llama.evaluation import ScoreSettings, choice_probabilities, read_chosen, score_benchmark
+from tailored_llama.models import load_tokenizer
+from tailored_llama.progress import silent
+from tailored_llama.serving import GgufSettings, export_gguf, score_served, serve, write_chat_template
+from tailored_llama.serving.gguf_writing import gguf_file
+from tailored_llama.serving.llama_cpp import file_loglikelihoods
 from tailored_llama.store import sha256_file
 
 ROWS = [
@@ -77,12 +81,12 @@ def test_a_gguf_file_answers_as_it_is_scored(
     name: str, dense: Path, shipped: dict[str, Path], folder: Callable[[str], Path]
 ) -> None:
     benchmark, prompts = job(folder("rows"), name)
-    settings, scores = ServedSettings.of(benchmark, "evaluation"), folder("scores")
+    settings, scores = ScoreSettings.of(benchmark), folder("scores")
     score_served(dense, shipped[name], prompts, settings=settings, work=Work(scores))
     with tl.load(shipped[name]) as model:
         answers = model.answers(NEW)
         texts = [model.answer(row["text"]) for row in NEW]
-    chosen = read_chosen(scores, settings.score.metric).values()
+    chosen = read_chosen(scores, settings.metric).values()
     told = [text if name == "written" else ROWS[0]["labels"][text] for text in chosen]
     assert answers["answer"].tolist() == [str(text).strip() for text in told]
     assert [str(one) for one in texts] == answers["answer"].tolist()
@@ -98,9 +102,9 @@ def test_a_label_has_the_probability_that_ranking_gives_it(folder: Callable[[str
     dense = helpers.save_worded_llama(folder("model"), max_position_embeddings=512)
     helpers.tune(dense, shots, tuning, adapter := folder("adapter"), metric="acc")
     export_gguf(dense, adapter, {"job": prompts}, settings=GgufSettings("f16", "job"), work=Work(out := folder("out")))
-    settings, scores = ServedSettings.of(benchmark, "evaluation", ranked=True), folder("scores")
-    score_served(dense, out, prompts, settings=settings, work=Work(scores))
-    sums = pd.read_parquet(scores / "predictions.parquet")["loglikelihoods"]
+    tokenizer = load_tokenizer(dense)
+    encoded = [encode_prompt(tokenizer, prompt, 512) for prompt in read_prompts(prompts, "evaluation")]
+    sums = file_loglikelihoods(gguf_file(out), encoded, silent)
     with tl.load(out) as model:
         answers = model.answers(NEW)
     assert answers["answer"].tolist() == ["good"] * len(NEW)
@@ -132,9 +136,10 @@ def test_a_checkpoint_answers_as_it_is_scored(name: str, folder: Callable[[str],
         return
     columns = [row[str(benchmark.choices)] for row in ROWS]
     assert answers["answer"].tolist() == [own[int(i)] for own, i in zip(columns, chosen.values(), strict=True)]
-    right = read_probabilities(scores, prompts, "evaluation", settings.metric).values
-    own = np.where(read_answers(scores, settings.metric).values == 1, right, 1 - right)  # of two choices
-    assert answers["probability"].tolist() == pytest.approx(own.tolist(), rel=1e-4)
+    lengths = [prompt.choice_lengths for prompt in read_prompts(prompts, "evaluation")]
+    sums = pd.read_parquet(scores / "predictions.parquet")["loglikelihoods"]
+    likeliest = [choice_probabilities(*row, settings.metric).max() for row in zip(sums, lengths, strict=True)]
+    assert answers["probability"].tolist() == pytest.approx(likeliest, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["labels", "written"])

@@ -18,12 +18,14 @@ from tailored_llama.config import BenchmarkConfig, Work, validate_config
 from tailored_llama.data import loglikelihoods
 from tailored_llama.data.chat import write_chat
 from tailored_llama.data.likelihoods import encode_choices
+from tailored_llama.data.prompts import PROMPTS_SCHEMA
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import ScoreSettings, score_benchmark
 from tailored_llama.models import Encoded, load_model, merge_adapter, open_gguf
-from tailored_llama.serving import ChatServer, GgufSettings, ServedSettings, export_gguf, score_served, write_gguf
+from tailored_llama.serving import ChatServer, GgufSettings, export_gguf, score_served, write_gguf
 from tailored_llama.serving.llama_cpp import file_loglikelihoods
 from tailored_llama.serving.server import llama_server
+from tailored_llama.store import read_table, write_table
 
 WINDOW = 16  # tokens, shorter than the prompts
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -113,7 +115,7 @@ def test_a_server_answers_as_transformers_does(job: str, tmp_path: Path, folder:
     benchmark, prompts, checkpoint, file = tuned_file(tmp_path, job)
     plain, served = folder("plain"), folder("served")
     score_benchmark(checkpoint, None, prompts, settings=ScoreSettings.of(benchmark), work=Work(plain, helpers.CPU))
-    score_served(checkpoint, file, prompts, settings=ServedSettings.of(benchmark, "evaluation"), work=Work(served))
+    score_served(checkpoint, file, prompts, settings=ScoreSettings.of(benchmark), work=Work(served))
     measured = json.loads((served / "metrics.json").read_text())
     written = "metric" in JOBS[job][0]
     answers = [predictions(own, written) for own in (served, plain)]
@@ -139,15 +141,17 @@ def test_a_row_that_is_longer_than_the_context_is_wrong(tmp_path: Path, folder: 
     helpers.write_prompts(prompts, "short", helpers.words(900), "short again")
     write_chat(prompts, None)
     export_gguf(checkpoint, settings=GgufSettings("f16", "job"), work=Work(file := folder("file")))
-    settings = ServedSettings.of(BenchmarkConfig(name="boolq"), "evaluation")
+    settings = ScoreSettings.of(BenchmarkConfig(name="boolq"))
     score_served(checkpoint, file, prompts, settings=settings, work=Work(out := folder("out")))
     first, long, last = predictions(out, written=False)
     assert long == -1
     assert {first, last} <= {0, 1}
     measured = json.loads((out / "metrics.json").read_text())
     assert measured["served"]["asked"] == "prompt"
-    ranked = ServedSettings(settings.score, ranked=True)
-    score_served(checkpoint, file, prompts, settings=ranked, work=Work(out := folder("ranked")))
+    rows = read_table(prompts / "prompts.parquet", PROMPTS_SCHEMA).to_pydict()
+    rows["continuations"][0] = [" no", " perhaps"]  # other choices, so they are ranked
+    write_table(prompts / "prompts.parquet", rows, PROMPTS_SCHEMA)
+    score_served(checkpoint, file, prompts, settings=settings, work=Work(out := folder("ranked")))
     assert predictions(out, written=False)[1] in (0, 1)  # without its start
     measured = json.loads((out / "metrics.json").read_text())
     assert measured["served"]["asked"] == "log-likelihoods"
