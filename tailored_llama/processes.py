@@ -15,10 +15,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
-from functools import cache
+from functools import cache, partial
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection, wait
 from threading import Lock, Thread, main_thread
+from types import SimpleNamespace
 from typing import Any
 
 from tailored_llama.console import quiet_libraries
@@ -69,7 +70,7 @@ def call_in(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
     progress: Progress,
-    check: Callable[[], None] = check_main,
+    check: Callable[[], None],
 ) -> Any:
     """Call a function in some workers at once; returns what the first of them returned.
 
@@ -129,17 +130,12 @@ def _ended(worker: Worker, rank: int) -> Exception:
 
 
 def run_processes(
-    function: Callable[..., dict[str, Any]],
-    arguments: tuple[Any, ...],
-    progress: Progress,
-    *,
-    count: int = 1,
-    check: Callable[[], None] = check_main,
+    function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], progress: Progress, count: int = 1
 ) -> dict[str, Any]:
     """Call a function in new processes, as `call_in` does in workers; returns what the first of them returned."""
     workers = [Worker() for _ in range(count)]
     try:
-        returned: dict[str, Any] = call_in(workers, function, arguments, progress, check)
+        returned: dict[str, Any] = call_in(workers, function, arguments, progress, check_main)
         return returned
     finally:
         for worker in workers:
@@ -165,7 +161,7 @@ def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the program, and that its workers
     Thread(target=read, daemon=True).start()
     quiet_libraries()
-    handler = _Sender(send)
+    handler = QueueHandler(SimpleNamespace(put_nowait=partial(send, "log")))
     log = logging.getLogger("tailored_llama")
     log.setLevel(logging.INFO)
 
@@ -185,14 +181,3 @@ def _serve(connection: Connection) -> None:
                 send("error", RuntimeError(f"{type(error).__name__}: {error}"))
         else:
             send("result", None if rank else result)
-
-
-class _Sender(QueueHandler):
-    """Sends log records to the process that started this one."""
-
-    def __init__(self, send: Callable[[str, Any], None]) -> None:
-        super().__init__(None)  # type: ignore[arg-type]
-        self.send = send
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        self.send("log", record)

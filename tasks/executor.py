@@ -49,7 +49,7 @@ class PrefectExecutor(pipeline.Executor):
             super().begin([node for node in nodes if not self._batches.behind(node)])
         super().begin(*values)
 
-    def start(self, node: pipeline.Node) -> pipeline.Pending:
+    def start(self, node: pipeline.Node) -> Any:
         if not self.ahead:
             return super().start(node)
         options: dict[str, Any] = {"store": self.store, "execution": self.execution}
@@ -57,8 +57,7 @@ class PrefectExecutor(pipeline.Executor):
             options["elsewhere"] = partial(dispatch, node=node, batch=batch, result=self.result, **options)
         options["wait_for"] = [self._begin(check) for check in node.checks]
         later = node.with_inputs(lambda leaf: self._begin(leaf) if isinstance(leaf, pipeline.Node) else leaf)
-        run: pipeline.Pending = _task(node.stage.name).submit(*_call(later), **options)
-        return run
+        return _task(node.stage.name).submit(*_call(later), **options)
 
     def make(self, node: pipeline.Node) -> Any:
         task = _task(node.stage.name)

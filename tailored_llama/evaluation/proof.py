@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import scipy  # whose parts load when they are first used: half a second, which most commands need not wait for
 
-from tailored_llama.evaluation.statistics import DISCORDANT, ROUNDING, Answers, Array, check_same_examples, paired_draws
+from tailored_llama.evaluation.statistics import DISCORDANT, ROUNDING, Answers, Array, check_same_examples
 
 POWER = 0.8  # with which the rows that are asked for prove a model that loses nothing
 FIRST_SHARE = 0.8  # of the error that is left, for the next opening of the proving rows
-RESAMPLES = 10_000
 TINY = 1e-12
 
 
@@ -53,7 +52,6 @@ class LossTest:
     small: float
     bound: float  # the largest loss that the test does not exclude
     p: float  # of a loss of the margin or more
-    bootstrap: float  # the share of 10,000 paired resamples with such a loss; it decides nothing
     counts: Counts | None  # None where answers are not just right or wrong
     nominal: float | None = None  # the level that p is compared with, lowered to keep `level`; None: that itself
     looks: tuple[Look, ...] = ()  # that were planned; this is the test of one of them
@@ -96,7 +94,6 @@ def noninferiority_test(
     if (rows := len(dense.examples)) < 2:
         raise ValueError(f"{rows} rows; a test needs two")
     losses, counts = dense.values - small.values, counts_of(dense.values, small.values)
-    before, after = paired_draws(dense, small, resamples=RESAMPLES)
     if nominal is None and counts:
         nominal = nominal_level(rows, margin, level)
     return LossTest(
@@ -107,7 +104,6 @@ def noninferiority_test(
         small=float(np.mean(small.values)),
         bound=loss_bound(losses, nominal or level),
         p=p_value(losses, margin),
-        bootstrap=float(np.mean(before - after >= margin - ROUNDING)),
         counts=counts,
         nominal=nominal,
     )

@@ -81,11 +81,8 @@ class ModelRow:
     whole: float | None = None  # share of the dense model's tokens of the perplexity text that it has
 
 
-_PREFIXES = {
-    "gain": "gain",
-    "recovery": "recovery",
-    "chance_corrected": "cc",
-}  # figure → prefix of its bounds and counts
+# figure → prefix of its bounds and counts
+_PREFIXES = {"gain": "gain", "recovery": "recovery", "chance_corrected": "cc"}
 
 
 def recovery_rows(scores: Scores, ratio: float | None = None, seed: int = 0) -> list[RecoveryRow]:

@@ -98,11 +98,7 @@ def measure(
         recovery_most=max(known, default=None),
         **{name: getattr(overall, name) for name in _OVERALL},
     )
-    by_benchmark = []
-    for recovery in recoveries:
-        if recovery.benchmark != MEAN:
-            by_benchmark.append(replace(recovery, model=row.label, ratio=row.ratio))
-    return row, by_benchmark
+    return row, [replace(own, model=row.label, ratio=row.ratio) for own in recoveries if own.benchmark != MEAN]
 
 
 def _perplexity(cell: MeasuredModel[Path], dense: MeasuredModel[Path]) -> float:

@@ -11,7 +11,6 @@ from .executor import Cancelled as Cancelled
 from .executor import Executor as Executor
 from .executor import FolderExecutor as FolderExecutor
 from .executor import IncompleteRun as IncompleteRun
-from .executor import Pending as Pending
 from .executor import StoreExecutor as StoreExecutor
 from .executor import build as build
 from .executor import describe as describe

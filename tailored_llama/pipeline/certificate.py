@@ -63,7 +63,7 @@ class StatedTest(Stated):
     loss: float
     bound: float
     p: float
-    bootstrap: float = Field(ge=0, le=1)
+    bootstrap: float = 0.0  # of earlier versions; it decided nothing
     counts: Counts | None
     looks: list[StatedLook] = Field(default_factory=list, max_length=evaluation.LOOKS)
     missing: Rows = 0

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from threading import RLock, Thread
-from typing import Any, Protocol
+from typing import Any
 
 from tailored_llama.config import ExecutionConfig, StoreConfig, Work
 from tailored_llama.console import progress_bar
@@ -49,13 +49,6 @@ class Lacking(RuntimeError):
     """A node cannot be made, since it cannot do without what failed."""
 
 
-class Pending(Protocol):
-    """What a node has become, or will."""
-
-    def result(self) -> Any:
-        """Wait for the artifact, an `ArtifactRef` or a folder; the failure of the node is raised."""
-
-
 class Executor(ABC):
     """Makes nodes, and what they need.
 
@@ -66,7 +59,7 @@ class Executor(ABC):
 
     def __init__(self, ahead: bool = False) -> None:
         self.ahead = ahead
-        self._begun: dict[str, tuple[Node, Pending]] = {}
+        self._begun: dict[str, tuple[Node, Any]] = {}  # each with its future
         self._failures: dict[str, dict[str, Exception]] = {}
         self._named: dict[str, str] = {}  # the ids of nodes by the names of their failures
         self._beginning = RLock()
@@ -119,8 +112,8 @@ class Executor(ABC):
         """The same node with what its inputs have become."""
         return node.with_inputs(lambda leaf: self.result(leaf) if isinstance(leaf, Node) else leaf)
 
-    def start(self, node: Node) -> Pending:
-        """Start to make a node; what it needs has begun if this executor works ahead."""
+    def start(self, node: Node) -> Any:
+        """Start to make a node, and return its future; what it needs has begun if this executor works ahead."""
         future: Future[Any] = Future()
         if self.ahead:  # a thread ends with this process
             Thread(target=self._settle, args=(node, future), name=node.name, daemon=True).start()
@@ -146,23 +139,20 @@ class Executor(ABC):
                 break  # nothing else is made for it
         return failed
 
-    def _begin(self, node: Node) -> Pending:
+    def _begin(self, node: Node) -> Any:
+        """The future of a node, which is begun if it was not yet."""
         if node.id not in self._begun:
             with self._beginning:
                 if node.id not in self._begun:
                     for need in node.needs if self.ahead else ():
                         self._begin(need)
-                    self._begun[node.id] = node, self._started(node)
+                    future: Future[Any] = Future()
+                    if present := node.present(self.failures) if node.stage.tolerant else node:
+                        future = self.start(present)
+                    else:
+                        future.set_exception(Lacking("there is nothing to report"))
+                    self._begun[node.id] = node, future
         return self._begun[node.id][1]
-
-    def _started(self, node: Node) -> Pending:
-        if not node.stage.tolerant:
-            return self.start(node)
-        if present := node.present(self.failures):
-            return self.start(present)
-        lacking: Future[Any] = Future()
-        lacking.set_exception(Lacking("there is nothing to report"))
-        return lacking
 
     def _failed(self, node: Node) -> dict[str, Exception]:
         """The failures that leave a node without its artifact, by name; waits for it."""

@@ -72,11 +72,7 @@ def stage(
     name: str, version: int, load: Callable[[], Callable[..., Facts]], **how: bool
 ) -> Callable[[Callable[P, None]], Stage[P]]:
     """Declare a stage by the signature of a function, whose body is never run; `how` are the flags of `Stage`."""
-
-    def declare(function: Callable[P, None]) -> Stage[P]:
-        return Stage(name, version, load, inspect.signature(function).parameters, **how)
-
-    return declare
+    return lambda function: Stage(name, version, load, inspect.signature(function).parameters, **how)
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,19 +263,17 @@ def _present(value: Any, failures: Callable[[Any], Mapping[str, Exception]]) -> 
     """
     if isinstance(value, Node):
         return None if failures(value) else value
-    if value is None or _parts(value) is None:
+    if (parts := _parts(value)) is None:
         return value
-    if not is_dataclass(value):
-        left = _rebuilt(value, lambda part: _present(part, failures))
-        if isinstance(left, Mapping):
-            return {name: part for name, part in left.items() if part is not None}
-        return tuple(part for part in left if part is not None)
-    own = {field.name: field.type for field in fields(value)}
-    if "error" in own:
+    if "error" in parts and is_dataclass(value):
         if not (failed := failures(value)):
             return value
-        without = {name: None for name in own if nodes_in(getattr(value, name))}
+        without = {name: None for name, part in parts.items() if nodes_in(part)}
         return replace(value, **without, error=one_line(next(iter(failed.values()))))  # type: ignore[type-var]
-    parts = {name: _present(getattr(value, name), failures) for name in own}
-    lost = any(parts[name] is None and NoneType not in get_args(kind) for name, kind in own.items())
-    return None if lost else replace(value, **parts)  # type: ignore[type-var]
+    left = _rebuilt(value, lambda part: _present(part, failures))
+    if isinstance(left, Mapping):
+        return {name: part for name, part in left.items() if part is not None}
+    if isinstance(left, tuple):
+        return tuple(part for part in left if part is not None)
+    needed = [field.name for field in fields(left) if NoneType not in get_args(field.type)]
+    return None if any(getattr(left, name) is None for name in needed) else left

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from tailored_llama import data, evaluation, models
 from tailored_llama.config import OWN, WRITTEN, SmallestConfig, build_config, named_benchmark
@@ -101,15 +102,16 @@ class Certificate:
 
     def recorded(self, name: str) -> Sequence[Array]:
         """The rows of a benchmark, and the recorded answers of the reference and the model to them."""
-        table = read_table(self.folder / PROOF, PROOF_SCHEMA)
-        rows = table["benchmark"].to_numpy() == name
-        return [table[column].to_numpy()[rows] for column in ("example", "dense", "small")]
+        return self._rows(PROOF, PROOF_SCHEMA, name)
 
     def asked(self, name: str) -> Sequence[Array]:
         """The digests of what the reference answered and of the labels, by the rows of a benchmark's proof."""
-        table = read_table(self.folder / ASKED, ASKED_SCHEMA)
+        return self._rows(ASKED, ASKED_SCHEMA, name)
+
+    def _rows(self, file: str, schema: pa.Schema, name: str) -> Sequence[Array]:
+        table = read_table(self.folder / file, schema)
         rows = table["benchmark"].to_numpy() == name
-        return [table[column].to_numpy()[rows] for column in ASKED_SCHEMA.names[1:]]
+        return [table[column].to_numpy()[rows] for column in schema.names[1:]]
 
     def compare(self, name: str, scores: Path, prompts: Path, dense: Path | None = None) -> Compared:
         """Compare new scores of the model with the reference, by new scores of that (`dense`) or as it was recorded.
@@ -280,14 +282,12 @@ def certified_rows(run: Executor, certificate: Certificate) -> Iterator[tuple[st
 def uncovered(certificate: Certificate, dense: bool) -> list[str]:
     """What `verify_certificate` cannot say; `dense`: the reference was scored again."""
     content, config = certificate.content, certificate.config
-    asked = {serving.asked for serving in content.served.values()}
+    asked, tests = {serving.asked for serving in content.served.values()}, content.benchmarks.values()
     reference = f"the answers of the reference ({content.reference}), which are the recorded ones"
     limits = {
         f"{reference}: --dense MODEL scores it again": not dense,
         "whether the rows have the right answers, and are like your texts": True,
-        "the labels that were asked for, which are the recorded ones": any(
-            t.looks for t in content.benchmarks.values()
-        ),
+        "the labels that were asked for, which are the recorded ones": any(t.looks for t in tests),
         "whether the model was tuned or chosen on them": True,
         f"how often they were opened, beyond opening {content.opening} in the record of {content.record}": True,
         "the model card, and what the certificate says in words": True,

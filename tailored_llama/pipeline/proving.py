@@ -69,7 +69,10 @@ def prove(
     names = "; ".join(candidate.label for candidate in order)
     log.info("opening %d of the proving rows: each test at level %.2g. In this order: %s", opening, level, names)
     before = candidates.scores(reference, "evaluation")
-    looks = _plan_looks(run, reference.base, level) if labelling else {}
+    looks = dict[str, Sequence[Look]]()  # at the proving rows of each benchmark
+    for name, rows in reference.base.rows["evaluation"].items() if labelling else ():
+        count = len(data.read_prompts(run.open(rows), "evaluation"))
+        looks[name] = evaluation.plan_looks(count, config.goal.tested_margin, level)
     tests, scores = list[Mapping[str, LossTest]](), list[Artifacts]()
     for candidate in order:
         after = candidates.scores(candidate, "evaluation")
@@ -172,12 +175,6 @@ def _limited(base: Base, rows: int) -> Base:
         prompts=replace(base.prompts, evaluation=asked),
         rows={"selection": base.rows["selection"], "evaluation": asked},
     )
-
-
-def _plan_looks(run: Executor, base: Base, level: float) -> Looks:
-    """The looks at the proving rows of each benchmark."""
-    rows = {name: len(data.read_prompts(run.open(own), "evaluation")) for name, own in base.rows["evaluation"].items()}
-    return {name: evaluation.plan_looks(count, base.config.goal.tested_margin, level) for name, count in rows.items()}
 
 
 def _test(

@@ -146,10 +146,9 @@ def _lost(config: SmallestConfig, answer: Answer, proof: Proof[Path]) -> Iterato
         chosen = evaluation.read_chosen(folder, metric)
         only_dense = before.examples[lost].tolist()
         for example in only_dense[: -(-MOST_LOST // len(proof.small))]:
-            prompt, said = asked[example], chosen[example]
-            wrong = (
-                said if isinstance(said, str) else prompt.continuations[said] if said >= 0 else "none of the choices"
-            )
+            prompt, wrong = asked[example], chosen[example]
+            if not isinstance(wrong, str):
+                wrong = prompt.continuations[wrong] if wrong >= 0 else "none of the choices"
             right = labels[example] if labels else prompt.continuations[prompt.answer]
             yield name, f"{prompt.contexts[prompt.answer]}\n\nright: {right.strip()}\nchosen: {wrong.strip()}"
 
@@ -187,17 +186,13 @@ def export_model(
     `run` have the scores and the adapter of the benchmark alone. A chat asks its `prompts`, if it can.
     """
     config, benchmark = settings.config, settings.benchmark
-    adapter = run.adapters[benchmark]
+    adapter, chat = run.adapters[benchmark], data.read_chat(prompts)
     tuned = training.ships_adapter(config.tuning, training.read_comparison(adapter))
     base, results = models.base_of(models.find_model(config.model)), reports.run_results(dense, run, {}, config.seed)
     card = reports.tailored_card(results, config, named_benchmark(config, benchmark), base, run.base, tuned)
-    chat = data.read_chat(prompts)
     card += f"\n{serving.how_to_ask(benchmark, chat)}\n"
     models.merge_adapter(run.base, adapter if tuned else None, out=work.out, card=card, half=base.half)
-    if chat:
-        serving.write_chat_template(work.out, chat)
-        serving.write_schema(work.out, chat)
-        data.write_chat(work.out, chat)
+    _write_chat(chat, work.out)
     return {"adapter": "merged" if tuned else "left out: tuning brought nothing on the held-out examples"}
 
 
@@ -217,10 +212,8 @@ class ShipSettings:
 
     def identity(self) -> dict[str, Any]:
         template = self.template and sha256_file(self.template)
-        labels = digest_of(
-            json.dumps(as_json(self.answer.labels), sort_keys=True)
-        )  # the manifest leaves with the model
-        answer = as_json(replace(self.answer, labels={})) | {"labels": labels}
+        labels = json.dumps(as_json(self.answer.labels), sort_keys=True)  # the manifest leaves with the model
+        answer = as_json(replace(self.answer, labels={})) | {"labels": digest_of(labels)}
         return shown_identity(self.config) | {"answer": answer, "name": self.name, "template": template}
 
 
@@ -246,10 +239,7 @@ def ship_model(
         files = [file := serving.gguf_file(out)]
     else:
         models.merge_adapter(parts.checkpoint, parts.adapter, out=out, half=base.half)
-        if chat:
-            serving.write_chat_template(out, chat)
-            serving.write_schema(out, chat)
-            data.write_chat(out, chat)
+        _write_chat(chat, out)
         files = models.weight_files(out)
     if settings.template:
         shutil.copy(settings.template, out)
@@ -266,6 +256,14 @@ def ship_model(
     asked = serving.how_to_ask(settings.name, chat, file)
     (out / models.CARD).write_text(f"{card}\n{asked}\n", encoding="utf-8")
     return {"bytes": size}
+
+
+def _write_chat(chat: data.Chat | None, out: Path) -> None:
+    """Write what whoever loads a checkpoint asks it with, if a chat asks it anything."""
+    if chat:
+        serving.write_chat_template(out, chat)
+        serving.write_schema(out, chat)
+        data.write_chat(out, chat)
 
 
 def _served(scores: Path, model: Path, is_chat: bool) -> dict[str, Any]:

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tailored_llama import evaluation, models, preflight, serving, store
 from tailored_llama.config import SmallestConfig, as_shown, bases_of, check_installed
 from tailored_llama.errors import InputError, one_line
@@ -76,10 +74,6 @@ def smallest(run: Executor, config: SmallestConfig) -> Graph:
     if (labelling := search.labelling) and config.goal.ask:
         near = [tried for rung, tried in search.tried.items() if measured[rung].smoothed <= HOPELESS * margin]
         ask_to_choose(run, labelling, base, search.whole[base.given], near)
-    if not labelling and (share := _discordant(search)):
-        needed = evaluation.rows_needed(margin, evaluation.level_of(1, config.goal.confidence), share)
-        told = "in fewer bits the dense model differs on %.0f %% of the rows: proving no loss then takes about %d rows"
-        log.info(told, 100 * share, needed)
     passing = [search.tried[one.rung] for one in order]
     proving = prove(run, search.bases, search.reference, passing, labelling) if passing else None
     rungs = sorted(search.tried, key=lambda rung: -measured[rung].cost)
@@ -223,17 +217,6 @@ def _ladders(search: Search) -> list[Ladder]:
         reference = base is search.bases[0] and serving.bits_of(kind) >= 16
         ladders.append(Ladder(costs, reference, above))
     return ladders
-
-
-def _discordant(search: Search) -> float | None:
-    """The share of choosing rows on which the reference differs from itself in fewer bits."""
-    first = search.bases[0]
-    known = search.whole[first.given].answers
-    for candidate in search.tried.values():
-        if candidate.base is first and not candidate.step.ratio and candidate.kind != "source":
-            answers = first.read(search.run, candidate.choosing, "selection")
-            return float(np.mean([np.mean((known[name].values - own.values) ** 2) for name, own in answers.items()]))
-    return None
 
 
 def _shipped(run: Executor, candidate: Candidate, answer: Answer, proof: Proof[Any]) -> Node:

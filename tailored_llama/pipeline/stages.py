@@ -157,7 +157,7 @@ def report(
 def sweep(*, settings: reporting.SweepSettings, cells: Sequence[SweptCell[Artifact]]) -> None: ...
 
 
-@stage("smallest", 4, lambda: reporting.write_smallest_report)
+@stage("smallest", 5, lambda: reporting.write_smallest_report)
 def smallest(
     *,
     settings: reporting.SmallestSettings,
@@ -168,7 +168,7 @@ def smallest(
 ) -> None: ...
 
 
-@stage(ANSWER, 6, lambda: reporting.ship_model)
+@stage(ANSWER, 7, lambda: reporting.ship_model)
 def shipped(
     *,
     settings: reporting.ShipSettings,

@@ -170,7 +170,7 @@ def _tests(answer: Answer) -> Table:
     """A row for every test: a tested candidate on a benchmark. Values between right and wrong have no counts."""
     few = any(test.looks for tests in answer.tests for test in tests.values())
     counts = ("alike" if few else "both\nright", "only\ndense", "only\nsmall", "both\nwrong")
-    titles = ("rows", *(["labels"] if few else []), *counts, "loss", "largest loss\nnot excluded", "p", "bootstrap")
+    titles = ("rows", *(["labels"] if few else []), *counts, "loss", "largest loss\nnot excluded", "p")
     rows = []
     for place, tests in zip(answer.order, answer.tests, strict=False):
         candidate = answer.candidates[place]
@@ -179,7 +179,7 @@ def _tests(answer: Answer) -> Table:
             found = astuple(test.counts) if test.counts else (None,) * len(counts)
             cells: list[Cell | str] = [Cell(base, (how, *([name] if len(tests) > 1 else [])))]
             cells += [number(count, 0) for count in (test.rows, *([test.labels] if few else []), *found)]
-            cells += [lost(test.loss), lost(test.bound, 2), p_value(test.p), percent(test.bootstrap, 2)]
+            cells += [lost(test.loss), lost(test.bound, 2), p_value(test.p)]
             rows.append(table_row(*cells, "proven" if test.proven else "not proven", bold=place == answer.proven))
     columns = (Column("candidate", left=True), *map(Column, titles), Column("outcome", left=True))
     notes = (_level(answer), *([_looks(answer)] if few else [])) if rows else ()

@@ -49,7 +49,7 @@ def write_sweep(config: SweepConfig, measured: Sequence[tuple[SweepRow, Sequence
 
 def _table(rows: Sequence[SweepRow]) -> Table:
     """A row for every setting; recoveries, which are the last two columns, only if any cell was scored."""
-    recovered = _recovered(rows)
+    recovered = any(row.recovery is not None for row in rows if row.ratio)
     columns = (
         Column("setting", left=True),
         Column("removed /\nof the body"),
@@ -110,10 +110,6 @@ def _by_benchmark(measured: Sequence[tuple[SweepRow, Sequence[RecoveryRow]]]) ->
         rows.append(table_row(row.label, _removed(row), *cells, bold=not row.ratio))
     columns += [Column(score.benchmark, under=(str(score.metric),)) for score in first]
     return Table(tuple(columns), tuple(rows))
-
-
-def _recovered(rows: Sequence[SweepRow]) -> bool:
-    return any(row.recovery is not None for row in rows if row.ratio)
 
 
 def _figures(config: SweepConfig, rows: Sequence[SweepRow]) -> list[Section]:

@@ -51,10 +51,7 @@ def test_labels_of_differing_rows_alone_give_the_figures_of_all_labels() -> None
     compared = compare_said(said(dense), said(small), labels)
     test = noninferiority_test(compared.dense, compared.small, 0.05, 0.04)
     assert len(labels) < 110
-    assert (test.loss, test.p, test.bound, test.bootstrap) == pytest.approx(
-        (whole.loss, whole.p, whole.bound, whole.bootstrap), abs=0.01
-    )
-    assert (test.p, test.bound) == pytest.approx((whole.p, whole.bound), rel=1e-12)
+    assert (test.loss, test.p, test.bound) == pytest.approx((whole.loss, whole.p, whole.bound), rel=1e-12)
     assert not compared.missing.any()
 
 

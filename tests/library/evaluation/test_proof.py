@@ -209,12 +209,6 @@ def test_of_any_values_bound_and_p_say_the_same(seed: int) -> None:
         assert all(np.diff([test.p for test in found]) <= 1e-9)
 
 
-def test_the_bootstrap_agrees_where_there_are_many_rows() -> None:
-    found = noninferiority_test(*pair(500, 80, 60, 360), 0.03, 0.05)
-    assert (found.dense, found.small) == pytest.approx((0.58, 0.56))
-    assert found.bootstrap == pytest.approx(norm.sf((29.5 - 20) / (1000 * (0.14 - 0.02**2)) ** 0.5), abs=0.015)
-
-
 def test_values_that_never_differ_prove_nothing_on_few_rows() -> None:
     same = answers([0.5, 0.5, 0.7])
     assert not noninferiority_test(same, same, 0.03, 0.05).proven

@@ -27,7 +27,7 @@ def write_run(out: Path) -> None:
 
 def write_search(proven: bool) -> Callable[[Path], None]:
     best = CandidateFigures(f"gemma{EVIL}", 0.5, "q5_0", True, True, 10**8, 90_400_000, 9e7, {"csqa": 0.02}, 0.02)
-    test = LossTest(1221, 0.03, 0.04, 0.412, 0.403, 0.027, 0.01 if proven else 0.2, 0.01, None)
+    test = LossTest(1221, 0.03, 0.04, 0.412, 0.403, 0.027, 0.01 if proven else 0.2, None)
     answer = Answer(GoalConfig(), "the dense model", [best], [0], [{"csqa": test}], 1, {}, 0)
     return lambda out: write_answer(answer, out)
 
