@@ -5,7 +5,6 @@ from .answers import AnswersSettings as AnswersSettings
 from .answers import check_answers as check_answers
 from .answers import check_room as check_room
 from .benchmarks import UNLABELLED as UNLABELLED
-from .benchmarks import BenchmarkSource as BenchmarkSource
 from .benchmarks import Example as Example
 from .benchmarks import headline_metric as headline_metric
 from .benchmarks import join_splits as join_splits
@@ -50,6 +49,7 @@ from .questions import read_questions as read_questions
 from .settings import PromptSettings as PromptSettings
 from .settings import RenderedSplit as RenderedSplit
 from .splits import PURPOSE as PURPOSE
+from .splits import BenchmarkSource as BenchmarkSource
 from .splits import Split as Split
 from .templates import layout_of as layout_of
 from .templates import load_template as load_template

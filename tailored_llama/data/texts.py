@@ -8,9 +8,9 @@ from typing import Any, Literal, Self
 import pyarrow.parquet as pq
 
 from tailored_llama.config import PROMPTS, QUESTIONS, BenchmarkConfig, CalibrationPart, RunConfig, TextConfig
-from tailored_llama.data.benchmarks import BenchmarkSource, benchmark_texts, check_text_of, has_train, load_questions
+from tailored_llama.data.benchmarks import benchmark_texts, check_text_of, has_train, load_questions
 from tailored_llama.data.builtin import BUILTIN
-from tailored_llama.data.splits import Split, check_column
+from tailored_llama.data.splits import BenchmarkSource, Split, check_column
 from tailored_llama.errors import InputError
 from tailored_llama.files import read_file
 from tailored_llama.store import hub_commit, hub_rows, is_hub_id, sha256_file

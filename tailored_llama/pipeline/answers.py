@@ -1,18 +1,34 @@
-"""The answers of scored models, as a search reads them: to choose, to prove, and to prove again."""
+"""The answers of scored models, as a search reads them: to choose, to prove, and to prove again; and their record."""
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from tailored_llama import data, evaluation
 from tailored_llama.config import WRITTEN, SmallestConfig, accepted, named_benchmark
 from tailored_llama.data import PromptSplit
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import Answers, Compared, Said
+from tailored_llama.evaluation import Answer, Answers, Compared, Proof, Said
+from tailored_llama.store import write_table
 
 Labels = Mapping[str, Mapping[int, str]]  # by benchmark and example
+
+PROOF, ASKED = "proof.parquet", "asked.parquet"
+PROOF_SCHEMA = pa.schema(
+    {
+        "benchmark": pa.string(),
+        "example": pa.int32(),
+        "dense": pa.float64(),  # 1 where the answer is right; F1 may lie between
+        "small": pa.float64(),
+    }
+)
+ASKED_SCHEMA = pa.schema(  # a row for each of the proof, if labels were asked for
+    {"benchmark": pa.string(), "reference": pa.string(), "label": pa.string()}
+)
 
 NO_ANSWER = "\0"  # the normal form of the label of a row for which no answer is right
 
@@ -67,3 +83,29 @@ def answers_of(
 def digest_of(form: str) -> str:
     """SHA-256 of an answer or a label in its normal form."""
     return hashlib.sha256(form.encode()).hexdigest()
+
+
+def write_proof(config: SmallestConfig, answer: Answer, proof: Proof[Path], out: Path) -> None:
+    """Write how both models answered every proving row that was tested; and by what, if labels were asked for.
+
+    What was said, and the labels, leave as SHA-256 of their normal forms.
+    """
+    assert answer.proven is not None
+    tests = answer.tests[answer.order.index(answer.proven)]
+    columns: dict[str, list[Any]] = {name: [] for name in PROOF_SCHEMA.names}
+    asked: dict[str, list[Any]] = {name: [] for name in ASKED_SCHEMA.names}
+    for name, prompts in proof.prompts.items():
+        dense, small, labels = proof.dense[name], proof.small[name], answer.labels.get(name)
+        pair, rows = compared(config, name, dense, small, prompts, labels), tests[name].rows
+        columns["benchmark"] += [name] * rows
+        columns["example"] += pair.dense.examples[:rows].tolist()
+        columns["dense"] += pair.dense.values[:rows].tolist()
+        columns["small"] += pair.small.values[:rows].tolist()
+        if labels is not None:
+            said, forms = said_of(config, name, dense, prompts), label_forms(config, name, labels)
+            asked["benchmark"] += [name] * rows
+            asked["reference"] += map(digest_of, said.answers[:rows])
+            asked["label"] += [digest_of(forms[row]) if row in forms else None for row in said.examples[:rows].tolist()]
+    write_table(out / PROOF, columns, PROOF_SCHEMA)
+    if asked["benchmark"]:
+        write_table(out / ASKED, asked, ASKED_SCHEMA)

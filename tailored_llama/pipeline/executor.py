@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from threading import RLock, Thread
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 from tailored_llama.config import ExecutionConfig, StoreConfig, Work
 from tailored_llama.console import progress_bar
 from tailored_llama.pipeline.graph import Artifact, Facts, Graph, Node, nodes_in, run_stage, untimed
-from tailored_llama.pipeline.workers import workers
+from tailored_llama.pipeline.workers import Slots, run_in, workers
 from tailored_llama.processes import check_main
 from tailored_llama.progress import Progress
 from tailored_llama.store import ArtifactRef, ArtifactStore, Manifest, place
@@ -170,11 +171,8 @@ class Executor(ABC):
 
     def _name(self, node: Node) -> str:
         """The name of a node that no other one that failed has."""
-        name, number = node.name, 1
-        while self._named.setdefault(name, node.id) != node.id:
-            number += 1
-            name = f"{node.name} ({number})"
-        return name
+        names = chain([node.name], (f"{node.name} ({number})" for number in count(2)))
+        return next(name for name in names if self._named.setdefault(name, node.id) == node.id)
 
 
 class StoreExecutor(Executor):
@@ -282,25 +280,25 @@ def build(
         check()
         progress(done, total)
 
-    def compute(beside: bool, out: Path) -> Facts:
+    def compute(slots: Slots, out: Path) -> Facts:
         resume = artifacts.resume_folder(stage.name, stage.version, fields, inputs)
         work = Work(out, execution, downloads, told, resume, f"{node.name} {key[:8]}")
         opened = node.with_inputs(lambda leaf: artifacts.open(leaf) if isinstance(leaf, ArtifactRef) else leaf)
-        if beside:
-            return workers(execution.processes).run(stage, opened.inputs, node.settings, work, check)
+        if slots:
+            return run_in(slots, stage, opened.inputs, node.settings, work, check)
         return run_stage(stage, opened.inputs, node.settings, work)
 
     def is_built() -> bool:
         return artifacts.find(stage.name, key) is not None
 
     with ExitStack() as held:  # outside of what the store measures: waiting is no work
-        beside = False
+        slots = Slots()
         if stage.on_device and execution.processes > 1:
-            beside = held.enter_context(workers(execution.processes).held(key, is_built, stage.timed))
+            slots = held.enter_context(workers(execution.processes).held(key, is_built, stage.timed))
         if stage.timed or not stage.on_device:
             held.enter_context(ALONE)
         check()
-        return artifacts.build(stage.name, stage.version, fields, inputs, partial(compute, beside))
+        return artifacts.build(stage.name, stage.version, fields, inputs, partial(compute, slots))
 
 
 def describe(node: Node, manifest: Manifest, found: bool) -> str:

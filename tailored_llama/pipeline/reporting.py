@@ -8,28 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from tailored_llama import data, evaluation, models, reports, serving, training
 from tailored_llama.config import WRITTEN, RunConfig, SmallestConfig, SweepConfig, Work, named_benchmark
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer, MeasuredModel, Proof
-from tailored_llama.pipeline.answers import compared, digest_of, label_forms, said_of
+from tailored_llama.pipeline.answers import compared, digest_of, write_proof
 from tailored_llama.pipeline.graph import as_json, flatten
-from tailored_llama.store import CERTIFICATE, MANIFEST, read_manifest, sha256_file, write_table
+from tailored_llama.store import CERTIFICATE, MANIFEST, read_manifest, sha256_file
 
-PROOF, ASKED = "proof.parquet", "asked.parquet"
-PROOF_SCHEMA = pa.schema(
-    {
-        "benchmark": pa.string(),
-        "example": pa.int32(),
-        "dense": pa.float64(),  # 1 where the answer is right; F1 may lie between
-        "small": pa.float64(),
-    }
-)
-ASKED_SCHEMA = pa.schema(  # a row for each of the proof, if labels were asked for
-    {"benchmark": pa.string(), "reference": pa.string(), "label": pa.string()}
-)
 MOST_LOST = 10  # rows that the page of a search shows
 
 
@@ -243,7 +229,7 @@ def ship_model(
         files = models.weight_files(out)
     if settings.template:
         shutil.copy(settings.template, out)
-    _write_proof(config, answer, proof, out)
+    write_proof(config, answer, proof, out)
     size = sum(file.stat().st_size for file in files)
     hashes = {file.relative_to(out).as_posix(): sha256_file(file) for file in sorted(out.rglob("*")) if file.is_file()}
     hashes.pop(models.CARD, None)
@@ -277,29 +263,3 @@ def _served(scores: Path, model: Path, is_chat: bool) -> dict[str, Any]:
     asked = ("chat" if is_chat else "prompt") if measured["metric"] in WRITTEN else "log-likelihoods"
     digest = sha256_file(template) if template.is_file() else None
     return {"asked": asked, "runtime": f"transformers {version('transformers')}", "template": digest}
-
-
-def _write_proof(config: SmallestConfig, answer: Answer, proof: Proof[Path], out: Path) -> None:
-    """Write how both models answered every proving row that was tested; and by what, if labels were asked for.
-
-    What was said, and the labels, leave as SHA-256 of their normal forms.
-    """
-    assert answer.proven is not None
-    tests = answer.tests[answer.order.index(answer.proven)]
-    columns: dict[str, list[Any]] = {name: [] for name in PROOF_SCHEMA.names}
-    asked: dict[str, list[Any]] = {name: [] for name in ASKED_SCHEMA.names}
-    for name, prompts in proof.prompts.items():
-        dense, small, labels = proof.dense[name], proof.small[name], answer.labels.get(name)
-        pair, rows = compared(config, name, dense, small, prompts, labels), tests[name].rows
-        columns["benchmark"] += [name] * rows
-        columns["example"] += pair.dense.examples[:rows].tolist()
-        columns["dense"] += pair.dense.values[:rows].tolist()
-        columns["small"] += pair.small.values[:rows].tolist()
-        if labels is not None:
-            said, forms = said_of(config, name, dense, prompts), label_forms(config, name, labels)
-            asked["benchmark"] += [name] * rows
-            asked["reference"] += map(digest_of, said.answers[:rows])
-            asked["label"] += [digest_of(forms[row]) if row in forms else None for row in said.examples[:rows].tolist()]
-    write_table(out / PROOF, columns, PROOF_SCHEMA)
-    if asked["benchmark"]:
-        write_table(out / ASKED, asked, ASKED_SCHEMA)

@@ -21,8 +21,8 @@ from tailored_llama.pipeline.candidates import Candidate
 from tailored_llama.pipeline.executor import Cancelled, Executor
 from tailored_llama.pipeline.graph import Graph, Node
 from tailored_llama.pipeline.labelling import Labelling, ask_to_choose, check_labels, read_labelling
-from tailored_llama.pipeline.proven import publish_answer
 from tailored_llama.pipeline.proving import prove, row_sets
+from tailored_llama.pipeline.publishing import publish_answer
 from tailored_llama.pipeline.reporting import ShipSettings, SmallestSettings
 from tailored_llama.pipeline.rows import check_provable
 

@@ -3,10 +3,11 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
-from threading import Lock, Semaphore
+from queue import LifoQueue
+from threading import Lock
 from typing import Any
 
 from tailored_llama.config import Work
@@ -15,64 +16,61 @@ from tailored_llama.pipeline.graph import Facts, Stage, run_stage
 from tailored_llama.processes import Killed, Worker, call_in
 from tailored_llama.progress import Progress, silent
 
+Slots = list[Worker | None]  # None: a worker that is started when it is needed
+
 
 class Workers:
     """So many workers, each of which makes one stage at a time. One that was killed is replaced."""
 
     def __init__(self, count: int) -> None:
-        self._count, self._free, self._turn = count, Semaphore(count), Lock()
+        self._count, self._turn = count, Lock()
         self._keys: defaultdict[str, Lock] = defaultdict(Lock)
-        self._idle: list[Worker] = []
+        self._free: LifoQueue[Worker | None] = LifoQueue()  # a warm one comes first
+        for _ in range(count):
+            self._free.put(None)
 
     @contextmanager
-    def held(self, key: str, is_built: Callable[[], bool], alone: bool) -> Iterator[bool]:
-        """Hold a worker while an artifact is built; False, without a worker, if it was built meanwhile.
+    def held(self, key: str, is_built: Callable[[], bool], alone: bool) -> Iterator[Slots]:
+        """Hold a worker while an artifact is built; none, if it was built meanwhile.
 
         A second build of the same artifact waits without a worker. A stage that measures time holds all (`alone`);
         while it waits for them, no other stage begins.
         """
         with self._keys[key]:
             if is_built():
-                yield False
+                yield []
                 return
-            wanted = self._count if alone else 1
             with self._turn:
-                for _ in range(wanted):
-                    self._free.acquire()
+                slots = [self._free.get() for _ in range(self._count if alone else 1)]
             try:
-                yield True
+                yield slots
             finally:
-                self._free.release(wanted)
+                for worker in slots:
+                    self._free.put(worker)
 
-    def run(
-        self, stage: Stage[Any], inputs: Mapping[str, Any], settings: Any, work: Work, check: Callable[[], None]
-    ) -> Facts:
-        """Run a stage on the folders of its inputs in a worker that is held, with its part of the CPU's threads.
 
-        Raises:
-            Exception: what the stage raised, or `check`, which is called a few times a second.
-            MemoryError: the worker was killed, as the kernel does when memory runs out.
-        """
-        worker = self._idle_worker() or Worker()
-        arguments = (stage.name, inputs, settings, replace(work, progress=silent))
-        try:
-            facts: Facts = call_in([worker], _run, arguments, work.progress, check)
-        except BaseException as error:
-            worker.kill()  # a stage that failed may leave memory behind, or a GPU that answers no more
-            if isinstance(error, Killed):
-                raise MemoryError(f"{work.name}: {error}, perhaps because memory ran out") from None
-            raise
-        self._idle.append(worker)
-        return facts
+def run_in(
+    slots: Slots, stage: Stage[Any], inputs: Mapping[str, Any], settings: Any, work: Work, check: Callable[[], None]
+) -> Facts:
+    """Run a stage on the folders of its inputs in the first worker that is held, with its part of the CPU's threads.
 
-    def _idle_worker(self) -> Worker | None:
-        """A warm worker; one that was killed meanwhile is forgotten."""
-        while self._idle:
-            with suppress(IndexError):  # another thread was faster
-                if (worker := self._idle.pop()).process.is_alive():
-                    return worker
-                worker.kill()
-        return None
+    Raises:
+        Exception: what the stage raised, or `check`, which is called a few times a second.
+        MemoryError: the worker was killed, as the kernel does when memory runs out.
+    """
+    worker, slots[0] = slots[0], None
+    if worker is None or not worker.process.is_alive():
+        worker = Worker()
+    arguments = (stage.name, inputs, settings, replace(work, progress=silent))
+    try:
+        facts: Facts = call_in([worker], _run, arguments, work.progress, check)
+    except BaseException as error:
+        worker.kill()  # a stage that failed may leave memory behind, or a GPU that answers no more
+        if isinstance(error, Killed):
+            raise MemoryError(f"{work.name}: {error}, perhaps because memory ran out") from None
+        raise
+    slots[0] = worker
+    return facts
 
 
 @cache

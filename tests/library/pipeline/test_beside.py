@@ -20,10 +20,10 @@ from compositions import built, compose, compose_incomplete
 from services import ROOT, children, children_of, until
 from tailored_llama.config import ExecutionConfig, StoreConfig, TextConfig, Work, validate_config
 from tailored_llama.evaluation import PerplexitySettings, read_recovery
-from tailored_llama.pipeline import StoreExecutor, steps
+from tailored_llama.pipeline import StoreExecutor, executor, steps
 from tailored_llama.pipeline.graph import stage
 from tailored_llama.pipeline.stages import STAGES
-from tailored_llama.pipeline.workers import Workers
+from tailored_llama.pipeline.workers import Slots, Workers, run_in
 from tailored_llama.processes import run_processes
 from tailored_llama.progress import silent
 
@@ -63,12 +63,12 @@ def test_a_killed_worker_counts_as_out_of_memory_and_is_replaced(own_run: dict[s
     settings = PerplexitySettings.of(config.perplexity)
     os.mkfifo(text := tmp_path / "text.txt")  # nobody writes into it: who reads it waits, until it is killed
     endless = replace(settings, text=replace(settings.text, kind="file", text=TextConfig(source=str(text))))
-    beside, begun = Workers(1), Event()
+    begun, slots = Event(), Slots([None])
 
     def measure(settings: PerplexitySettings, check: Callable[[], None] = lambda: None) -> Mapping[str, Any] | None:
         (out := tmp_path / f"{len(list(tmp_path.iterdir()))}").mkdir()
         work = Work(out, ExecutionConfig(processes=2), name="perplexity dense")
-        return beside.run(STAGES["perplexity"], {"checkpoint": dense}, settings, work, check)
+        return run_in(slots, STAGES["perplexity"], {"checkpoint": dense}, settings, work, check)
 
     def kill() -> None:
         begun.set()
@@ -156,7 +156,7 @@ def test_nothing_is_computed_beside_what_measures_time(tmp_path: Path, monkeypat
     @stage("here", 1, lambda: write)
     def here(*, settings: None = None) -> None: ...
 
-    monkeypatch.setattr(Workers, "run", measure)
+    monkeypatch.setattr(executor, "run_in", measure)
     run = StoreExecutor(StoreConfig(root=str(tmp_path)), ExecutionConfig(processes=2))
     run.begin(first := timed("timed"))
     assert begun.wait(20)

@@ -21,8 +21,8 @@ from tailored_llama.errors import InputError, UnreachableError
 from tailored_llama.evaluation import Answer, CandidateFigures, RowSet, level_of
 from tailored_llama.evaluation import noninferiority_test as prove
 from tailored_llama.evaluation.statistics import Answers
-from tailored_llama.pipeline import proven
-from tailored_llama.pipeline.proven import publish_answer
+from tailored_llama.pipeline import publishing
+from tailored_llama.pipeline.publishing import publish_answer
 from tailored_llama.reports import certificate_of
 from tailored_llama.store import ArtifactStore
 
@@ -92,7 +92,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Offer:
     """A search that ends with a model of so many bytes and such a loss, or without a proof; says what became of it."""
     store = ArtifactStore(str(tmp_path / "store"))
-    monkeypatch.setattr(proven, "RETRY_AFTER", (0, 0, 0))
+    monkeypatch.setattr(publishing, "RETRY_AFTER", (0, 0, 0))
     caplog.set_level(logging.INFO)
 
     def search(target: Path | str, size: int = 90, loss: float = 0.01, proven: bool = True, **goal: Any) -> str:
@@ -191,15 +191,15 @@ def test_without_a_token_a_search_for_the_hub_does_not_start(
 def test_a_failing_upload_is_tried_again_and_never_loses_the_answer(
     own_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: int
 ) -> None:
-    real, fails = proven.publish, [UnreachableError("the Hub does not answer")] * errors
+    real, fails = publishing.publish, [UnreachableError("the Hub does not answer")] * errors
 
     def upload(*call: Any) -> None:
         if fails:
             raise fails.pop()
         real(*call)
 
-    monkeypatch.setattr(proven, "publish", upload)
-    monkeypatch.setattr(proven, "RETRY_AFTER", (0, 0, 0))
+    monkeypatch.setattr(publishing, "publish", upload)
+    monkeypatch.setattr(publishing, "RETRY_AFTER", (0, 0, 0))
     own_run["store"] |= {"export": str(tmp_path / "models"), "publish": str(tmp_path / "published")}
     goal = '[goal]\nruntime = "transformers"\nlose_at_most = 90\neven_if_unprovable = true\n'
     (path := tmp_path / "run.toml").write_text(as_toml(own_run) + goal)
