@@ -392,7 +392,7 @@ REFUSED: dict[str, tuple[list[Row], Row, str]] = {
     "a picture": (
         [chat("x", "y")],
         {"messages": [{"role": "user", "content": PICTURE}, {"role": "assistant", "content": "x"}]},
-        f"row 1: {MESSAGES} {str(PICTURE)!r} from user; allowed: a text",
+        f"row 1: {MESSAGES} {PICTURE!r} from user; allowed: a text",
     ),
     "a call of a tool before the answer": (
         [chat("x", "y")],
@@ -407,6 +407,26 @@ REFUSED: dict[str, tuple[list[Row], Row, str]] = {
         [trl(*chat("x", "y")["messages"])],
         trl(*chat("x", "y")["messages"]) | {"completion": "y"},
         "row 1: column completion: got 'y'; allowed: a list of messages",
+    ),
+    "an empty completion": (
+        [trl(*chat("x", "y")["messages"])],
+        trl(*chat("x", " ")["messages"][:1], {"role": "assistant", "content": " "}),
+        "row 1: columns prompt and completion: got ' ' from assistant; allowed: a text",
+    ),
+    "a completion of the user": (
+        [trl(*chat("x", "y")["messages"])],
+        trl({"role": "user", "content": "x"}, {"role": "user", "content": "y"}),
+        f"row 1: columns prompt and completion: got the roles user, user; {TURNS}",
+    ),
+    "another form": (
+        [chat("x", "y")],
+        {"text": "x", "label": "y"},
+        f"row 1: {MESSAGES} None; allowed: a list of messages",
+    ),
+    "a long cell": (
+        [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(150)],
+        {"text": [0] * 99, "label": "a"},
+        f"row 150: column text: got {str([0] * 99)[:80]}…; allowed: a text",
     ),
     "no messages": ([chat("x", "y")], {"messages": "hello"}, f"row 1: {MESSAGES} 'hello'; allowed: a list of messages"),
 }
