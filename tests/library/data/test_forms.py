@@ -508,6 +508,18 @@ def test_the_first_lines_show_the_special_tokens_around_a_prompt_as_it_is_tuned(
     assert shown.endswith(f"{end.removesuffix('</s>')}', without the model's special tokens.")
 
 
+@pytest.mark.parametrize(("template", "ends"), [("lettered", ("A</s>'", "B</s>'")), ("harness", ("'", "'"))])
+def test_the_first_lines_show_an_end_after_choices_of_each_row_if_it_is_tuned(
+    tmp_path: Path, template: str, ends: tuple[str, str]
+) -> None:
+    checkpoint = save_worded_llama(tmp_path / "model", spm_tokenizer())
+    rows = [{"question": f"text {i}", "choices": [f"a {i}", f"b {i}"], "answer": "AB"[i % 2]} for i in range(150)]
+    settings = {"benchmarks": (read(tmp_path, rows),), "model": {"source": str(checkpoint)}}
+    _, shown, *_ = rows_of(RunConfig(**settings, prompts={"template": template}))
+    assert shown.removesuffix(".").endswith(ends)
+    assert ("</s>" in shown) == (template == "lettered")
+
+
 def test_labels_are_counted_by_rows(tmp_path: Path) -> None:
     own = read(tmp_path, labelled(300, 3))
     assert Counter(prompts(own).values()) == {"label 0": 100, "label 1": 100, "label 2": 100}
