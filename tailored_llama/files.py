@@ -69,10 +69,8 @@ def _check(file: pq.ParquetFile, path: Path, schema: pa.Schema | None) -> None:
         )
 
 
-def read_file(path: Path) -> list[dict[str, Any]]:
+def read_file(path: Path, may_be_empty: bool = False) -> list[dict[str, Any]]:
     """The rows of a .parquet, .jsonl or .csv file; InputError: it is missing, of another type, broken or empty."""
-    import pandas as pd
-
     if not path.is_file():
         raise InputError(f"{path}: no such file; allowed: a .parquet, .jsonl or .csv file")
     try:
@@ -81,17 +79,30 @@ def read_file(path: Path) -> list[dict[str, Any]]:
         elif path.suffix in (".jsonl", ".json"):
             rows = _json_rows(path)
         elif path.suffix == ".csv":
-            rows = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+            rows = _csv_rows(path)
         else:
             raise InputError(f"{path}: type {path.suffix or 'none'}; allowed: .parquet, .jsonl or .csv")
     except InputError:
         raise
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise InputError(f"{path}: cannot be read ({reason})") from None
-    if not rows:
+        allowed = "a whole file in UTF-8" + ", which spreadsheets save as CSV UTF-8" * (path.suffix == ".csv")
+        raise InputError(f"{path}: cannot be read ({reason}); allowed: {allowed}") from None
+    if not rows and not may_be_empty:
         raise InputError(f"{path}: holds no rows; allowed: at least one")
-    return [{str(k): v for k, v in row.items()} for row in rows]
+    return [{str(k).strip(): v for k, v in row.items()} for row in rows]
+
+
+def _csv_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows whose cells are separated as in the header: by commas, or by semicolons or tabs, as some spreadsheets do."""
+    import pandas as pd
+
+    with path.open(encoding="utf-8-sig") as file:
+        separator = max(",;\t", key=file.readline().count)
+    with suppress(pd.errors.EmptyDataError):
+        rows: list[Any] = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False).to_dict("records")
+        return rows
+    return []
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ FILE = "chat.json"
 LAYOUT = "{% set unread = messages[0]['content'] %}"  # in a chat template that writes a layout around one message
 _START, _END = "\ue000", "\ue001"  # around a name; private characters, which stand in no layout
 _BRACES = {ord(_START): "{", ord(_END): "}"}
-NAME = re.compile(r"\{([^{}]+)\}")  # in braces
+_BRACED = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")  # a name in braces, or doubled braces, which are a layout's own
 _SOURCES = {  # what is no column of a row, by its name; that of a form, after the form
     "messages user": "the text of the user in the `messages` of a row",
     "messages prompt": "the system message in the `messages` of a row, an empty line, and the text of the user",
@@ -33,8 +33,8 @@ class Chat:
     """A prompt in parts, between which the user's message stands, or by a base's template; and what may follow it."""
 
     parts: tuple[str, ...]
-    message: str  # what of a row the message holds, with names in braces
-    choices: tuple[str, ...]  # what may follow, with names in braces where it differs by row
+    message: str  # what of a row the message holds, with names in braces; braces of its own are doubled
+    choices: tuple[str, ...]  # what may follow, likewise where it differs by row
     answers: tuple[str, ...]  # the choices, if they are the same for all rows
     stop: tuple[str, ...]  # what ends an answer of its own, beside the end of text
     new_tokens: int  # of an answer of its own, at most; 0: choices are ranked
@@ -58,11 +58,16 @@ class Chat:
     def sources(self) -> dict[str, str]:
         """Where the texts of a message come from, by the names in its braces."""
         told = _SOURCES | {name.removeprefix(f"{self.form} "): source for name, source in _SOURCES.items()}
-        return {name: told.get(name, f"the column `{name}` of a row") for name in NAME.findall(self.message)}
+        return {name: told.get(name, f"the column `{name}` of a row") for name in names_of(self.message)}
+
+    @property
+    def shown(self) -> str:
+        """What of a row the message holds, for people."""
+        return filled(self.message, "{{{}}}".format)
 
     def with_words(self) -> "Chat":
         """A chat with words in place of names, as an example shows it. A card may be published: no row stands there."""
-        message, *choices = (NAME.sub(r"the words of the \1", text) for text in (self.message, *self.choices))
+        message, *choices = (filled(text, "the words of the {}".format) for text in (self.message, *self.choices))
         return replace(self, message=message, choices=self.answers or tuple(choices))
 
 
@@ -85,6 +90,16 @@ def _marked(name: str) -> str:
     return f"{_START}{name}{_END}"
 
 
+def names_of(text: str) -> list[str]:
+    """The names in braces."""
+    return [name for name in _BRACED.findall(text) if name]
+
+
+def filled(text: str, value: Callable[[str], str]) -> str:
+    """A text with values in place of the names in braces."""
+    return _BRACED.sub(lambda found: value(found[1]) if found[1] else found[0][0], text)
+
+
 def in_braces(text: str) -> str:
     """A text of a named example with braces as marks."""
     return text.translate(_BRACES)
@@ -96,7 +111,7 @@ def find_chat(benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Render
     `named` is the named example; `of_base` is the base's chat template, if it asks, and the end of an answer. None: the
     text before the answer differs by choice.
     """
-    asked, choices, form = named[0][0], tuple(map(in_braces, named[1])), benchmark.form or ""
+    asked, choices, form = named[0][0], tuple(map(_doubled, named[1])), benchmark.form or ""
     if len(set(named[0])) > 1 or _START not in asked:
         return None
     first = next(iter(named_example(benchmark).fields.values()))
@@ -109,14 +124,19 @@ def find_chat(benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Render
     written, space = is_written(benchmark), parts[-1][len(parts[-1].rstrip()) :]
     if written:
         return Chat(
-            parts, in_braces(message), (), (), stop_strings(benchmark), new_tokens(benchmark), form=form, **of_base
+            parts, _doubled(message), (), (), stop_strings(benchmark), new_tokens(benchmark), form=form, **of_base
         )
     # White space before an answer is scored with it, as `models.encode_pair` says.
     parts, choices = (*parts[:-1], parts[-1].rstrip()), tuple(space + choice for choice in choices)
     alike = len(rows) > 1 and len({frozenset(continuations) for _, continuations in rows}) == 1
     answers = tuple(space + answer for answer in dict.fromkeys(rows[0][1])) if alike else ()
     of_base |= {"columns": benchmark.choices or "choices", "metric": headline_metric(benchmark)}
-    return Chat(parts, in_braces(message), answers or choices, answers, (), 0, form=form, **of_base)
+    return Chat(parts, _doubled(message), answers or choices, answers, (), 0, form=form, **of_base)
+
+
+def _doubled(text: str) -> str:
+    """A text of a named example with braces as marks, and its own doubled."""
+    return in_braces(re.sub("([{}])", r"\1\1", text))
 
 
 def _inside(text: str) -> str:

@@ -69,15 +69,15 @@ def _cells(row: Asked, answers: Any) -> list[Any]:
 def read_asked(file: Path) -> list[Asked]:
     """The rows of a file that `write_asked` wrote, with the labels that it has been given since; none without a file.
 
-    Empty rows are left out. Columns of a CSV file may be separated by semicolons, as some spreadsheets do.
+    Empty rows are left out.
 
     Raises:
-        InputError: it lacks a column, or a label is none of the row's possible answers.
+        InputError: as `read_file`; it lacks a column, or a label is none of the row's possible answers.
     """
     if not file.is_file():
         return []
     rows = []
-    for number, cells in enumerate(_csv_rows(file) if file.suffix == ".csv" else read_file(file)):
+    for number, cells in enumerate(read_file(file, may_be_empty=True)):
         if missing := [column for column in COLUMNS[:-1] if column not in cells]:
             allowed = f"the columns {', '.join(COLUMNS)}"
             raise InputError(f"{file}: row {number}: got no column {missing[0]!r}; allowed: {allowed}")
@@ -97,13 +97,6 @@ def read_asked(file: Path) -> list[Asked]:
         benchmark, note = label_of(cells["benchmark"]), label_of(cells.get("note"))
         rows.append(Asked(benchmark, place, str(cells["row"]), answers, answer, note))
     return rows
-
-
-def _csv_rows(file: Path) -> list[dict[str, Any]]:
-    text = file.read_text(encoding="utf-8-sig", errors="replace")
-    header = text.partition("\n")[0]
-    comma = ";" if header.count(";") > header.count(",") else ","
-    return list(csv.DictReader(text.splitlines(keepends=True), delimiter=comma, restval=""))
 
 
 def labels_in(file: Path, known: Mapping[str, Mapping[int, Asked]]) -> dict[str, dict[int, str]]:

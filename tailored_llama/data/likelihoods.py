@@ -46,6 +46,12 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, max_length: int, end: Sequence
     return encode_choices(inputs, targets, truncated)
 
 
+def end_of(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """The token after an answer, if there is one: the end of text, or what a base's chat template writes there."""
+    end = tokenizer.convert_tokens_to_ids(prompt.end) if prompt.end else tokenizer.eos_token_id
+    return [] if end is None else [end]
+
+
 def encode_choices(
     inputs: Sequence[list[int]], targets: Sequence[Sequence[int]], truncated: bool = False
 ) -> models.Encoded:
@@ -88,7 +94,14 @@ def shared_header(encoded: Sequence[models.Encoded]) -> list[int]:
 def loglikelihoods(
     model: Any, encoded: Sequence[models.Encoded], batch_tokens: int, progress: Progress = silent
 ) -> list[list[float]]:
-    """Summed log-probability of every choice of every prompt, in the given order.
+    """Summed log-probability of every choice of every prompt, as `token_logprobs`."""
+    return [[*map(math.fsum, choices)] for choices in token_logprobs(model, encoded, batch_tokens, progress)]
+
+
+def token_logprobs(
+    model: Any, encoded: Sequence[models.Encoded], batch_tokens: int, progress: Progress = silent
+) -> list[list[list[float]]]:
+    """The log-probability of every token of every choice of every prompt, in the given order.
 
     The common start of all prompts is encoded once. Prompts are packed by length, at most `batch_tokens` tokens per
     forward pass. When memory runs out, that budget is halved for the remaining prompts.
@@ -97,7 +110,7 @@ def loglikelihoods(
     def finish(row: models.PackedRow, states: Tensor) -> list[float]:
         return models.target_logprobs(model, states, row.positions, row.targets).tolist()
 
-    results: list[list[float]] = [[] for _ in encoded]
+    results: list[list[list[float]]] = [[] for _ in encoded]
     whole = [i for i, item in enumerate(encoded) if not item.truncated]
     cut = [i for i, item in enumerate(encoded) if item.truncated]  # they start at different points: no common header
     done = count(1)
@@ -108,6 +121,20 @@ def loglikelihoods(
             for batch, logprobs in models.run_packed(model, group, batch_tokens, finish, shared):
                 values = iter(logprobs)  # one for each target
                 for i in batch:
-                    results[members[i]] = [math.fsum(islice(values, len(wanted))) for wanted in group[i].targets]
+                    results[members[i]] = [list(islice(values, len(wanted))) for wanted in group[i].targets]
                     progress(next(done), len(encoded))
     return results
+
+
+def written_choice(targets: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]) -> int:
+    """The choice that is written token by token, each the likeliest of those that begin a choice or go on with it.
+
+    The last token of each is its end, so that none begins another.
+    """
+    left = list(range(len(targets)))
+    for place in count():
+        best = max(left, key=lambda choice: logprobs[choice][place])
+        left = [choice for choice in left if targets[choice][place] == targets[best][place]]
+        if len(left) == 1:
+            break
+    return left[0]

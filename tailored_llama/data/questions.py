@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tailored_llama.config import form_of, in_form
-from tailored_llama.data.chat import NAME, Chat
+from tailored_llama.data.chat import Chat, filled, names_of
 from tailored_llama.data.custom import choices_of
 from tailored_llama.errors import InputError
 
@@ -20,16 +20,15 @@ def read_questions(chat: Chat, rows: Sequence[Row]) -> list[Question]:
 
     InputError: a row lacks a column, or has something else in it.
     """
-    names, questions = {*NAME.findall(chat.message)}, list[Question]()
+    names, questions = {*names_of(chat.message)}, list[Question]()
     for number, row in enumerate(_in_form(chat, rows)):
         asked = chat.message if row.keys() >= names or MESSAGE not in row else f"{{{MESSAGE}}}"
         try:
-            for name in NAME.findall(asked):
+            for name in names_of(asked):
                 if not isinstance(text := row.get(name), str) or not text.strip():
                     allowed = f"a text in it, or the whole message in the column {MESSAGE}"
                     raise ValueError(f"column {name}: got {text!r} (columns: {', '.join(row)}); allowed: {allowed}")
-            message = "".join(row[part] if i % 2 else part for i, part in enumerate(NAME.split(asked)))
-            messages = [{"role": "user", "content": message}]
+            messages = [{"role": "user", "content": filled(asked, row.__getitem__)}]
             choices = chat.answers if chat.answers or chat.new_tokens else _choices(chat, row)
             questions.append((row.get("turns", messages) if chat.template else messages, choices))
         except ValueError as error:
@@ -47,7 +46,7 @@ def _in_form(chat: Chat, rows: Sequence[Row]) -> Sequence[Row]:
 def _choices(chat: Chat, row: Row) -> tuple[str, ...]:
     """The choices of a row, as they follow its prompt."""
     texts = choices_of(chat.columns, defaultdict(lambda: None, row))
-    choices = tuple(chat.choices[0].replace("{first choice}", str(text)) for text in texts)
+    choices = tuple(filled(chat.choices[0], {"first choice": str(text)}.__getitem__) for text in texts)
     if len({*choices}) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f"choices ({chat.columns}): got {texts}; allowed: two or more texts, one of which is answered")
     return choices

@@ -10,8 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from tailored_llama.config import Work
-from tailored_llama.data import UNLABELLED, Prompt, encode_prompt, loglikelihoods, read_prompts, shared_header
+from tailored_llama.config import WRITTEN, Work
+from tailored_llama.data import (
+    UNLABELLED,
+    Prompt,
+    encode_prompt,
+    end_of,
+    is_ended,
+    read_prompts,
+    shared_header,
+    token_logprobs,
+    written_choice,
+)
 from tailored_llama.evaluation.generation import generate
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA, hits, metrics
 from tailored_llama.evaluation.settings import ScoreSettings
@@ -25,18 +35,19 @@ def score_benchmark(
 ) -> dict[str, Any]:
     """Stage: score one checkpoint on one rendered benchmark; write `metrics.json` and the answers behind it.
 
-    Ranked choices go to `predictions.parquet`, written answers to `answers.parquet`. An adapter is merged into the
+    Choices go to `predictions.parquet`, written answers to `answers.parquet`. An adapter is merged into the
     weights.
 
     Raises:
         InputError: the checkpoint or the adapter is broken, or the two do not belong together; or streaming is demanded
             for written answers or an adapter, which need the whole model.
     """
-    whole = "written answers" if settings.written else None
+    is_text = settings.metric in WRITTEN
+    whole = "written answers" if is_text else None
     model = open_model(checkpoint, work.execution, work.out, adapter, whole)
     tokenizer, rendered = load_tokenizer(checkpoint), read_prompts(prompts, settings.split)
     start = time.perf_counter()
-    answer = _write_answers if settings.written else _rank_choices
+    answer = _write_answers if is_text else _rank_choices
     result, measured = answer(model, tokenizer, rendered, settings, work)
     common = {"benchmark": settings.benchmark, "metric": settings.metric, "examples": len(rendered)}
     (work.out / "metrics.json").write_text(json.dumps(common | result, indent=1) + "\n")
@@ -47,13 +58,20 @@ def score_benchmark(
 def _rank_choices(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], settings: ScoreSettings, work: Work
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """The metrics of the likeliest choices, and the number of tokens that were read."""
+    """The metrics of the likeliest choices, or of those that are written, and the number of tokens that were read."""
     budget, longest = token_budget(work.execution.batch_tokens, model), context_length(model)
-    encoded = [encode_prompt(tokenizer, prompt, longest) for prompt in prompts]
-    columns = predict(prompts, loglikelihoods(model, encoded, budget, work.progress))
+    writes = settings.written is not None and is_ended(settings.metric, prompts)
+    ends = [end_of(tokenizer, prompt) if writes else [] for prompt in prompts]
+    encoded = [encode_prompt(tokenizer, prompt, longest, end) for prompt, end in zip(prompts, ends, strict=True)]
+    told = token_logprobs(model, encoded, budget, work.progress)
+    columns = predict(prompts, [[*map(math.fsum, choices)] for choices in told])
+    if writes:
+        written = [written_choice(item.targets, choices) for item, choices in zip(encoded, told, strict=True)]
+        columns |= {"prediction": written, "prediction_norm": written}
     whole = [item for item in encoded if not item.truncated]  # their common start is encoded once
     tokens = sum(len(item.document) for item in encoded) - len(shared_header(whole)) * max(0, len(whole) - 1)
-    return write_choices(prompts, columns, work.out), {"tokens": tokens}
+    result: dict[str, Any] = write_choices(prompts, columns, work.out)
+    return result | ({"written": True} if writes else {}), {"tokens": tokens}
 
 
 def write_choices(prompts: Sequence[Prompt], columns: Mapping[str, list[Any]], out: Path) -> dict[str, float]:

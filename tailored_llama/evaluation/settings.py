@@ -22,7 +22,7 @@ from tailored_llama.data import PromptSplit, TextSource, find_text, headline_met
 class WrittenAnswer:
     """The limits of a written answer, beside the end-of-text token, and what `exact_match` ignores of it."""
 
-    max_new_tokens: int
+    max_new_tokens: int  # 0: it is one of the choices, if these are the same for all rows
     stop: Sequence[str] = ()  # strings, which are left out themselves
     ignore: tuple[Ignored, ...] | None = None  # None: SQuAD's normal form is compared
 
@@ -37,8 +37,8 @@ class ScoreSettings:
     written: WrittenAnswer | None = None  # None: choices are ranked
 
     @classmethod
-    def of(cls, benchmark: BenchmarkConfig, split: PromptSplit = "evaluation") -> Self:
-        written = None
+    def of(cls, benchmark: BenchmarkConfig, split: PromptSplit = "evaluation", writes_labels: bool = False) -> Self:
+        written = WrittenAnswer(0) if writes_labels else None
         if is_written(benchmark):
             written = WrittenAnswer(new_tokens(benchmark), stop_strings(benchmark), benchmark.ignore)
         return cls(benchmark.name, headline_metric(benchmark), split, written)

@@ -260,6 +260,7 @@ def _served(scores: Path, model: Path, is_chat: bool) -> dict[str, Any]:
     measured, template = evaluation.read_metrics(scores), model / "chat_template.jinja"
     if "served" in measured:
         return dict(measured["served"])
-    asked = ("chat" if is_chat else "prompt") if measured["metric"] in WRITTEN else "log-likelihoods"
+    written = measured["metric"] in WRITTEN or "written" in measured
+    asked = ("chat" if is_chat else "prompt") if written else "log-likelihoods"
     digest = sha256_file(template) if template.is_file() else None
     return {"asked": asked, "runtime": f"transformers {version('transformers')}", "template": digest}

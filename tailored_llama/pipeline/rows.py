@@ -14,7 +14,17 @@ from tailored_llama.config import (
     named_benchmark,
     with_template,
 )
-from tailored_llama.data import PURPOSE, UNLABELLED, Example, Split, benchmarks, first_prompt, named_columns
+from tailored_llama.data import (
+    PURPOSE,
+    UNLABELLED,
+    Example,
+    Split,
+    benchmarks,
+    first_prompt,
+    load_template,
+    named_columns,
+    render,
+)
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import DISCORDANT
 from tailored_llama.pipeline.labelling import FEW_TO_CHOOSE, TO_CHOOSE
@@ -168,13 +178,18 @@ def _asked(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[Exampl
     elif source.kind == "wheel":
         around = models.EMBEDDED_MODELS[source.name].special
     (start, end), unknown = around or ("", ""), "" if around else ", without the model's special tokens"
-    if prompt.end:
-        end = prompt.end
-    elif benchmark.choices:  # of each row
-        end = ""
-    else:
-        end = data.PromptSettings.of(config, benchmark, "train").ending + end
+    settings = data.PromptSettings.of(config, benchmark, "train")
+    end = prompt.end or (settings.ending + end if _is_ended(config, settings, train) else "")
     return f"the prompt {start + context!r} has the answer {answer + end!r}{unknown}"
+
+
+def _is_ended(config: RunConfig, settings: data.PromptSettings, train: Sequence[Example]) -> bool:
+    """Tell whether the end of text is tuned, as it is after answers that are no choices of each row."""
+    benchmark = settings.wording.benchmark
+    if not benchmark.choices or config.tuning.examples == "none":
+        return not benchmark.choices
+    template, (_, shots, _) = load_template(config.prompts.template), data.draw_train(settings, train)
+    return data.is_ended(data.headline_metric(benchmark), [render(benchmark, template, shot) for shot in shots])
 
 
 def _examples(config: RunConfig, benchmark: BenchmarkConfig, part: Split) -> list[Example]:

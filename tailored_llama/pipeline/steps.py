@@ -10,6 +10,7 @@ from tailored_llama.config import (
     TUNED_DENSE,
     BenchmarkConfig,
     RunConfig,
+    SmallestConfig,
     asks_turns,
     healing_text,
     is_written,
@@ -235,8 +236,13 @@ def score(
     adapter: Artifact | None = None,
     split: data.PromptSplit = "evaluation",
 ) -> Node:
-    """Score a checkpoint, with or without an adapter, on a benchmark's prompts."""
-    settings = ScoreSettings.of(named_benchmark(config, benchmark), split)
+    """Score a checkpoint, with or without an adapter, on a benchmark's prompts.
+
+    To prove a search for transformers or vLLM, labels are written, as these runtimes do.
+    """
+    goal = config.goal if isinstance(config, SmallestConfig) and split == "evaluation" else None
+    writes = goal is not None and goal.runtime != "llama.cpp"
+    settings = ScoreSettings.of(named_benchmark(config, benchmark), split, writes)
     name = f"score {benchmark} {label}"
     return stages.scores(name, settings=settings, checkpoint=checkpoint, adapter=adapter, prompts=prompts)
 

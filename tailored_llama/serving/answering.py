@@ -17,7 +17,17 @@ import numpy as np
 import torch
 
 from tailored_llama.console import progress_bar, quietly
-from tailored_llama.data import Chat, Prompt, Question, encode_prompt, loglikelihoods, read_chat, read_questions
+from tailored_llama.data import (
+    Chat,
+    Prompt,
+    Question,
+    encode_prompt,
+    end_of,
+    read_chat,
+    read_questions,
+    token_logprobs,
+    written_choice,
+)
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import WrittenAnswer, choice_probabilities, generate
 from tailored_llama.files import read_file
@@ -159,13 +169,19 @@ def _ask_checkpoint(
     lengths = [tuple(len(text.strip()) for text in own) for own in choices]
     asked = enumerate(zip(contexts, choices, lengths, strict=True))
     prompts = [Prompt(i, (text,) * len(own), own, 0, sizes, chat.end) for i, (text, own, sizes) in asked]
-    encoded = [encode_prompt(tokenizer, prompt, context_length(model)) for prompt in prompts]
-    sums = loglikelihoods(model, encoded, token_budget(None, model), progress)
+    ends = [end_of(tokenizer, prompt) if chat.answers else [] for prompt in prompts]
+    pairs, limit = zip(prompts, ends, strict=True), context_length(model)
+    encoded = [encode_prompt(tokenizer, prompt, limit, end) for prompt, end in pairs]
+    told = token_logprobs(model, encoded, token_budget(None, model), progress)
+    sums = [[*map(math.fsum, own)] for own in told]
     if chat.new_tokens:
         return [ModelAnswer(text.strip(), math.exp(total)) for text, (total,) in zip(texts, sums, strict=True)]
     shares = [choice_probabilities(*row, chat.metric) for row in zip(sums, lengths, strict=True)]
-    best = ((own[np.argmax(share)], max(share)) for own, share in zip(choices, shares, strict=True))
-    return [ModelAnswer(text.strip(), float(share)) for text, share in best]
+    best = [int(np.argmax(share)) for share in shares]
+    if chat.answers:
+        best = [written_choice(item.targets, own) for item, own in zip(encoded, told, strict=True)]
+    rows = zip(choices, shares, best, strict=True)
+    return [ModelAnswer(own[choice].strip(), float(share[choice])) for own, share, choice in rows]
 
 
 def serve(folder: Path, port: int, context: int = CONTEXT) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from tailored_llama.config import Work
-from tailored_llama.data import Chat, Prompt, encode_prompt, read_chat, read_prompts
+from tailored_llama.data import Chat, Prompt, encode_prompt, is_ended, read_chat, read_prompts
 from tailored_llama.evaluation import ScoreSettings, predict, write_choices, write_texts
 from tailored_llama.models import encode, load_tokenizer, open_gguf, read_config
 from tailored_llama.serving.chat import chat_template, grammar_of, shipped_chat, written_options
@@ -48,7 +48,7 @@ def score_served(checkpoint: Path, gguf: Path, prompts: Path, *, settings: Score
     tokenizer, limit = load_tokenizer(checkpoint), int(read_config(checkpoint)["max_position_embeddings"])
     template, chat = _template_of(file), read_chat({"": prompts})
     digest = sha256(template.encode()).hexdigest() if template else None
-    if not (settings.written or _have_common_answers(rows)):
+    if not is_ended(settings.metric, rows):
         encoded = [encode_prompt(tokenizer, prompt, limit) for prompt in rows]
         result = write_choices(rows, predict(rows, file_loglikelihoods(file, encoded, work.progress)), work.out)
         served = Served("log-likelihoods", _version("llama-cpp-py-sync"), digest)
@@ -107,10 +107,6 @@ def requests_of(rows: Sequence[Prompt], score: ScoreSettings, chat: Chat | None,
 def unended(replies: Sequence[Reply]) -> int:
     """How many answers only the limit of tokens ended."""
     return sum(reply.ended == "length" for reply in replies)
-
-
-def _have_common_answers(rows: Sequence[Prompt]) -> bool:
-    return len({frozenset(prompt.continuations) for prompt in rows}) == 1
 
 
 def write_answers(

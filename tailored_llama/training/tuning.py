@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tailored_llama import models
 from tailored_llama.config import WRITTEN, Metric, Work, check_logs, part_of
-from tailored_llama.data import Prompt, encode_answer, encode_prompt, is_ended, read_prompts
+from tailored_llama.data import Prompt, encode_answer, encode_prompt, end_of, is_ended, read_prompts
 from tailored_llama.training.distillation import Teacher
 from tailored_llama.training.loop import Course, train
 from tailored_llama.training.losses import Sample, TextSamples
@@ -99,9 +99,7 @@ def encode_sample(tokenizer: Any, limit: int, ranked: Metric | None, prompt: Pro
     chat template, the end of the turn follows any answer.
     """
     if ranked is None:
-        end = [tokenizer.eos_token_id] if ends and tokenizer.eos_token_id is not None else []
-        if prompt.end:
-            end = [tokenizer.convert_tokens_to_ids(prompt.end)]
+        end = end_of(tokenizer, prompt) if ends or prompt.end else []
         return Sample(encode_answer(tokenizer, prompt, limit, end), 0, (1.0,))
     lengths = prompt.choice_lengths if ranked == "acc_norm" else (1,) * len(prompt.contexts)
     mean = sum(lengths) / len(lengths)

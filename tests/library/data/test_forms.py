@@ -392,7 +392,7 @@ REFUSED: dict[str, tuple[list[Row], Row, str]] = {
     "a picture": (
         [chat("x", "y")],
         {"messages": [{"role": "user", "content": PICTURE}, {"role": "assistant", "content": "x"}]},
-        f"row 1: {MESSAGES} {str(PICTURE)!r} from user; allowed: a text",
+        f"row 1: {MESSAGES} {PICTURE!r} from user; allowed: a text",
     ),
     "a call of a tool before the answer": (
         [chat("x", "y")],
@@ -407,6 +407,26 @@ REFUSED: dict[str, tuple[list[Row], Row, str]] = {
         [trl(*chat("x", "y")["messages"])],
         trl(*chat("x", "y")["messages"]) | {"completion": "y"},
         "row 1: column completion: got 'y'; allowed: a list of messages",
+    ),
+    "an empty completion": (
+        [trl(*chat("x", "y")["messages"])],
+        trl(*chat("x", " ")["messages"][:1], {"role": "assistant", "content": " "}),
+        "row 1: columns prompt and completion: got ' ' from assistant; allowed: a text",
+    ),
+    "a completion of the user": (
+        [trl(*chat("x", "y")["messages"])],
+        trl({"role": "user", "content": "x"}, {"role": "user", "content": "y"}),
+        f"row 1: columns prompt and completion: got the roles user, user; {TURNS}",
+    ),
+    "another form": (
+        [chat("x", "y")],
+        {"text": "x", "label": "y"},
+        f"row 1: {MESSAGES} None; allowed: a list of messages",
+    ),
+    "a long cell": (
+        [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(150)],
+        {"text": [0] * 99, "label": "a"},
+        f"row 150: column text: got {str([0] * 99)[:80]}…; allowed: a text",
     ),
     "no messages": ([chat("x", "y")], {"messages": "hello"}, f"row 1: {MESSAGES} 'hello'; allowed: a list of messages"),
 }
@@ -486,6 +506,18 @@ def test_the_first_lines_show_the_special_tokens_around_a_prompt_as_it_is_tuned(
     _, shown, *_ = rows_of(RunConfig(benchmarks=(own,), model=ModelConfig(source="owner/name")))
     assert "<s>" not in shown
     assert shown.endswith(f"{end.removesuffix('</s>')}', without the model's special tokens.")
+
+
+@pytest.mark.parametrize(("template", "ends"), [("lettered", ("A</s>'", "B</s>'")), ("harness", ("'", "'"))])
+def test_the_first_lines_show_an_end_after_choices_of_each_row_if_it_is_tuned(
+    tmp_path: Path, template: str, ends: tuple[str, str]
+) -> None:
+    checkpoint = save_worded_llama(tmp_path / "model", spm_tokenizer())
+    rows = [{"question": f"text {i}", "choices": [f"a {i}", f"b {i}"], "answer": "AB"[i % 2]} for i in range(150)]
+    settings = {"benchmarks": (read(tmp_path, rows),), "model": {"source": str(checkpoint)}}
+    _, shown, *_ = rows_of(RunConfig(**settings, prompts={"template": template}))
+    assert shown.removesuffix(".").endswith(ends)
+    assert ("</s>" in shown) == (template == "lettered")
 
 
 def test_labels_are_counted_by_rows(tmp_path: Path) -> None:

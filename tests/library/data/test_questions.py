@@ -33,6 +33,16 @@ def test_a_row_is_asked_by_what_it_stands_for(form: str, message: str, row: Row,
     assert asked(chat, row) == text
 
 
+def test_braces_of_a_layout_are_no_columns() -> None:
+    chat = Chat(("", ""), "{{{ask}}} or {{x}} {more}", ("{{ {first choice} }}",), (), (), 0, columns="choices")
+    row = {"ask": "{more}", "more": "now", "choices": ["{ask}", "b"]}
+    assert chat.sources == {name: f"the column `{name}` of a row" for name in ("ask", "more")}
+    assert chat.shown == "{{ask}} or {x} {more}"
+    assert asked(chat, row) == "{{more}} or {x} now"
+    assert read_questions(chat, [row])[0][1] == ("{ {ask} }", "{ b }")
+    assert chat.with_words().message == "{the words of the ask} or {x} the words of the more"
+
+
 def test_messages_that_are_none_are_refused_in_one_line() -> None:
     chat = Chat(("", ""), "{user}", (" a", " b"), (" a", " b"), (), 0, form="messages")
     with pytest.raises(InputError, match=r"^rows: row 0: column messages: got .*; allowed: a list of messages$"):

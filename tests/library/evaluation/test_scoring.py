@@ -3,6 +3,8 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,18 @@ from helpers import (
     packed_logprobs,
     plain_loglikelihood,
     prune,
+    save_worded_llama,
+    words,
     write_own_benchmark,
 )
 from tailored_llama.config import BenchmarkConfig, PruningConfig, Work
 from tailored_llama.config.training import PROJECTIONS
-from tailored_llama.data import Prompt, encode_prompt, shared_header
+from tailored_llama.data import Prompt, encode_prompt, loglikelihoods, shared_header
+from tailored_llama.data.prompts import PROMPTS_SCHEMA
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import ScoreSettings, score_benchmark
-from tailored_llama.evaluation.scores import choice_probabilities, hits, metrics, read_answers
-from tailored_llama.evaluation.scoring import choice_floor, loglikelihoods, predict
+from tailored_llama.evaluation.scores import choice_probabilities, hits, metrics, read_answers, read_chosen
+from tailored_llama.evaluation.scoring import choice_floor, predict
 from tailored_llama.models import (
     Document,
     encode_pair,
@@ -37,6 +42,7 @@ from tailored_llama.models import (
     read_structure,
 )
 from tailored_llama.pruning import ImportanceSettings, build_graph, score_importance
+from tailored_llama.store import write_table
 
 
 def prompt(context: str | tuple[str, ...], *continuations: str, answer: int = 0) -> Prompt:
@@ -269,3 +275,40 @@ def test_a_tokenizer_that_adds_a_first_token_adds_it_once() -> None:
     assert (before[0], tokenizer.decode(before[1:]), tokenizer.decode(after)) == (tokenizer.bos_token_id, "ab", " cd")
     before, after = encode_pair(tokenizer, "", "cd")
     assert (before, tokenizer.decode(after)) == ([tokenizer.bos_token_id], "cd")
+
+
+def test_labels_are_written_as_greedy_generation_that_only_they_may_follow_writes_them(
+    folder: Callable[[str], Path],
+) -> None:
+    checkpoint = save_worded_llama(folder("model"), max_position_embeddings=256)
+    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+    labels = (" a cat", " a cat that sleeps", " a dog", " no cat", " nothing", " dogs and a cat")  # one begins another
+    prompts = [replace(prompt(f"{words(40)[i : i + 30]}:", *labels), example=i) for i in range(40)]
+    ids = [[*encode_pair(tokenizer, "a:", label)[1], tokenizer.eos_token_id] for label in labels]
+
+    def allowed(start: int, _: int, written: torch.Tensor) -> list[int]:
+        new = written[start:].tolist()
+        return [own[len(new)] for own in ids if own[: len(new)] == new and len(own) > len(new)] or [0]
+
+    expected = []
+    for own in prompts:
+        asked = torch.tensor([tokenizer(own.contexts[0])["input_ids"]])
+        start = asked.shape[1]
+        text = model.generate(
+            asked, max_new_tokens=32, do_sample=False, prefix_allowed_tokens_fn=partial(allowed, start)
+        )
+        expected.append(ids.index(text[0, start:].tolist()))
+    benchmark = BenchmarkConfig(name="mine", evaluation="x", context="c", labels=tuple(map(str.strip, labels)))
+    write_table(
+        (rows := folder("rows")) / "prompts.parquet",
+        {field: [getattr(own, field) for own in prompts] for field in Prompt.__dataclass_fields__ if field != "end"}
+        | {"split": ["evaluation"] * len(prompts), "template": ["harness"] * len(prompts)},
+        PROMPTS_SCHEMA,
+    )
+    settings, out = ScoreSettings.of(benchmark, writes_labels=True), folder("scores")
+    score_benchmark(checkpoint, None, rows, settings=settings, work=Work(out, CPU))
+    assert list(read_chosen(out, "acc").values()) == expected
+    assert len(set(expected)) > 1
+    ranked = predict(prompts, loglikelihoods(model, [encode_prompt(tokenizer, own, 256) for own in prompts], 1024))
+    assert ranked["prediction"] != expected
+    assert json.loads((out / "metrics.json").read_text())["written"] is True

@@ -21,6 +21,7 @@ from tailored_llama.cli.main import app
 from tailored_llama.config import SmallestConfig, build_config
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer, loss_bound, read_answer
+from tailored_llama.files import read_file
 from tailored_llama.models import open_gguf
 from tailored_llama.pipeline import COMPOSITIONS, FolderExecutor, plan_run, read_certificate, verify_certificate
 from tailored_llama.pipeline.rows import rows_of_search
@@ -400,6 +401,24 @@ def write_tickets(file: Path) -> None:
     texts = words(300).split()
     with file.open("w", newline="") as target:
         csv.writer(target).writerows([("text", "label"), *((f"{i} {t}", "ab"[i % 2]) for i, t in enumerate(texts))])
+
+
+def test_a_checkpoint_writes_its_labels_as_certified(tmp_path: Path, model: Path) -> None:
+    write_tickets(rows := tmp_path / "tickets.csv")
+    own = search(tmp_path, model) | {"benchmarks": [str(rows)], "pruning": {"ratios": [0.1386]}}
+    assert answer_to(with_goal(own, runtime="transformers")).proven is not None
+    shipped, scratch = tmp_path / "small" / "tickets", tmp_path / "scratch"
+    scratch.mkdir()
+    certificate = read_certificate(shipped, [str(rows)])
+    served = certificate.content.served["tickets"]
+    assert (served.asked, served.runtime.partition(" ")[0]) == ("chat", "transformers")
+    test = verify_certificate(FolderExecutor(scratch, "", certificate.config.execution), certificate)["tickets"]
+    assert test.proven
+    told = read_file(rows)
+    proving = [told[row] for row in certificate.recorded("tickets")[0]]
+    answers = tl.load(shipped).answers([{"text": row["text"]} for row in proving])
+    right = [answer == row["label"] for answer, row in zip(answers["answer"], proving, strict=True)]
+    assert sum(right) / len(right) == pytest.approx(test.small)
 
 
 def write_chats(file: Path) -> None:

@@ -123,8 +123,9 @@ def test_choices_that_differ_by_row_limit_its_answer(shipped: dict[str, Path]) -
 def test_a_checkpoint_answers_as_it_is_scored(name: str, folder: Callable[[str], Path]) -> None:
     benchmark, prompts = job(folder("rows"), name)
     checkpoint, scores = helpers.save_worded_llama(folder("model"), max_position_embeddings=512), folder("scores")
-    settings = ScoreSettings.of(benchmark)
+    settings = ScoreSettings.of(benchmark, writes_labels=True)
     score_benchmark(checkpoint, None, prompts, settings=settings, work=Work(scores))
+    assert ("written" in json.loads((scores / "metrics.json").read_text())) == (name == "labels")
     chat = read_chat({"": prompts})
     assert chat
     write_chat_template(checkpoint, chat)

@@ -31,9 +31,9 @@ JOBS: dict[str, tuple[dict[str, Any], str, Callable[[Row], str]]] = {
     "labels": ({"context": "text", "choices": "labels"}, "harness", lambda row: row["text"]),
     "spaces at the end": ({"context": "{text} → \n", "choices": "labels"}, "harness", lambda row: row["text"]),
     "words around": (
-        {"context": 'It\'s "{text}" of\\n {kind}\nAnswer:', "choices": "labels"},
+        {"context": 'It\'s "{text}" of\\n {{x}} {kind}\nAnswer:', "choices": "labels"},
         "generic",
-        lambda row: f'{row["text"]}" of\\n {row["kind"]}',
+        lambda row: f'{row["text"]}" of\\n {{x}} {row["kind"]}',
     ),
     "twice": ({"context": "Q: {text}\nA:", "choices": "options"}, "reread", lambda row: row["text"]),
     "letters": (
@@ -74,6 +74,7 @@ def test_a_chat_asks_what_was_tuned_on(
     assert load_tokenizer(checkpoint).chat_template == before.chat_template  # the checkpoint stays
     chat = read_chat({"job": prompts})
     assert chat is not None
+    assert chat.sources.keys() <= {"text", "kind", "first choice", "second choice"}
     write_chat_template(checkpoint, chat)
     after, expected = load_tokenizer(checkpoint), tuned_ids(before, prompts, job in ("written", "json"))
     with llama_server(out / "job-f16.gguf", 512) as server:

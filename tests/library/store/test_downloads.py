@@ -153,23 +153,32 @@ def test_values_keep_their_type_and_their_text(tmp_path: Path) -> None:
     assert read_file(table) == [{"text": "NA", "label": "007"}, {"text": "", "label": "1"}]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_table_is_read_as_spreadsheets_write_it(tmp_path: Path, separator: str, end: str) -> None:
+    table, cells = tmp_path / "rows.csv", [["text ", " label"], ['"a;b, c\td"', "x"], ["é", "x"]]
+    table.write_bytes(end.join(map(separator.join, cells)).encode("utf-8-sig"))
+    assert read_file(table) == [{"text": "a;b, c\td", "label": "x"}, {"text": "é", "label": "x"}]
+
+
 BROKEN = {
     "missing.jsonl": (None, ": no such file; allowed: a .parquet, .jsonl or .csv file"),
     "rows.xlsx": (b"x", ": type .xlsx; allowed: .parquet, .jsonl or .csv"),
     "rows": (b"x", ": type none; allowed: .parquet, .jsonl or .csv"),
     "empty.jsonl": (b"\n\n", ": holds no rows; allowed: at least one"),
     "header.csv": (b"text,label\n", ": holds no rows; allowed: at least one"),
-    "empty.csv": (b"", ": cannot be read (No columns to parse from file)"),
+    "empty.csv": (b"", ": holds no rows; allowed: at least one"),
     "ragged.csv": (
         b"a,b\n1,2\n1,2,3\n",
-        ": cannot be read (Error tokenizing data. C error: Expected 2 fields in line 3, saw 3)",
+        ": cannot be read (Error tokenizing data. C error: Expected 2 fields in line 3, saw 3); allowed: "
+        "a whole file in UTF-8, which spreadsheets save as CSV UTF-8",
     ),
     "cut.jsonl": (b'{"a": 1}\n{"a": ', " line 2: got '{\"a\": '; allowed: one JSON object a line, or one list of them"),
     "list.jsonl": (b"[1, 2]\n", " line 1: got '[1, 2]'; allowed: one JSON object a line, or one list of them"),
     "latin.jsonl": (b'{"a": "\xe9"}\n', ": cannot be read ('utf-8' codec can't decode byte 0xe9 in position 7: "
-                    "invalid continuation byte)"),
-    "latin.csv": (b"a\n\xe9\n", ": cannot be read ('utf-8' codec can't decode byte 0xe9 in position 0: "
-                  "unexpected end of data)"),
+                    "invalid continuation byte); allowed: a whole file in UTF-8"),
+    "latin.csv": (b"a\n\xe9\n", ": cannot be read ('utf-8' codec can't decode byte 0xe9 in position 2: "
+                  "invalid continuation byte); allowed: a whole file in UTF-8, which spreadsheets save as CSV UTF-8"),
 }  # fmt: skip
 
 
