@@ -11,6 +11,7 @@ import torch
 from accelerate import dispatch_model, init_empty_weights
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.memory import without_gc
@@ -137,10 +138,14 @@ def shares(layers: Sequence[int], rest: int, count: int) -> list[int]:
 
 
 def head_logits(model: Any, states: Tensor) -> Tensor:
-    """Logits from a causal LM's last hidden states, [..., hidden] → [..., vocabulary], soft-capped if configured."""
-    logits: Tensor = model.get_output_embeddings()(states)
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
+    """Logits from a causal LM's last hidden states, [..., hidden] → [..., vocabulary].
+
+    The model's own forward makes them, without its decoder: it may bound or scale them.
+    """
+    output, rows = BaseModelOutputWithPast(last_hidden_state=states.reshape(1, -1, states.shape[-1])), states.shape[:-1]
+    with replaced(vars(model.get_decoder()), forward=lambda **_: output):
+        logits: Tensor = model(inputs_embeds=output.last_hidden_state, use_cache=False).logits
+    return logits.reshape(*rows, -1)
 
 
 def check_adapter(folder: Path, adapter: Path) -> dict[str, list[int]]:

@@ -202,9 +202,9 @@ def _slices(
 
 def _meta_twin(dense: dict[str, Any], layers: tuple[models.Layer, ...]) -> tuple[Any, dict[str, Any]]:
     """The model without weights and with one KV head per query head, and inputs to trace it with."""
-    if dense["model_type"].removeprefix(models.LAYERED_PREFIX) == "phi3":
+    if twin_type := models.FAMILIES[models.stock_type(dense["model_type"])].twin:
         names = ("hidden_size", "vocab_size", "num_attention_heads", "head_dim")
-        dense = {name: dense[name] for name in names if name in dense} | {"model_type": "mistral"}
+        dense = {name: dense[name] for name in names if name in dense} | {"model_type": twin_type}
     by_layer = {name: dense[name][: len(layers)] for name in models.BY_LAYER if name in dense}
     alone = tuple(models.Layer(layer.heads, layer.heads, layer.channels) for layer in layers)
     config = models.layered_config(dense | {"num_hidden_layers": len(layers)} | by_layer, alone)

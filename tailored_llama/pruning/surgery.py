@@ -107,10 +107,10 @@ def prune_checkpoint(
 
 def _save_config(config: Any, out: Path) -> None:
     """Write `config.json`; where layers have their own widths, with the modeling code that it needs."""
-    if config.model_type in models.LAYERED:
+    if config.model_type in models.FAMILIES:
         config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     else:
-        parts = models.LAYERED[config.model_type.removeprefix(models.LAYERED_PREFIX)]
+        parts = models.layered(models.stock_type(config.model_type))
         config.architectures = [parts[-1].__name__]
         classes = zip(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), parts, strict=True)
         config.auto_map = {auto: f"{_MODELING_FILE.stem}.{part.__name__}" for auto, part in classes}
