@@ -16,9 +16,11 @@ class Family:
     """What sets a model type apart, in llama.cpp above all."""
 
     gguf: str = ""  # the architecture of llama.cpp that computes the same; empty: there is none
+    heads: bool = True  # heads can leave; False: only channels and tokens, as what reads all heads would change
     paired: bool = False  # rotary embeddings turn neighbouring channels, so that the rows of q and k change places
     norm_offset: int = 0  # is added to the weights of norms
     windows: bool = False  # some layers attend to a sliding window, and may have rotary frequencies of their own
+    unwindowed: bool = False  # such layers cannot be expressed, as others are then without rotary embedding
     capped: bool = False  # it bounds the logits of attention and of the head
     scaled: bool = False  # embeddings, attention, residuals and logits are multiplied
     factors: bool = False  # it reads factors of rotary frequencies, by which Llama 3's scaling is written
@@ -44,11 +46,14 @@ FAMILIES: dict[str, Family] = {
     # Unfused: llama.cpp's phi3 needs as many channels in all heads as in the hidden states.
     "phi3": Family("llama", paired=True, factors=True, layered=True, twin="mistral"),
     "granite": Family("granite", paired=True, scaled=True, from_gguf=False),
-    "exaone4": Family("exaone4", windows=True, factors=True, from_gguf=False),
+    "exaone4": Family("exaone4", unwindowed=True, factors=True, from_gguf=False),
     "hunyuan_v1_dense": Family("hunyuan-dense", from_gguf=False),
     "ernie4_5": Family("ernie4_5", from_gguf=False),
     "seed_oss": Family("seed_oss", from_gguf=False),
     "cwm": Family(from_gguf=False),
+    "olmo2": Family("olmo2", heads=False, from_gguf=False),  # a norm over all heads
+    "olmo3": Family("olmo2", heads=False, windows=True, from_gguf=False),
+    "helium": Family(heads=False, from_gguf=False),  # o_proj is as wide as the hidden states
 }
 GGUF_LAYERED = tuple(kind for kind, family in FAMILIES.items() if family.layered)
 

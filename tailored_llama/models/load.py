@@ -140,12 +140,22 @@ def shares(layers: Sequence[int], rest: int, count: int) -> list[int]:
 def head_logits(model: Any, states: Tensor) -> Tensor:
     """Logits from a causal LM's last hidden states, [..., hidden] → [..., vocabulary].
 
-    The model's own forward makes them, without its decoder: it may bound or scale them.
+    The model's own forward makes them, since it may bound or scale them.
     """
-    output, rows = BaseModelOutputWithPast(last_hidden_state=states.reshape(1, -1, states.shape[-1])), states.shape[:-1]
-    with replaced(vars(model.get_decoder()), forward=lambda **_: output):
-        logits: Tensor = model(inputs_embeds=output.last_hidden_state, use_cache=False).logits
-    return logits.reshape(*rows, -1)
+    rows = states.reshape(1, -1, states.shape[-1])
+    logits: Tensor = type(model).forward(_WithStates(model, rows), inputs_embeds=rows).logits
+    return logits.reshape(*states.shape[:-1], -1)
+
+
+class _WithStates:
+    """A causal LM whose decoder is not run, but gives these states; the LM itself stays as it is for other threads."""
+
+    def __init__(self, model: Any, states: Tensor) -> None:
+        output = BaseModelOutputWithPast(last_hidden_state=states)
+        self.__dict__.update(_whole=model, model=lambda **_: output)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
 
 
 def check_adapter(folder: Path, adapter: Path) -> dict[str, list[int]]:

@@ -58,14 +58,13 @@ class LayeredModel:
     layer_class: Any
 
     def __init__(self, config: Any) -> None:
-        own, count = dict(config.__dict__), config.num_hidden_layers
-        config.num_hidden_layers = 0  # stock layers would all have the same width
-        config.allow_global_per_layer_attribute_access = True  # some rotary embeddings read the dense model's head count
+        count, config.num_hidden_layers = config.num_hidden_layers, 0  # stock layers would all have the same width
+        config.allow_global_per_layer_attribute_access = True  # YaRN reads the head count, and does not use it
         try:
             super().__init__(config)  # type: ignore[call-arg]
         finally:
             config.num_hidden_layers = count
-            config.allow_global_per_layer_attribute_access = own.get("allow_global_per_layer_attribute_access", False)
+            del config.__dict__["allow_global_per_layer_attribute_access"]
         decoder: Any = getattr(self, "model", self)
         decoder.rotary_emb.config = LayerConfig(config, 0)
         decoder.layers.extend(self.layer_class(LayerConfig(config, index), index) for index in range(count))

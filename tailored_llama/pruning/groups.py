@@ -78,6 +78,7 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
         InputError: the dependency graph couples parameters other than those of a LLaMA layer.
     """
     structure, shapes, out = models.read_structure(dense), models.all_tensor_shapes(dense), work.out
+    heads = models.FAMILIES[models.stock_type(structure.model_type)].heads
     # Four heads, as layers are wired alike whatever their number: torch-pruning 1.6 never ends on two of Gemma 3.
     check_coupling(models.read_config(dense), (models.Layer(4, 4, structure.layers[0].channels),))
     rows: list[Array] = []  # of every layer and kind: layer, kind, index, parameters, [groups, 4]
@@ -85,7 +86,7 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
     names: list[str] = []
     first = 0
     for number, layer in enumerate(structure.layers):
-        for kind, count in enumerate((layer.kv_heads, layer.channels)):
+        for kind, count in enumerate((layer.kv_heads * heads, layer.channels)):
             index, parameters = np.arange(count), 0
             for name, dim, start, width in _slices(shapes, structure, number, KINDS[kind], count):
                 starts = start + index * width
@@ -169,7 +170,8 @@ def check_coupling(config: dict[str, Any], layers: tuple[models.Layer, ...]) -> 
 
     for number, (block, layer) in enumerate(zip(twin.model.layers, layers, strict=True)):
         head = block.self_attn.head_dim
-        roots = [(block.self_attn.k_proj, "attention", range(i * head, (i + 1) * head)) for i in range(layer.heads)]
+        heads = range(layer.heads if models.FAMILIES[models.stock_type(config["model_type"])].heads else 0)
+        roots = [(block.self_attn.k_proj, "attention", range(i * head, (i + 1) * head)) for i in heads]
         for root, kind, indices in [*roots, (block.mlp.gate_proj, "mlp", range(layer.channels))]:
             expected = {(f"model.layers.{number}.{name}", side): list(indices) for name, side in COUPLED[kind]}
             if (group := members(root, list(indices))) != expected:

@@ -59,6 +59,8 @@ def plan_cut(planned: Planned, tokens: VocabularyPlan | None = None) -> Cut:
     layers = []
     for number, layer in enumerate(structure.layers):
         kv_heads, channels = (left.get((number, kind), 0) for kind in KINDS)  # 0 of a block without groups
+        if not models.FAMILIES[models.stock_type(structure.model_type)].heads:
+            kv_heads = layer.kv_heads
         layers.append(models.Layer(kv_heads * layer.share, kv_heads, channels))
     return Cut(dense, groups, kept, stays, tuple(layers), tokens)
 

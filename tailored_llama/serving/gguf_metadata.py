@@ -41,6 +41,9 @@ def write_metadata(
     family, longest = layout.family, int(config.max_position_embeddings)
     if family.windows:
         _write_windows(writer, config, checkpoint)
+    elif family.unwindowed and config.sliding_window:
+        got, allowed = config.sliding_window, f"null (in llama.cpp's architecture {layout.name})"
+        raise InputError(f"{checkpoint / 'config.json'}: sliding_window: got {got}; allowed: {allowed}")
     elif getattr(config, "use_sliding_window", True) and (window := getattr(config, "sliding_window", None)):
         longest = min(longest, window)  # the graph has no window: the context ends where one would begin to matter
     writer.add_context_length(longest)
@@ -83,6 +86,14 @@ def _write_rope(writer: GGUFWriter, layout: Layout, config: Any, checkpoint: Pat
         writer.add_rope_scaling_factor(rope["factor"])
         if original := rope.get("original_max_position_embeddings"):
             writer.add_rope_scaling_orig_ctx_len(original)
+    for field, add in {
+        "beta_fast": writer.add_rope_scaling_yarn_beta_fast,
+        "beta_slow": writer.add_rope_scaling_yarn_beta_slow,
+        "mscale_all_dim": writer.add_rope_scaling_yarn_log_mul,
+        "llama_4_scaling_beta": writer.add_attn_temperature_scale,
+    }.items():
+        if rope.get(field) is not None:
+            add(rope[field])
 
 
 def _rope(config: Any) -> dict[str, Any]:

@@ -65,6 +65,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Hunyuan (norms after RoPE)": ("hunyuan_v1_dense", {"pad_token_id": 0}),
     "ERNIE 4.5 (interleaved RoPE)": ("ernie4_5", {"use_bias": True, "pad_token_id": 0}),
     "Seed-OSS": ("seed_oss", {"pad_token_id": 0}),
+    "OLMo 2 (norms over all heads)": ("olmo2", {"pad_token_id": 0}),
+    "OLMo 3 (sliding window)": ("olmo3", {"sliding_window": 64, "pad_token_id": 0}),
+    "Helium": ("helium", {"pad_token_id": 0, "num_key_value_heads": 4}),
     "CWM (sliding window)": ("cwm", {"sliding_window": 64, "pad_token_id": 0}),
     "SmolLM3 (layers without RoPE)": ("smollm3", {"no_rope_layer_interval": 2, "pad_token_id": 0}),
 }
@@ -176,7 +179,10 @@ assert "tailored_llama" not in sys.modules
 def test_a_clean_process_loads_checkpoints_without_the_library(tmp_path: Path) -> None:
     """Uniform ones in stock transformers, per-layer ones with trust_remote_code. One process: it starts slowly."""
     llama, folders = ("llama", dict[str, Any]()), []
-    layered = {name.split(" ")[0]: MODELS[name] for name in ("Qwen3 (norms on q and k)", "Gemma 3", "Phi-3 (fused)", "EXAONE 4 (norms after, hybrid attention)")}
+    layered = {
+        name.split(" ")[0]: MODELS[name]
+        for name in ("Qwen3 (norms on q and k)", "Gemma 3", "Phi-3 (fused)", "EXAONE 4 (norms after, hybrid attention)")
+    }
     for name, (architecture, changes) in {"uniform": llama, "llama": llama, **layered}.items():
         folders.append(tmp_path / name)
         dense, groups = prepare(folders[-1], architecture, changes)

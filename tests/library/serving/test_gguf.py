@@ -22,6 +22,7 @@ from tailored_llama.config import ModelConfig, Work
 from tailored_llama.config.training import PROJECTIONS
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
+    FAMILIES,
     DenseSettings,
     Layer,
     layered_config,
@@ -65,6 +66,17 @@ ALIKE: dict[str, tuple[str, dict[str, Any]]] = {  # that llama.cpp knows with la
         "gemma3_text",
         {"query_pre_attn_scalar": 2, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * 2},
     ),
+    "ministral3": ("ministral3", {}),
+    "granite": (
+        "granite",
+        {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "logits_scaling": 4.0},
+    ),
+    "exaone4": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 4, "pad_token_id": 0}),
+    "hunyuan": ("hunyuan_v1_dense", {"pad_token_id": 0}),
+    "ernie4_5": ("ernie4_5", {"pad_token_id": 0}),
+    "olmo2": ("olmo2", {"pad_token_id": 0, "tie_word_embeddings": False}),
+    "olmo3": ("olmo3", {"sliding_window": 4, "pad_token_id": 0, "tie_word_embeddings": False}),
+    "seed_oss": ("seed_oss", {"pad_token_id": 0}),
     "gemma3, scaled RoPE": (
         "gemma3_text",
         {
@@ -117,7 +129,7 @@ def test_llama_cpp_computes_the_same_logits_where_layers_are_alike(
 ) -> None:
     checkpoint = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1, **changes)
     written = write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
-    assert written.architecture == architecture.removesuffix("_text")
+    assert written.architecture == FAMILIES[architecture].gguf
     with llama_cpp(tmp_path / "model.gguf") as runtime, torch.no_grad():
         expected = with_ggml_gelu(load_model(checkpoint))(torch.tensor([IDS])).logits[0]
         # A value between two entries of ggml's table of GELU may take one here and the other there: the CPU decides.
@@ -415,7 +427,7 @@ def test_layers_that_differ_where_llama_cpp_has_them_alike_are_one_line(tmp_path
     mixed = save_mixed(tmp_path / "mixed", dense)
     said = (
         f"checkpoint {mixed}: architecture {architecture} with layers of different widths; allowed for llama.cpp: "
-        "llama, mistral, phi3, qwen2 (set pruning.shape=stock, and protect no layers, for layers of equal width)"
+        "llama, mistral, qwen2, phi3 (set pruning.shape=stock, and protect no layers, for layers of equal width)"
     )
     with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
         write_gguf(mixed, gguf_type="f16", out=tmp_path / "model.gguf")
