@@ -43,6 +43,7 @@ from .devices import using_threads as using_threads
 from .embedded import EMBEDDED_MODELS as EMBEDDED_MODELS
 from .families import FAMILIES as FAMILIES
 from .families import GGUF_LAYERED as GGUF_LAYERED
+from .families import IN_GGUF as IN_GGUF
 from .families import LAYERED_PREFIX as LAYERED_PREFIX
 from .families import Family as Family
 from .families import check_architecture as check_architecture

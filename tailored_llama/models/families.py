@@ -17,6 +17,7 @@ class Family:
 
     gguf: str = ""  # the architecture of llama.cpp that computes the same; empty: there is none
     heads: bool = True  # heads can leave; False: only channels and tokens, as what reads all heads would change
+    gated: bool = True  # a channel of the MLP has a gate
     paired: bool = False  # rotary embeddings turn neighbouring channels, so that the rows of q and k change places
     norm_offset: int = 0  # is added to the weights of norms
     windows: bool = False  # some layers attend to a sliding window, and may have rotary frequencies of their own
@@ -53,8 +54,13 @@ FAMILIES: dict[str, Family] = {
     "cwm": Family(from_gguf=False),
     "olmo2": Family("olmo2", heads=False, from_gguf=False),  # a norm over all heads
     "olmo3": Family("olmo2", heads=False, windows=True, from_gguf=False),
+    "glm": Family(twin="mistral", from_gguf=False),
+    "glm4": Family(twin="mistral", from_gguf=False),
+    "arcee": Family("arcee", gated=False, paired=True, from_gguf=False),
+    "apertus": Family(gated=False, from_gguf=False),
     "helium": Family(heads=False, from_gguf=False),  # o_proj is as wide as the hidden states
 }
+IN_GGUF = tuple(kind for kind, family in FAMILIES.items() if family.gguf)
 GGUF_LAYERED = tuple(kind for kind, family in FAMILIES.items() if family.layered)
 
 

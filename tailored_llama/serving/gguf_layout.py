@@ -53,8 +53,8 @@ def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
             )
         family = _LAYERED
     if not family.gguf:
-        known = ", ".join(name for name, other in models.FAMILIES.items() if other.gguf)
-        raise InputError(f"checkpoint {checkpoint}: architecture {kind}, which llama.cpp lacks; allowed: {known}")
+        allowed = ", ".join(models.IN_GGUF)
+        raise InputError(f"checkpoint {checkpoint}: architecture {kind}, which llama.cpp lacks; allowed: {allowed}")
     if step := family.no_rope_step:
         rotated = [int((number + 1) % step != 0) for number in range(len(structure.layers))]
         if (got := config.get("no_rope_layers") or rotated) != rotated:

@@ -76,6 +76,7 @@ ALIKE: dict[str, tuple[str, dict[str, Any]]] = {  # that llama.cpp knows with la
     "ernie4_5": ("ernie4_5", {"pad_token_id": 0}),
     "olmo2": ("olmo2", {"pad_token_id": 0, "tie_word_embeddings": False}),
     "olmo3": ("olmo3", {"sliding_window": 4, "pad_token_id": 0, "tie_word_embeddings": False}),
+    "arcee": ("arcee", {"pad_token_id": 0}),
     "seed_oss": ("seed_oss", {"pad_token_id": 0}),
     "gemma3, scaled RoPE": (
         "gemma3_text",
@@ -137,10 +138,12 @@ def test_llama_cpp_computes_the_same_logits_where_layers_are_alike(
         torch.testing.assert_close(runtime.logits(IDS), expected, rtol=0, atol=atol)
 
 
-def test_yarn_is_scaled_alike(tmp_path: Path) -> None:
-    """Uniform only: transformers itself does not build yarn where layers differ."""
+@every_layout
+def test_yarn_is_scaled_alike(tmp_path: Path, layers: tuple[Layer, ...]) -> None:
     rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
     checkpoint = save_tiny_llama(tmp_path / "dense", noise=0.1, rope_parameters=rope)
+    if layers:
+        checkpoint = save_mixed(tmp_path / "mixed", checkpoint, layers)
     write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
     ids = IDS * 12  # past the original context
     with llama_cpp(tmp_path / "model.gguf") as runtime, torch.no_grad():
@@ -434,6 +437,13 @@ def test_layers_that_differ_where_llama_cpp_has_them_alike_are_one_line(tmp_path
     assert not list(tmp_path.glob("*.gguf*"))
 
 
+def test_an_architecture_that_llama_cpp_lacks_is_one_line(tmp_path: Path) -> None:
+    checkpoint = save_tiny_llama(tmp_path / "dense", architecture="helium", pad_token_id=0, num_key_value_heads=4)
+    said = f"checkpoint {checkpoint}: architecture helium, which llama.cpp lacks; allowed: llama, mistral"
+    with pytest.raises(InputError, match=f"^{re.escape(said)}"):
+        write_gguf(checkpoint, gguf_type="f16", out=tmp_path / "model.gguf")
+
+
 UNKNOWN_ORDERS: dict[str, tuple[str, dict[str, Any], str]] = {
     "rope": (
         "smollm3",
@@ -444,6 +454,11 @@ UNKNOWN_ORDERS: dict[str, tuple[str, dict[str, Any], str]] = {
         "gemma3_text",
         {"layer_types": ["full_attention", *["sliding_attention"] * 3]},
         "layer_types: full attention in layers [0]; allowed for llama.cpp: in the last of every so many",
+    ),
+    "windows among layers without RoPE": (
+        "exaone4",
+        {"sliding_window": 4, "sliding_window_pattern": 4, "pad_token_id": 0},
+        "sliding_window: got 4; allowed: null (in llama.cpp's architecture exaone4)",
     ),
     "scaled": (
         "qwen3",
