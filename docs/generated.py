@@ -21,6 +21,7 @@ from typer.main import get_command
 from claims import Study, read_claims
 from tailored_llama.cli.main import app as typer_app
 from tailored_llama.config import RunConfig, Section, SmallestConfig, SweepConfig
+from tailored_llama.models import FAMILIES
 from tailored_llama.pipeline import COMPOSITIONS
 
 DOCS = Path(__file__).parent
@@ -119,6 +120,16 @@ def command_line() -> Iterator[str]:
     yield _table([["name", "what it does", "example"], *rows])
 
 
+def architectures() -> Iterator[str]:
+    """A row for each model type: what can leave, whether GGUF files of it are read, and as what they are written."""
+    rows = [["model_type", "what leaves", "read from GGUF", "llama.cpp's architecture", "with layers that differ"]]
+    for name, family in FAMILIES.items():
+        leaves = "tokens, heads, channels" if family.heads else "tokens, channels"
+        layered = "deci" if family.layered else ""
+        rows.append([f"`{name}`", leaves, "yes" if family.gguf and family.from_gguf else "", family.gguf, layered])
+    yield _table(rows)
+
+
 def results() -> Iterator[str]:
     """Every claim with its figure, and below, the table of each study with its conditions and its command."""
     parts = read_claims(RESULTS / "claims.toml")
@@ -208,6 +219,7 @@ def _table(rows: list[list[str]]) -> str:
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "reference/configuration.md": configuration,
     "reference/command-line.md": command_line,
+    "reference/models.md": architectures,
     "results/index.md": results,
 }
 

@@ -30,7 +30,9 @@ def _load(module: ModuleType) -> None:
 def _register(modelling: ModuleType) -> None:
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-    for config, model, causal_lm in modelling.LAYERED.values():
+    from tailored_llama.models.families import FAMILIES
+
+    for config, model, causal_lm in map(modelling.layered, FAMILIES):
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)
         AutoModelForCausalLM.register(config, causal_lm, exist_ok=True)

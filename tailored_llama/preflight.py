@@ -61,6 +61,12 @@ def preflight_tailor(run: config.RunConfig) -> None:
         check_target(exported.folder, "store.export", "an exported model", [GGUF if exported.type else FINISHED])
     types = [exported.type for exported in exports if exported.type]
     architecture = models.source_architecture(models.find_model(run.model)) if types else None
+    if architecture and not models.FAMILIES[architecture].gguf:
+        allowed = f"safetensors, or a model of {', '.join(models.IN_GGUF)}"
+        raise InputError(
+            f"store.export_formats: got {list(formats)} for architecture {architecture}, which llama.cpp lacks; "
+            f"allowed: {allowed}"
+        )
     protected = pruning.protect_first or pruning.protect_last
     alike = (pruning.shape == "stock" and not protected) or not any(pruning.ratios)
     if architecture and architecture not in models.GGUF_LAYERED and not alike:

@@ -13,8 +13,6 @@ from .cards import what_was_removed as what_was_removed
 from .cards import write_card as write_card
 from .checkpoints import ALIKE_HINT as ALIKE_HINT
 from .checkpoints import FUSED as FUSED
-from .checkpoints import GGUF_LAYERED as GGUF_LAYERED
-from .checkpoints import LAYERED_PREFIX as LAYERED_PREFIX
 from .checkpoints import VOCABULARY as VOCABULARY
 from .checkpoints import Layer as Layer
 from .checkpoints import Size as Size
@@ -43,6 +41,13 @@ from .devices import side_by_side as side_by_side
 from .devices import solver_bytes as solver_bytes
 from .devices import using_threads as using_threads
 from .embedded import EMBEDDED_MODELS as EMBEDDED_MODELS
+from .families import FAMILIES as FAMILIES
+from .families import GGUF_LAYERED as GGUF_LAYERED
+from .families import IN_GGUF as IN_GGUF
+from .families import LAYERED_PREFIX as LAYERED_PREFIX
+from .families import Family as Family
+from .families import check_architecture as check_architecture
+from .families import stock_type as stock_type
 from .gguf_reader import open_gguf as open_gguf
 from .id_table import IdTable as IdTable
 from .id_table import check_teacher as check_teacher
@@ -53,7 +58,7 @@ from .load import head_logits as head_logits
 from .load import load_model as load_model
 from .load import load_tokenizer as load_tokenizer
 from .load import stored_dtype as stored_dtype
-from .modeling_tailored_llama import LAYERED as LAYERED
+from .modeling_tailored_llama import layered as layered
 from .packing import HEAD_POSITIONS as HEAD_POSITIONS
 from .packing import Document as Document
 from .packing import batches as batches

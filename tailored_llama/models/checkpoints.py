@@ -11,12 +11,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from tailored_llama.errors import InputError, one_line
+from tailored_llama.models.families import LAYERED_PREFIX, check_architecture
 from tailored_llama.store import sha256_file
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text", "phi3")
 WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")  # of a configuration, as in Layer
-LAYERED_PREFIX = "tailored_"  # of the model types whose layers may have different widths
-GGUF_LAYERED = ("llama", "mistral", "phi3", "qwen2")  # that llama.cpp can express with layers of different widths, too
 ALIKE_HINT = "set pruning.shape=stock, and protect no layers, for layers of equal width"
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")  # tensors with a row for each token
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -71,15 +69,6 @@ class Structure:
 def cache_bytes(structure: Structure) -> int:
     """The bytes of the keys and values of 4,096 tokens, in 16 bits; a sliding window is not counted on."""
     return 2 * 2 * 4096 * structure.head_dim * sum(layer.kv_heads for layer in structure.layers)
-
-
-def check_architecture(config: dict[str, Any], shown: str) -> None:
-    """Raise InputError if an architecture is not supported, or its weights are quantized."""
-    kind = str(config.get("model_type"))
-    if kind.removeprefix(LAYERED_PREFIX) not in SUPPORTED:
-        raise InputError(f"model.source {shown}: architecture {kind}; allowed: {', '.join(SUPPORTED)}")
-    if config.get("quantization_config"):
-        raise InputError(f"model.source {shown}: quantized weights; allowed: float32, bfloat16 or float16")
 
 
 def weight_files(folder: Path) -> list[Path]:

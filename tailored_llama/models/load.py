@@ -11,6 +11,7 @@ import torch
 from accelerate import dispatch_model, init_empty_weights
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.memory import without_gc
@@ -137,10 +138,24 @@ def shares(layers: Sequence[int], rest: int, count: int) -> list[int]:
 
 
 def head_logits(model: Any, states: Tensor) -> Tensor:
-    """Logits from a causal LM's last hidden states, [..., hidden] → [..., vocabulary], soft-capped if configured."""
-    logits: Tensor = model.get_output_embeddings()(states)
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
+    """Logits from a causal LM's last hidden states, [..., hidden] → [..., vocabulary].
+
+    The model's own forward makes them, since it may bound or scale them.
+    """
+    rows = states.reshape(1, -1, states.shape[-1])
+    logits: Tensor = type(model).forward(_WithStates(model, rows), inputs_embeds=rows).logits
+    return logits.reshape(*states.shape[:-1], -1)
+
+
+class _WithStates:
+    """A causal LM whose decoder is not run, but gives these states; the LM itself stays as it is for other threads."""
+
+    def __init__(self, model: Any, states: Tensor) -> None:
+        output = BaseModelOutputWithPast(last_hidden_state=states)
+        self.__dict__.update(_whole=model, model=lambda **_: output)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
 
 
 def check_adapter(folder: Path, adapter: Path) -> dict[str, list[int]]:

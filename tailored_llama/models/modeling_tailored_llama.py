@@ -4,13 +4,16 @@ This file is copied into per-layer checkpoints, so that they load with `trust_re
 not installed. It depends on transformers only. `import tailored_llama` registers the same classes.
 """
 
+from functools import cache
 from importlib import import_module
 from typing import Any
 
+import transformers
 from huggingface_hub.dataclasses import strict
+from transformers.models.auto.configuration_auto import model_type_to_module_name
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-LAYERED: dict[str, tuple[Any, Any, Any]] = {}  # stock model type → layered configuration, model, model with a head
 
 
 class LayerConfig:
@@ -56,32 +59,40 @@ class LayeredModel:
 
     def __init__(self, config: Any) -> None:
         count, config.num_hidden_layers = config.num_hidden_layers, 0  # stock layers would all have the same width
+        config.allow_global_per_layer_attribute_access = True  # YaRN reads the head count, and does not use it
         try:
             super().__init__(config)  # type: ignore[call-arg]
         finally:
             config.num_hidden_layers = count
+            del config.__dict__["allow_global_per_layer_attribute_access"]
         decoder: Any = getattr(self, "model", self)
+        decoder.rotary_emb.config = LayerConfig(config, 0)
         decoder.layers.extend(self.layer_class(LayerConfig(config, index), index) for index in range(count))
         self.post_init()  # type: ignore[attr-defined]
 
 
-def _layered(name: str, module: Any) -> tuple[Any, Any, Any]:
-    """The layered configuration, model and model with a head of a stock architecture."""
+@cache
+def layered(model_type: str) -> tuple[Any, Any, Any]:
+    """The layered configuration, model and model with a head of a stock model type."""
+    folder = model_type_to_module_name(model_type)
+    module: Any = import_module(f"transformers.models.{folder}.modeling_{folder}")
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type].removesuffix("ForCausalLM")
 
     def derive(mixin: type, base: Any, suffix: str, **attributes: Any) -> Any:
         attributes |= {"__module__": __name__, "__doc__": f"{base.__name__} with layers of different widths."}
         return type(f"Tailored{name}{suffix}", (mixin, base), attributes)
 
     model = getattr(module, f"{name}TextModel", None) or getattr(module, f"{name}Model")  # Gemma 3's reads images, too
-    config = model.config_class
-    own = strict(derive(LayeredConfig, config, "Config", model_type=f"tailored_{config.model_type}"))
+    own = strict(derive(LayeredConfig, model.config_class, "Config", model_type=f"tailored_{model_type}"))
     parts = {"config_class": own, "layer_class": getattr(module, f"{name}DecoderLayer")}
     causal_lm = derive(LayeredModel, getattr(module, f"{name}ForCausalLM"), "ForCausalLM", **parts)
     return own, derive(LayeredModel, model, "Model", **parts), causal_lm
 
 
-for _name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Phi3", "SmolLM3"):
-    _folder = _name.lower()
-    _classes = _layered(_name, import_module(f"transformers.models.{_folder}.modeling_{_folder}"))
-    LAYERED[_classes[0].model_type.removeprefix("tailored_")] = _classes
-    globals().update({own.__name__: own for own in _classes})  # where auto_map looks for them
+def __getattr__(name: str) -> Any:
+    """A class such as TailoredLlamaModel, which a checkpoint's auto_map names."""
+    for place, end in enumerate(("Config", "Model", "ForCausalLM")):
+        if name.startswith("Tailored") and name.endswith(end):
+            stock = getattr(transformers, f"{name.removeprefix('Tailored').removesuffix(end)}ForCausalLM")
+            return layered(stock.config_class.model_type)[place]
+    raise AttributeError(name)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from tailored_llama.memory import out_of_memory
 from tailored_llama.models.attention import ATTENTION, Block, Header, Row
-from tailored_llama.models.checkpoints import LAYERED_PREFIX
 from tailored_llama.models.devices import side_by_side, threads_each
+from tailored_llama.models.families import LAYERED_PREFIX
 from tailored_llama.models.load import head_logits
 
 Result = TypeVar("Result")

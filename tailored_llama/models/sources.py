@@ -10,8 +10,9 @@ from huggingface_hub import metadata_load
 
 from tailored_llama.config import Dtype, ModelConfig
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.models.checkpoints import LAYERED_PREFIX, check_architecture, read_config, read_structure
+from tailored_llama.models.checkpoints import read_config, read_structure
 from tailored_llama.models.embedded import EMBEDDED_MODELS
+from tailored_llama.models.families import FAMILIES, check_architecture, stock_type
 from tailored_llama.store import hub_commit, hub_model, is_hub_id, sha256_file
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 LICENCE_FIELDS = ("license", "license_name", "license_link")
-_NOT_FROM_GGUF = ("gemma", "smollm3")  # supported, but not by the GGUF loader of transformers
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def source_architecture(source: ModelSource) -> str | None:
     """The architecture of a model, as far as it is known without a download."""
     match source.kind:
         case "folder":
-            return str(read_config(source.path)["model_type"]).removeprefix(LAYERED_PREFIX)
+            return stock_type(str(read_config(source.path)["model_type"]))
         case "gguf":
             return _model_type(read_gguf(source.path, source.name))
         case "wheel":
@@ -131,7 +131,7 @@ def read_gguf(path: Path, shown: str) -> "GGUFReader":
     except (KeyError, ValueError) as error:
         raise InputError(f"model.source {shown}: not a complete GGUF file ({one_line(error)})") from None
     check_architecture({"model_type": kind}, shown)
-    if kind in _NOT_FROM_GGUF:
+    if not FAMILIES[kind].from_gguf:
         raise InputError(
             f"model.source {shown}: architecture {kind}, which transformers does not read from GGUF; allowed: "
             "the same model as a folder or Hub id with safetensors"

@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import MistralConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from tailored_llama.models.checkpoints import LAYERED_PREFIX, WIDTHS, Layer, head_dim_of, tensor_shapes
-from tailored_llama.models.modeling_tailored_llama import LAYERED
+from tailored_llama.models.checkpoints import WIDTHS, Layer, head_dim_of, tensor_shapes
+from tailored_llama.models.families import stock_type
+from tailored_llama.models.modeling_tailored_llama import layered
 
 BY_LAYER = ("layer_types", "no_rope_layers")  # fields of a configuration with one value per layer
 _SHARD = 500 * 10**6  # bytes, which memory holds while they are written
@@ -32,7 +33,7 @@ def layout_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
     """
     if len(set(layers)) > 1 or not (layers[0].heads and layers[0].channels):
         return layered_config(dense, layers)
-    stock = CONFIG_MAPPING[dense["model_type"].removeprefix(LAYERED_PREFIX)]
+    stock = CONFIG_MAPPING[stock_type(dense["model_type"])]
     common = _common(dense) | _widths(layers[0])
     try:
         return stock(**common)
@@ -44,7 +45,7 @@ def layout_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
 
 def layered_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
     """The per-layer configuration: global widths stay the dense model's, and each layer states its own."""
-    config, _, _ = LAYERED[dense["model_type"].removeprefix(LAYERED_PREFIX)]
+    config, _, _ = layered(stock_type(dense["model_type"]))
     return config(**(_common(dense) | {"per_layer_config": dict(enumerate(map(_widths, layers)))}))
 
 

@@ -69,6 +69,16 @@ COUPLED = {
 }
 
 
+def coupled(model_type: str) -> dict[str, list[tuple[str, str]]]:
+    """The kinds that can leave a model type, and what each couples."""
+    family = models.FAMILIES[models.stock_type(model_type)]
+    kinds = KINDS if family.heads else KINDS[1:]
+    return {
+        kind: [(name, side) for name, side in COUPLED[kind] if family.gated or name != "mlp.gate_proj"]
+        for kind in kinds
+    }
+
+
 def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
     """Stage: write `groups.parquet` and `members.parquet` for a checkpoint; no weight is read.
 
@@ -78,6 +88,7 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
         InputError: the dependency graph couples parameters other than those of a LLaMA layer.
     """
     structure, shapes, out = models.read_structure(dense), models.all_tensor_shapes(dense), work.out
+    projections = coupled(structure.model_type)
     # Four heads, as layers are wired alike whatever their number: torch-pruning 1.6 never ends on two of Gemma 3.
     check_coupling(models.read_config(dense), (models.Layer(4, 4, structure.layers[0].channels),))
     rows: list[Array] = []  # of every layer and kind: layer, kind, index, parameters, [groups, 4]
@@ -85,7 +96,7 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
     names: list[str] = []
     first = 0
     for number, layer in enumerate(structure.layers):
-        for kind, count in enumerate((layer.kv_heads, layer.channels)):
+        for kind, count in enumerate((layer.kv_heads * ("attention" in projections), layer.channels)):
             index, parameters = np.arange(count), 0
             for name, dim, start, width in _slices(shapes, structure, number, KINDS[kind], count):
                 starts = start + index * width
@@ -155,7 +166,7 @@ def check_coupling(config: dict[str, Any], layers: tuple[models.Layer, ...]) -> 
         graph = tp.DependencyGraph().build_dependency(
             twin, example_inputs=inputs, forward_fn=lambda model, kwargs: model(**kwargs)
         )
-    names = {module: name for name, module in twin.named_modules()}
+    names, projections = {module: name for name, module in twin.named_modules()}, coupled(config["model_type"])
 
     def members(root: Any, indices: list[int]) -> dict[tuple[str, str], list[int]]:
         """The indices of each projection's side, "out" or "in", that are coupled with `indices` of a root's outputs."""
@@ -169,9 +180,12 @@ def check_coupling(config: dict[str, Any], layers: tuple[models.Layer, ...]) -> 
 
     for number, (block, layer) in enumerate(zip(twin.model.layers, layers, strict=True)):
         head = block.self_attn.head_dim
-        roots = [(block.self_attn.k_proj, "attention", range(i * head, (i + 1) * head)) for i in range(layer.heads)]
-        for root, kind, indices in [*roots, (block.mlp.gate_proj, "mlp", range(layer.channels))]:
-            expected = {(f"model.layers.{number}.{name}", side): list(indices) for name, side in COUPLED[kind]}
+        widths = [("attention", range(i * head, (i + 1) * head)) for i in range(layer.heads)]
+        for kind, indices in [*widths, ("mlp", range(layer.channels))]:
+            if kind not in projections:
+                continue
+            root = block.get_submodule(projections[kind][0][0])
+            expected = {(f"model.layers.{number}.{name}", side): list(indices) for name, side in projections[kind]}
             if (group := members(root, list(indices))) != expected:
                 raise InputError(
                     f"layer {number}, {kind}: the dependency graph couples {sorted(group)}; "
@@ -188,7 +202,7 @@ def _slices(
     """
     head, queries = structure.head_dim, structure.layers[number].share * structure.head_dim
     widths = {"q_proj": queries, "k_proj": head, "v_proj": head, "o_proj": queries}
-    for projection, side in COUPLED[kind] if count else ():
+    for projection, side in coupled(structure.model_type)[kind] if count else ():
         parent, name = projection.split(".")
         module, start, width = f"model.layers.{number}.{projection}", 0, widths.get(name, 1)
         if f"{module}.weight" not in shapes:
@@ -202,9 +216,9 @@ def _slices(
 
 def _meta_twin(dense: dict[str, Any], layers: tuple[models.Layer, ...]) -> tuple[Any, dict[str, Any]]:
     """The model without weights and with one KV head per query head, and inputs to trace it with."""
-    if dense["model_type"].removeprefix(models.LAYERED_PREFIX) == "phi3":
+    if twin_type := models.FAMILIES[models.stock_type(dense["model_type"])].twin:
         names = ("hidden_size", "vocab_size", "num_attention_heads", "head_dim")
-        dense = {name: dense[name] for name in names if name in dense} | {"model_type": "mistral"}
+        dense = {name: dense[name] for name in names if name in dense} | {"model_type": twin_type}
     by_layer = {name: dense[name][: len(layers)] for name in models.BY_LAYER if name in dense}
     alone = tuple(models.Layer(layer.heads, layer.heads, layer.channels) for layer in layers)
     config = models.layered_config(dense | {"num_hidden_layers": len(layers)} | by_layer, alone)

@@ -59,6 +59,8 @@ def plan_cut(planned: Planned, tokens: VocabularyPlan | None = None) -> Cut:
     layers = []
     for number, layer in enumerate(structure.layers):
         kv_heads, channels = (left.get((number, kind), 0) for kind in KINDS)  # 0 of a block without groups
+        if not models.FAMILIES[models.stock_type(structure.model_type)].heads:
+            kv_heads = layer.kv_heads
         layers.append(models.Layer(kv_heads * layer.share, kv_heads, channels))
     return Cut(dense, groups, kept, stays, tuple(layers), tokens)
 
@@ -107,10 +109,10 @@ def prune_checkpoint(
 
 def _save_config(config: Any, out: Path) -> None:
     """Write `config.json`; where layers have their own widths, with the modeling code that it needs."""
-    if config.model_type in models.LAYERED:
+    if config.model_type in models.FAMILIES:
         config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     else:
-        parts = models.LAYERED[config.model_type.removeprefix(models.LAYERED_PREFIX)]
+        parts = models.layered(models.stock_type(config.model_type))
         config.architectures = [parts[-1].__name__]
         classes = zip(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), parts, strict=True)
         config.auto_map = {auto: f"{_MODELING_FILE.stem}.{part.__name__}" for auto, part in classes}

@@ -1,4 +1,4 @@
-"""The project's architectures as llama.cpp expresses them: one line for each, and what becomes of every tensor."""
+"""Checkpoints as llama.cpp expresses them: what becomes of every tensor."""
 
 import math
 import re
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, MODEL_ARCH, MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_map
+from gguf import GGML_QUANT_SIZES, MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_map
 from gguf.constants import GGMLQuantizationType
 
 from tailored_llama import models
@@ -14,40 +14,15 @@ from tailored_llama.config import K_QUANTS, GgufType
 from tailored_llama.errors import InputError
 from tailored_llama.serving.gguf_writing import Array
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """An architecture of llama.cpp, as far as it differs from the checkpoint's."""
-
-    arch: MODEL_ARCH
-    paired: bool = False  # rotary embeddings turn neighbouring channels, so that the rows of q and k change places
-    norm_offset: int = 0  # is added to the weights of norms
-    windows: bool = False  # some layers attend to a sliding window, and may have rotary frequencies of their own
-    capped: bool = False  # it bounds the logits of attention and of the head
-    no_rope_step: int = 0  # one layer in so many is without rotary embedding; 0 for none
-    queries: str = ""  # the weight that takes up by what queries are scaled, where the file does not state it
-
-
-_LLAMA = Architecture(MODEL_ARCH.LLAMA, paired=True)
-_LAYERED = Architecture(MODEL_ARCH.DECI, paired=True)  # of those in GGUF_LAYERED, where widths differ by layer
-_ARCHITECTURES = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "phi3": _LLAMA,  # unfused: llama.cpp's phi3 needs as many channels in all heads as in the hidden states
-    "qwen2": Architecture(MODEL_ARCH.QWEN2),
-    "qwen3": Architecture(MODEL_ARCH.QWEN3),
-    "smollm3": Architecture(MODEL_ARCH.SMOLLM3, paired=True, no_rope_step=4),
-    "gemma": Architecture(MODEL_ARCH.GEMMA, norm_offset=1),
-    "gemma2": Architecture(MODEL_ARCH.GEMMA2, norm_offset=1, windows=True, capped=True, queries="q_proj"),
-    "gemma3_text": Architecture(MODEL_ARCH.GEMMA3, norm_offset=1, windows=True, queries="q_norm"),
-}
+_ARCHITECTURES = {name: architecture for architecture, name in MODEL_ARCH_NAMES.items()}
+_LAYERED = models.Family("deci", paired=True, factors=True)  # where widths differ by layer
 
 
 @dataclass(frozen=True)
 class Layout:
     """The widths of a checkpoint, and those of its GGUF file, whose channels fill whole blocks."""
 
-    architecture: Architecture
+    family: models.Family
     structure: models.Structure
     written: tuple[models.Layer, ...]
     names: TensorNameMap
@@ -56,7 +31,7 @@ class Layout:
     @property
     def name(self) -> str:
         """The architecture's name in llama.cpp."""
-        return MODEL_ARCH_NAMES[self.architecture.arch]
+        return self.family.gguf
 
     def tensor_name(self, name: str) -> str:
         """GGUF's name of a tensor; an `InputError` if it has none."""
@@ -68,16 +43,19 @@ class Layout:
 def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
     """Decide how a checkpoint is written in a type; an `InputError` if it is broken, or llama.cpp cannot express it."""
     structure, config = models.read_structure(checkpoint), models.read_config(checkpoint)
-    kind = structure.model_type.removeprefix(models.LAYERED_PREFIX)
-    architecture = _ARCHITECTURES[kind]
+    kind = models.stock_type(structure.model_type)
+    family = models.FAMILIES[kind]
     if structure.model_type != kind:
         if kind not in models.GGUF_LAYERED:
             raise InputError(
                 f"checkpoint {checkpoint}: architecture {kind} with layers of different widths; allowed for llama.cpp: "
                 f"{', '.join(models.GGUF_LAYERED)} ({models.ALIKE_HINT})"
             )
-        architecture = _LAYERED
-    if step := architecture.no_rope_step:
+        family = _LAYERED
+    if not family.gguf:
+        allowed = ", ".join(models.IN_GGUF)
+        raise InputError(f"checkpoint {checkpoint}: architecture {kind}, which llama.cpp lacks; allowed: {allowed}")
+    if step := family.no_rope_step:
         rotated = [int((number + 1) % step != 0) for number in range(len(structure.layers))]
         if (got := config.get("no_rope_layers") or rotated) != rotated:
             field = f"{checkpoint / 'config.json'}: no_rope_layers"
@@ -87,9 +65,9 @@ def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
         models.Layer(layer.heads, layer.kv_heads, math.ceil(layer.channels / block) * block)
         for layer in structure.layers
     )
-    names = get_tensor_name_map(architecture.arch, len(written))
-    scaled = math.sqrt(models.query_scale(config) / config["query_pre_attn_scalar"]) if architecture.queries else 1.0
-    return Layout(architecture, structure, written, names, scaled)
+    names = get_tensor_name_map(_ARCHITECTURES[family.gguf], len(written))
+    scaled = math.sqrt(models.query_scale(config) / config["query_pre_attn_scalar"]) if family.queries else 1.0
+    return Layout(family, structure, written, names, scaled)
 
 
 def written_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
@@ -130,15 +108,15 @@ def padded_shape(name: str, shape: tuple[int, ...], layout: Layout) -> tuple[int
 def arranged(name: str, values: Array, layout: Layout) -> Array:
     """A tensor's values as llama.cpp has them: norms offset, and all that `moved` does."""
     if name.endswith("norm.weight"):
-        values = values + np.float32(layout.architecture.norm_offset)
+        values = values + np.float32(layout.family.norm_offset)
     return moved(name, values, layout)
 
 
 def moved(name: str, values: Array, layout: Layout) -> Array:
     """Queries scaled, rows in rotary order, and channels padded with zeros: of a tensor, or an adapter's matrix."""
-    if _is(name, layout.architecture.queries):
+    if _is(name, layout.family.queries):
         values = values * np.float32(layout.query_factor)
-    if layout.architecture.paired and _is(name, "q_proj", "k_proj"):
+    if layout.family.paired and _is(name, "q_proj", "k_proj"):
         values = _rotary_order(values, layout.structure.head_dim)
     shape = padded_shape(name, values.shape, layout)
     return np.pad(values, [(0, wide - have) for wide, have in zip(shape, values.shape, strict=True)])
@@ -146,12 +124,12 @@ def moved(name: str, values: Array, layout: Layout) -> Array:
 
 def restored(name: str, values: Array, shape: tuple[int, ...], layout: Layout) -> Array:
     """The values of the checkpoint's tensor of a shape, which `arranged` has arranged."""
-    if layout.architecture.paired and _is(name, "q_proj", "k_proj"):
+    if layout.family.paired and _is(name, "q_proj", "k_proj"):
         values = _rotary_order(values, layout.structure.head_dim, back=True)
-    if _is(name, layout.architecture.queries):
+    if _is(name, layout.family.queries):
         values = values / np.float32(layout.query_factor)
     if name.endswith("norm.weight"):
-        values = values - np.float32(layout.architecture.norm_offset)
+        values = values - np.float32(layout.family.norm_offset)
     return values[tuple(slice(size) for size in shape)]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import MODEL_ARCH, GGUFWriter, TokenType
+from gguf import GGUFWriter, TokenType
 from gguf.constants import GGML_QUANT_VERSION, LlamaFileType, RopeScalingType
 
 from tailored_llama.config import GgufType
@@ -15,7 +15,6 @@ from tailored_llama.models import CARD, front_matter, load_tokenizer, pre_tokeni
 from tailored_llama.serving.gguf_layout import Layout
 from tailored_llama.serving.gguf_writing import Array
 
-_FACTORS = (MODEL_ARCH.LLAMA, MODEL_ARCH.DECI)  # the graphs that read factors of rotary frequencies
 _UNBOUNDED = 1e6  # x → c · tanh(x ÷ c) is x in float32 for such a c
 
 
@@ -34,18 +33,26 @@ def write_metadata(
     writer.add_block_count(len(sizes))
     add_widths = (writer.add_feed_forward_length, writer.add_head_count, writer.add_head_count_kv)
     for add_width, widths in zip(add_widths, zip(*sizes, strict=True), strict=True):
-        add_width(widths if layout.architecture.arch == MODEL_ARCH.DECI else widths[0])
+        add_width(widths if layout.name == "deci" else widths[0])
     for add_head_dim in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
         add_head_dim(layout.structure.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     _write_rope(writer, layout, config, checkpoint)
-    architecture, longest = layout.architecture, int(config.max_position_embeddings)
-    if architecture.windows:
+    family, longest = layout.family, int(config.max_position_embeddings)
+    if family.windows:
         _write_windows(writer, config, checkpoint)
+    elif family.unwindowed and config.sliding_window:
+        got, allowed = config.sliding_window, f"null (in llama.cpp's architecture {layout.name})"
+        raise InputError(f"{checkpoint / 'config.json'}: sliding_window: got {got}; allowed: {allowed}")
     elif getattr(config, "use_sliding_window", True) and (window := getattr(config, "sliding_window", None)):
         longest = min(longest, window)  # the graph has no window: the context ends where one would begin to matter
     writer.add_context_length(longest)
-    if architecture.capped:
+    if family.scaled:
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if family.capped:
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping or _UNBOUNDED)
         writer.add_final_logit_softcapping(config.final_logit_softcapping or _UNBOUNDED)
     _write_tokenizer(writer, checkpoint, config.vocab_size)
@@ -68,7 +75,7 @@ def _write_rope(writer: GGUFWriter, layout: Layout, config: Any, checkpoint: Pat
     rope = _rope(config)
     writer.add_rope_freq_base(rope["rope_theta"])
     kind = rope.get("rope_type", "default")
-    allowed = ["default", "linear", "yarn", *(["llama3"] if layout.architecture.arch in _FACTORS else [])]
+    allowed = ["default", "linear", "yarn", *(["llama3"] if layout.family.factors else [])]
     file, where = checkpoint / "config.json", f"in llama.cpp's architecture {layout.name}"
     if kind not in allowed:
         raise InputError(f"{file}: rope_type: got {kind!r}; allowed: {', '.join(allowed)} ({where})")
@@ -79,6 +86,14 @@ def _write_rope(writer: GGUFWriter, layout: Layout, config: Any, checkpoint: Pat
         writer.add_rope_scaling_factor(rope["factor"])
         if original := rope.get("original_max_position_embeddings"):
             writer.add_rope_scaling_orig_ctx_len(original)
+    for field, add in {
+        "beta_fast": writer.add_rope_scaling_yarn_beta_fast,
+        "beta_slow": writer.add_rope_scaling_yarn_beta_slow,
+        "mscale_all_dim": writer.add_rope_scaling_yarn_log_mul,
+        "llama_4_scaling_beta": writer.add_attn_temperature_scale,
+    }.items():
+        if rope.get(field) is not None:
+            add(rope[field])
 
 
 def _rope(config: Any) -> dict[str, Any]:

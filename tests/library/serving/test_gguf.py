@@ -22,6 +22,7 @@ from tailored_llama.config import ModelConfig, Work
 from tailored_llama.config.training import PROJECTIONS
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
+    FAMILIES,
     DenseSettings,
     Layer,
     layered_config,
@@ -65,6 +66,18 @@ ALIKE: dict[str, tuple[str, dict[str, Any]]] = {  # that llama.cpp knows with la
         "gemma3_text",
         {"query_pre_attn_scalar": 2, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * 2},
     ),
+    "ministral3": ("ministral3", {}),
+    "granite": (
+        "granite",
+        {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "logits_scaling": 4.0},
+    ),
+    "exaone4": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 4, "pad_token_id": 0}),
+    "hunyuan": ("hunyuan_v1_dense", {"pad_token_id": 0}),
+    "ernie4_5": ("ernie4_5", {"pad_token_id": 0}),
+    "olmo2": ("olmo2", {"pad_token_id": 0, "tie_word_embeddings": False}),
+    "olmo3": ("olmo3", {"sliding_window": 4, "pad_token_id": 0, "tie_word_embeddings": False}),
+    "arcee": ("arcee", {"pad_token_id": 0}),
+    "seed_oss": ("seed_oss", {"pad_token_id": 0}),
     "gemma3, scaled RoPE": (
         "gemma3_text",
         {
@@ -117,7 +130,7 @@ def test_llama_cpp_computes_the_same_logits_where_layers_are_alike(
 ) -> None:
     checkpoint = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1, **changes)
     written = write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
-    assert written.architecture == architecture.removesuffix("_text")
+    assert written.architecture == FAMILIES[architecture].gguf
     with llama_cpp(tmp_path / "model.gguf") as runtime, torch.no_grad():
         expected = with_ggml_gelu(load_model(checkpoint))(torch.tensor([IDS])).logits[0]
         # A value between two entries of ggml's table of GELU may take one here and the other there: the CPU decides.
@@ -125,10 +138,12 @@ def test_llama_cpp_computes_the_same_logits_where_layers_are_alike(
         torch.testing.assert_close(runtime.logits(IDS), expected, rtol=0, atol=atol)
 
 
-def test_yarn_is_scaled_alike(tmp_path: Path) -> None:
-    """Uniform only: transformers itself does not build yarn where layers differ."""
+@every_layout
+def test_yarn_is_scaled_alike(tmp_path: Path, layers: tuple[Layer, ...]) -> None:
     rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
     checkpoint = save_tiny_llama(tmp_path / "dense", noise=0.1, rope_parameters=rope)
+    if layers:
+        checkpoint = save_mixed(tmp_path / "mixed", checkpoint, layers)
     write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
     ids = IDS * 12  # past the original context
     with llama_cpp(tmp_path / "model.gguf") as runtime, torch.no_grad():
@@ -415,11 +430,18 @@ def test_layers_that_differ_where_llama_cpp_has_them_alike_are_one_line(tmp_path
     mixed = save_mixed(tmp_path / "mixed", dense)
     said = (
         f"checkpoint {mixed}: architecture {architecture} with layers of different widths; allowed for llama.cpp: "
-        "llama, mistral, phi3, qwen2 (set pruning.shape=stock, and protect no layers, for layers of equal width)"
+        "llama, mistral, qwen2, phi3 (set pruning.shape=stock, and protect no layers, for layers of equal width)"
     )
     with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
         write_gguf(mixed, gguf_type="f16", out=tmp_path / "model.gguf")
     assert not list(tmp_path.glob("*.gguf*"))
+
+
+def test_an_architecture_that_llama_cpp_lacks_is_one_line(tmp_path: Path) -> None:
+    checkpoint = save_tiny_llama(tmp_path / "dense", architecture="helium", pad_token_id=0, num_key_value_heads=4)
+    said = f"checkpoint {checkpoint}: architecture helium, which llama.cpp lacks; allowed: llama, mistral"
+    with pytest.raises(InputError, match=f"^{re.escape(said)}"):
+        write_gguf(checkpoint, gguf_type="f16", out=tmp_path / "model.gguf")
 
 
 UNKNOWN_ORDERS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -432,6 +454,11 @@ UNKNOWN_ORDERS: dict[str, tuple[str, dict[str, Any], str]] = {
         "gemma3_text",
         {"layer_types": ["full_attention", *["sliding_attention"] * 3]},
         "layer_types: full attention in layers [0]; allowed for llama.cpp: in the last of every so many",
+    ),
+    "windows among layers without RoPE": (
+        "exaone4",
+        {"sliding_window": 4, "sliding_window_pattern": 4, "pad_token_id": 0},
+        "sliding_window: got 4; allowed: null (in llama.cpp's architecture exaone4)",
     ),
     "scaled": (
         "qwen3",

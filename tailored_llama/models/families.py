@@ -1,0 +1,78 @@
+"""The model types that can be pruned: all that the code knows of each stands in its row.
+
+A new type is a row here and a line in `tests/library/models/test_architectures.py`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tailored_llama.errors import InputError
+
+LAYERED_PREFIX = "tailored_"  # of the model types whose layers may have different widths
+
+
+@dataclass(frozen=True)
+class Family:
+    """What sets a model type apart, in llama.cpp above all."""
+
+    gguf: str = ""  # the architecture of llama.cpp that computes the same; empty: there is none
+    heads: bool = True  # heads can leave; False: only channels and tokens, as what reads all heads would change
+    gated: bool = True  # a channel of the MLP has a gate
+    paired: bool = False  # rotary embeddings turn neighbouring channels, so that the rows of q and k change places
+    norm_offset: int = 0  # is added to the weights of norms
+    windows: bool = False  # some layers attend to a sliding window, and may have rotary frequencies of their own
+    unwindowed: bool = False  # such layers cannot be expressed, as others are then without rotary embedding
+    capped: bool = False  # it bounds the logits of attention and of the head
+    scaled: bool = False  # embeddings, attention, residuals and logits are multiplied
+    factors: bool = False  # it reads factors of rotary frequencies, by which Llama 3's scaling is written
+    no_rope_step: int = 0  # one layer in so many is without rotary embedding; 0: none
+    queries: Literal["", "q_proj", "q_norm"] = ""  # takes up how queries are scaled, which a file does not state
+    layered: bool = False  # layers of different widths can be expressed, too, as the architecture `deci`
+    from_gguf: bool = True  # transformers reads its GGUF files
+    twin: str = ""  # a type with the same layers, where projections are fused in this one
+
+
+_LLAMA = Family("llama", paired=True, factors=True, layered=True)
+
+FAMILIES: dict[str, Family] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "ministral3": Family("mistral3", paired=True, from_gguf=False),
+    "qwen2": Family("qwen2", layered=True),
+    "qwen3": Family("qwen3"),
+    "smollm3": Family("smollm3", paired=True, no_rope_step=4, from_gguf=False),
+    "gemma": Family("gemma", norm_offset=1, from_gguf=False),
+    "gemma2": Family("gemma2", capped=True, queries="q_proj", norm_offset=1, windows=True),
+    "gemma3_text": Family("gemma3", queries="q_norm", norm_offset=1, windows=True),
+    # Unfused: llama.cpp's phi3 needs as many channels in all heads as in the hidden states.
+    "phi3": Family("llama", paired=True, factors=True, layered=True, twin="mistral"),
+    "granite": Family("granite", paired=True, scaled=True, from_gguf=False),
+    "exaone4": Family("exaone4", unwindowed=True, factors=True, from_gguf=False),
+    "hunyuan_v1_dense": Family("hunyuan-dense", from_gguf=False),
+    "ernie4_5": Family("ernie4_5", from_gguf=False),
+    "seed_oss": Family("seed_oss", from_gguf=False),
+    "cwm": Family(from_gguf=False),
+    "olmo2": Family("olmo2", heads=False, from_gguf=False),  # a norm over all heads
+    "olmo3": Family("olmo2", heads=False, windows=True, from_gguf=False),
+    "glm": Family(twin="mistral", from_gguf=False),
+    "glm4": Family(twin="mistral", from_gguf=False),
+    "arcee": Family("arcee", gated=False, paired=True, from_gguf=False),
+    "apertus": Family(gated=False, from_gguf=False),
+    "helium": Family(heads=False, from_gguf=False),  # o_proj is as wide as the hidden states
+}
+IN_GGUF = tuple(kind for kind, family in FAMILIES.items() if family.gguf)
+GGUF_LAYERED = tuple(kind for kind, family in FAMILIES.items() if family.layered)
+
+
+def stock_type(model_type: str) -> str:
+    """The model type whose layers are all alike."""
+    return model_type.removeprefix(LAYERED_PREFIX)
+
+
+def check_architecture(config: dict[str, Any], shown: str) -> None:
+    """Raise InputError if an architecture is not supported, or its weights are quantized."""
+    kind = str(config.get("model_type"))
+    if stock_type(kind) not in FAMILIES:
+        raise InputError(f"model.source {shown}: architecture {kind}; allowed: {', '.join(FAMILIES)}")
+    if config.get("quantization_config"):
+        raise InputError(f"model.source {shown}: quantized weights; allowed: float32, bfloat16 or float16")
