@@ -142,9 +142,11 @@ def head_logits(model: Any, states: Tensor) -> Tensor:
 
     The model's own forward makes them, since it may bound or scale them.
     """
+    if hasattr(model, "get_base_model"):  # PEFT's
+        model = model.get_base_model()
     rows = states.reshape(1, -1, states.shape[-1])
     logits: Tensor = type(model).forward(_WithStates(model, rows), inputs_embeds=rows).logits
-    return logits.reshape(*states.shape[:-1], -1)
+    return logits.reshape(*states.shape[:-1], logits.shape[-1])
 
 
 class _WithStates:

@@ -13,7 +13,7 @@ import torch
 from helpers import COLOURS
 from tailored_llama.config import validate_config
 from tailored_llama.errors import InputError
-from tailored_llama.models.checkpoints import SUPPORTED
+from tailored_llama.models.families import FAMILIES
 from tailored_llama.preflight import preflight
 from tailored_llama.store import artifacts
 
@@ -305,7 +305,7 @@ def test_one_line_says_what_is_wrong_and_nothing_is_written(
     root = Path(own_run["store"]["root"])
     change(own_run, tmp_path)
     run = json.loads(json.dumps(own_run).replace("{place}", str(tmp_path)))
-    expected = message.format(place=tmp_path, supported=", ".join(SUPPORTED))
+    expected = message.format(place=tmp_path, supported=", ".join(FAMILIES))
     with pytest.raises(InputError, match=f"^{re.escape(expected)}$") as caught:
         check(run)
     assert "\n" not in str(caught.value)

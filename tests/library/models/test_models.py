@@ -26,8 +26,9 @@ from tailored_llama.models import (
     pick_device,
     prepare_dense,
 )
-from tailored_llama.models.checkpoints import SUPPORTED, weights_digest
+from tailored_llama.models.checkpoints import weights_digest
 from tailored_llama.models.convert import _convert
+from tailored_llama.models.families import FAMILIES
 from tailored_llama.pipeline.graph import as_json
 
 IDS = torch.arange(1, 25)[None]
@@ -242,7 +243,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "unsupported": (
         lambda folder: GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9)).save_pretrained(folder),
-        "model.source {0}: architecture gpt2; allowed: " + ", ".join(SUPPORTED),
+        "model.source {0}: architecture gpt2; allowed: " + ", ".join(FAMILIES),
     ),
     "header of no known type": (
         lambda folder: replace(folder, b'"F32"', b'"F99"'),
@@ -290,7 +291,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no architecture": (
         edit_config(model_type=None),
-        "model.source {0}: architecture None; allowed: " + ", ".join(SUPPORTED),
+        "model.source {0}: architecture None; allowed: " + ", ".join(FAMILIES),
     ),
     "quantized": (
         edit_config(quantization_config={"quant_method": "gptq", "bits": 4}),
