@@ -56,7 +56,9 @@ def check_same_examples(first: Answers, other: Answers) -> None:
             raise ValueError(f"row {row}: {column} {left[row]} against {right[row]}")
 
 
-def paired_draws(first: Answers, other: Answers, seed: int = 0, benchmark: str = "") -> tuple[Array, Array]:
+def paired_draws(
+    first: Answers, other: Answers, seed: int = 0, benchmark: str = "", resamples: int = RESAMPLES
+) -> tuple[Array, Array]:
     """Mean values of both models on bootstrap resamples of their shared examples, float64 [resamples] each.
 
     Every benchmark has draws of its own. Examples with the same pair of values are interchangeable, so drawing n of
@@ -70,7 +72,7 @@ def paired_draws(first: Answers, other: Answers, seed: int = 0, benchmark: str =
         raise ValueError("0 examples")
     pairs, counts = np.unique(np.stack([first.values, other.values]).astype(float), axis=1, return_counts=True)
     generator = np.random.default_rng([seed, *benchmark.encode()])
-    drawn = generator.multinomial(total, counts / total, size=RESAMPLES) / total
+    drawn = generator.multinomial(total, counts / total, size=resamples) / total
     return drawn @ pairs[0], drawn @ pairs[1]
 
 
