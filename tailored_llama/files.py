@@ -99,10 +99,8 @@ def _csv_rows(path: Path) -> list[dict[str, Any]]:
 
     with path.open(encoding="utf-8-sig") as file:
         separator = max(",;\t", key=file.readline().count)
-    with suppress(pd.errors.EmptyDataError):
-        rows: list[Any] = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False).to_dict("records")
-        return rows
-    return []
+    rows: list[Any] = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False).to_dict("records")
+    return rows
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:

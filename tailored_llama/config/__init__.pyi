@@ -36,7 +36,6 @@ from .forms import in_form as in_form
 from .forms import is_answered as is_answered
 from .forms import is_labelled as is_labelled
 from .forms import label_of as label_of
-from .forms import shown as shown
 from .inputs import OWN as OWN
 from .inputs import PROMPTS as PROMPTS
 from .inputs import QUESTIONS as QUESTIONS

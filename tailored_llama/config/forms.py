@@ -89,7 +89,7 @@ def _turns(cells: Row, unanswered: bool) -> dict[str, Any]:
     contents = [message.get("content") for message in messages[:-1]] + [call or messages[-1].get("content")]
     *texts, answer = (_words(where, role, content) for role, content in zip(roles, contents, strict=True))
     if tools and not calls_of(from_json(answer)):
-        raise ValueError(f"got tools and the answer {shown(answer)}; allowed: a call as the answer")
+        raise ValueError(f"got tools and the answer {answer!r:.80}; allowed: a call as the answer")
     if tools:
         texts[1 - asked] = f"{tools}\n\n{texts[1 - asked]}"  # the first of the user
     turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
@@ -109,7 +109,7 @@ def _messages(cells: Row) -> list[dict[str, Any]]:
         if column == "completion" and not is_answered(cell):
             continue
         if not isinstance(part, list) or not all(isinstance(message, dict) for message in part):
-            raise ValueError(f"column {column}: got {shown(cell)}; allowed: a list of messages")
+            raise ValueError(f"column {column}: got {cell!r:.80}; allowed: a list of messages")
         messages += part
     messages = [{**m, "role": "system" if m.get("role") == "developer" else m.get("role")} for m in messages]
     is_told = not messages or messages[0]["role"] != "system" or is_answered(messages[0].get("content"))
@@ -120,7 +120,7 @@ def _tools(cell: Any) -> str:
     """Tools as JSON, one a line; ValueError: they are no list of objects."""
     tools = from_json(cell) if isinstance(cell, str) and cell else cell or []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise ValueError(f"column tools: got {shown(cell)}; allowed: a list of tools")
+        raise ValueError(f"column tools: got {cell!r:.80}; allowed: a list of tools")
     return "\n".join(map(json_of, tools))
 
 
@@ -134,7 +134,7 @@ def _call(where: str, message: Row) -> str:
         if isinstance(call["arguments"], str):
             call["arguments"] = from_json(call["arguments"] or "{}")
     if not all(map(calls_of, calls)):
-        raise ValueError(f"{where}: got the call {shown(cell)}; allowed: a name, and arguments as an object")
+        raise ValueError(f"{where}: got the call {cell!r:.80}; allowed: a name, and arguments as an object")
     return json_of(calls if len(calls) > 1 else calls[0]) if calls else ""
 
 
@@ -143,13 +143,8 @@ def _words(where: str, role: str, content: Any) -> str:
     parts = content if isinstance(content, list) else [{"text": content}]
     texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
     if not all(isinstance(text, str) for text in texts) or not "".join(map(str, texts)).strip():
-        raise ValueError(f"{where}: got {shown(content)} from {role}; allowed: a text")
+        raise ValueError(f"{where}: got {content!r:.80} from {role}; allowed: a text")
     return "".join(map(str, texts))
-
-
-def shown(cell: Any) -> str:
-    """The beginning of a cell, as an error shows it."""
-    return text if len(text := repr(cell)) <= 80 else f"{text[:80]}…"
 
 
 def is_answered(cell: Any) -> bool:

@@ -35,9 +35,8 @@ from .likelihoods import encode_answer as encode_answer
 from .likelihoods import encode_prompt as encode_prompt
 from .likelihoods import end_of as end_of
 from .likelihoods import loglikelihoods as loglikelihoods
+from .likelihoods import score_prompts as score_prompts
 from .likelihoods import shared_header as shared_header
-from .likelihoods import token_logprobs as token_logprobs
-from .likelihoods import written_choice as written_choice
 from .prompts import Prompt as Prompt
 from .prompts import PromptSplit as PromptSplit
 from .prompts import draw_train as draw_train

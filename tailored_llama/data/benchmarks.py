@@ -23,7 +23,6 @@ from tailored_llama.config import (
     in_form,
     is_answered,
     is_written,
-    shown,
 )
 from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.custom import check_benchmark, custom_columns, custom_content, custom_parts
@@ -220,13 +219,13 @@ def _example(benchmark: BenchmarkConfig, where: str, index: int, row: dict[str, 
         fields, choices, right = custom_parts(benchmark, row)
         for i, choice in enumerate(choices):
             if not isinstance(choice, str) or not choice.strip():
-                raise ValueError(f"choice {i}: got {shown(choice)}; allowed: a text")
+                raise ValueError(f"choice {i}: got {choice!r:.80}; allowed: a text")
         if len(choices) < least:
             raise ValueError(f"choices: got {len(choices)}; allowed: at least {least}")
         if not 0 <= right < len(choices):
             column, last = str(benchmark.answer), len(choices) - 1
             raise ValueError(
-                f"column {column}: got {shown(row[column])}, which is none of the {len(choices)} choices; "
+                f"column {column}: got {row[column]!r:.80}, which is none of the {len(choices)} choices; "
                 f"allowed: an index from 0 to {last}, a letter from A to {chr(ord('A') + last)}, or a choice's text"
             )
     except ValueError as error:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.config import WRITTEN, BenchmarkConfig, accepted, asks_turns, from_json, is_written, label_of, shown
+from tailored_llama.config import WRITTEN, BenchmarkConfig, accepted, asks_turns, from_json, is_written, label_of
 from tailored_llama.data.builtin import BUILTIN, Parts
 from tailored_llama.errors import InputError
 
@@ -92,7 +92,7 @@ def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
     names = _context_columns(benchmark)
     for name in names:
         if not isinstance(row[name], str) or not row[name].strip():
-            raise ValueError(f"column {name}: got {shown(row[name])}; allowed: a text")
+            raise ValueError(f"column {name}: got {row[name]!r:.80}; allowed: a text")
     written = str(benchmark.context).format(**{name: row[name] for name in names})
     fields = {"context": written if named_columns(benchmark) else row[names[0]]}
     if asks_turns(benchmark):
@@ -104,14 +104,14 @@ def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
             return fields, labels, labels.index(label)
         if type(answer) is int and 0 <= answer < len(labels):
             return fields, labels, answer
-        raise ValueError(f"column {benchmark.answer}: got {shown(answer)}; allowed: one of the {len(labels)} labels")
+        raise ValueError(f"column {benchmark.answer}: got {answer!r:.80}; allowed: one of the {len(labels)} labels")
     if not is_written(benchmark):
         choices = choices_of(benchmark.choices, row)
         return fields, tuple(choices), _answer_index(answer, choices)
     kind = WRITTEN[benchmark.metric]
     if not (texts := accepted(answer, kind)):
         allowed = {"written": "a text, or a list of texts", "json": "JSON", "call": "a call: its name and arguments"}
-        raise ValueError(f"column {benchmark.answer}: got {shown(answer)}; allowed: {allowed[kind]}")
+        raise ValueError(f"column {benchmark.answer}: got {answer!r:.80}; allowed: {allowed[kind]}")
     return fields, texts, 0
 
 
@@ -133,7 +133,7 @@ def choices_of(named: str | Sequence[str] | None, row: Mapping[str, Any]) -> lis
         choices = from_json(cell) if isinstance(cell, str) else cell
         if not isinstance(choices, list):
             kind = "JSON list" if isinstance(cell, str) else "list"
-            raise ValueError(f"column {named}: got {shown(cell)}; allowed: a {kind} of texts")
+            raise ValueError(f"column {named}: got {cell!r:.80}; allowed: a {kind} of texts")
         return choices
     choices = [row[column] for column in named or ()]
     while choices and (choices[-1] is None or choices[-1] == "" or choices[-1] != choices[-1]):  # NaN: missing

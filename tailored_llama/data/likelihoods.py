@@ -126,7 +126,22 @@ def token_logprobs(
     return results
 
 
-def written_choice(targets: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]) -> int:
+def score_prompts(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], writes: bool, batch_tokens: int, progress: Progress = silent
+) -> tuple[list[models.Encoded], list[list[float]], list[int]]:
+    """Encoded prompts, the log-likelihoods of their choices, and the choices that are written, if the model `writes`.
+
+    They are written greedily, where nothing else is allowed, in the tokens that were tuned, each with its end.
+    """
+    ends, limit = [end_of(tokenizer, prompt) if writes else [] for prompt in prompts], models.context_length(model)
+    encoded = [encode_prompt(tokenizer, prompt, limit, end) for prompt, end in zip(prompts, ends, strict=True)]
+    told = token_logprobs(model, encoded, batch_tokens, progress)
+    pairs = zip(encoded, told, strict=True) if writes else ()
+    written = [_written(item.targets, choices) for item, choices in pairs]
+    return encoded, [[*map(math.fsum, choices)] for choices in told], written
+
+
+def _written(targets: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]) -> int:
     """The choice that is written token by token, each the likeliest of those that begin a choice or go on with it.
 
     The last token of each is its end, so that none begins another.

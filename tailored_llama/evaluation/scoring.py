@@ -11,22 +11,12 @@ from typing import Any
 import numpy as np
 
 from tailored_llama.config import WRITTEN, Work
-from tailored_llama.data import (
-    UNLABELLED,
-    Prompt,
-    encode_prompt,
-    end_of,
-    is_ended,
-    read_prompts,
-    shared_header,
-    token_logprobs,
-    written_choice,
-)
+from tailored_llama.data import UNLABELLED, Prompt, is_ended, read_prompts, score_prompts, shared_header
 from tailored_llama.evaluation.generation import generate
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA, hits, metrics
 from tailored_llama.evaluation.settings import ScoreSettings
 from tailored_llama.evaluation.written import METRICS, answers_schema, judge, written_floor
-from tailored_llama.models import context_length, load_tokenizer, open_model, token_budget, with_end
+from tailored_llama.models import load_tokenizer, open_model, token_budget, with_end
 from tailored_llama.store import write_table
 
 
@@ -59,15 +49,10 @@ def _rank_choices(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], settings: ScoreSettings, work: Work
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """The metrics of the likeliest choices, or of those that are written, and the number of tokens that were read."""
-    budget, longest = token_budget(work.execution.batch_tokens, model), context_length(model)
+    budget = token_budget(work.execution.batch_tokens, model)
     writes = settings.written is not None and is_ended(settings.metric, prompts)
-    ends = [end_of(tokenizer, prompt) if writes else [] for prompt in prompts]
-    encoded = [encode_prompt(tokenizer, prompt, longest, end) for prompt, end in zip(prompts, ends, strict=True)]
-    told = token_logprobs(model, encoded, budget, work.progress)
-    columns = predict(prompts, [[*map(math.fsum, choices)] for choices in told])
-    if writes:
-        written = [written_choice(item.targets, choices) for item, choices in zip(encoded, told, strict=True)]
-        columns |= {"prediction": written, "prediction_norm": written}
+    encoded, sums, written = score_prompts(model, tokenizer, prompts, writes, budget, work.progress)
+    columns = predict(prompts, sums) | dict.fromkeys(("prediction", "prediction_norm") if writes else (), written)
     whole = [item for item in encoded if not item.truncated]  # their common start is encoded once
     tokens = sum(len(item.document) for item in encoded) - len(shared_header(whole)) * max(0, len(whole) - 1)
     result: dict[str, Any] = write_choices(prompts, columns, work.out)

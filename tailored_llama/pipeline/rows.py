@@ -14,17 +14,7 @@ from tailored_llama.config import (
     named_benchmark,
     with_template,
 )
-from tailored_llama.data import (
-    PURPOSE,
-    UNLABELLED,
-    Example,
-    Split,
-    benchmarks,
-    first_prompt,
-    load_template,
-    named_columns,
-    render,
-)
+from tailored_llama.data import PURPOSE, UNLABELLED, Example, Split, benchmarks, first_prompt, named_columns
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import DISCORDANT
 from tailored_llama.pipeline.labelling import FEW_TO_CHOOSE, TO_CHOOSE
@@ -188,8 +178,8 @@ def _is_ended(config: RunConfig, settings: data.PromptSettings, train: Sequence[
     benchmark = settings.wording.benchmark
     if not benchmark.choices or config.tuning.examples == "none":
         return not benchmark.choices
-    template, (_, shots, _) = load_template(config.prompts.template), data.draw_train(settings, train)
-    return data.is_ended(data.headline_metric(benchmark), [render(benchmark, template, shot) for shot in shots])
+    template, (_, shots, _) = data.load_template(config.prompts.template), data.draw_train(settings, train)
+    return data.is_ended(data.headline_metric(benchmark), [data.render(benchmark, template, shot) for shot in shots])
 
 
 def _examples(config: RunConfig, benchmark: BenchmarkConfig, part: Split) -> list[Example]:

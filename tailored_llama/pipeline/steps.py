@@ -236,10 +236,7 @@ def score(
     adapter: Artifact | None = None,
     split: data.PromptSplit = "evaluation",
 ) -> Node:
-    """Score a checkpoint, with or without an adapter, on a benchmark's prompts.
-
-    To prove a search for transformers or vLLM, labels are written, as these runtimes do.
-    """
+    """Score a checkpoint, with or without an adapter; a search for transformers or vLLM proves labels as written."""
     goal = config.goal if isinstance(config, SmallestConfig) and split == "evaluation" else None
     writes = goal is not None and goal.runtime != "llama.cpp"
     settings = ScoreSettings.of(named_benchmark(config, benchmark), split, writes)

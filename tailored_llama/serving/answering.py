@@ -17,21 +17,11 @@ import numpy as np
 import torch
 
 from tailored_llama.console import progress_bar, quietly
-from tailored_llama.data import (
-    Chat,
-    Prompt,
-    Question,
-    encode_prompt,
-    end_of,
-    read_chat,
-    read_questions,
-    token_logprobs,
-    written_choice,
-)
+from tailored_llama.data import Chat, Prompt, Question, read_chat, read_questions, score_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import WrittenAnswer, choice_probabilities, generate
 from tailored_llama.files import read_file
-from tailored_llama.models import context_length, load_model, load_tokenizer, token_budget
+from tailored_llama.models import load_model, load_tokenizer, token_budget
 from tailored_llama.progress import Progress, silent
 from tailored_llama.serving.chat import SCHEMA, curl_call, grammar_of, written_options
 from tailored_llama.serving.client import ChatServer, ask_all
@@ -169,18 +159,12 @@ def _ask_checkpoint(
     lengths = [tuple(len(text.strip()) for text in own) for own in choices]
     asked = enumerate(zip(contexts, choices, lengths, strict=True))
     prompts = [Prompt(i, (text,) * len(own), own, 0, sizes, chat.end) for i, (text, own, sizes) in asked]
-    ends = [end_of(tokenizer, prompt) if chat.answers else [] for prompt in prompts]
-    pairs, limit = zip(prompts, ends, strict=True), context_length(model)
-    encoded = [encode_prompt(tokenizer, prompt, limit, end) for prompt, end in pairs]
-    told = token_logprobs(model, encoded, token_budget(None, model), progress)
-    sums = [[*map(math.fsum, own)] for own in told]
+    budget, writes = token_budget(None, model), bool(chat.answers)
+    _, sums, written = score_prompts(model, tokenizer, prompts, writes, budget, progress)
     if chat.new_tokens:
         return [ModelAnswer(text.strip(), math.exp(total)) for text, (total,) in zip(texts, sums, strict=True)]
     shares = [choice_probabilities(*row, chat.metric) for row in zip(sums, lengths, strict=True)]
-    best = [int(np.argmax(share)) for share in shares]
-    if chat.answers:
-        best = [written_choice(item.targets, own) for item, own in zip(encoded, told, strict=True)]
-    rows = zip(choices, shares, best, strict=True)
+    rows = zip(choices, shares, written or [int(np.argmax(share)) for share in shares], strict=True)
     return [ModelAnswer(own[choice].strip(), float(share[choice])) for own, share, choice in rows]
 
 

@@ -3,11 +3,14 @@
 By hand, with `make test-vllm`: vLLM lives in a virtual environment of its own.
 """
 
-import shutil
-from collections.abc import Callable, Iterator
+import json
+import re
+import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, redirect_stdout
+from functools import partial
+from io import StringIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,20 +19,24 @@ import httpx
 import pytest
 import torch
 
-from helpers import load_and_render, tune, write_jsonl
+from compositions import compose
+from helpers import CPU, load_and_render, tune, write_jsonl
 from services import children, free_port, until
-from tailored_llama.config import BenchmarkConfig, RunConfig, validate_config
+from tailored_llama.config import BenchmarkConfig, RunConfig, SmallestConfig, build_config
 from tailored_llama.data import read_chat, read_prompts
 from tailored_llama.data.benchmarks import load_examples
-from tailored_llama.evaluation import ScoreSettings
+from tailored_llama.evaluation import ScoreSettings, read_answer
 from tailored_llama.models import encode_pair, load_model, load_tokenizer, read_structure
-from tailored_llama.serving import requests_of, write_chat_template
+from tailored_llama.pipeline import FolderExecutor, read_certificate, verify_server
+from tailored_llama.pipeline.proven import certified_rows
+from tailored_llama.serving import ChatServer, requests_of
 
 pytestmark = pytest.mark.vllm
 PROMPTS = ("The capital of France is", "Question: What do plants make from sunlight?\nAnswer:")
 NEW_TOKENS = 24
+SCORED = ScoreSettings("rows", "acc")
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": ""}
-Ask = Callable[[str, dict[str, Any]], dict[str, Any]]
+Ask = partial[dict[str, Any]]  # of `post`
 
 
 @pytest.fixture(scope="session")
@@ -51,19 +58,13 @@ def adapters(pruned_smollm2: Path, quickstart: RunConfig, tmp_path_factory: pyte
 
 
 @contextmanager
-def served(vllm: str, checkpoint: Path, log: Path, *arguments: str) -> Iterator[Ask]:
+def served(vllm: str, checkpoint: Path, log: Path, *arguments: str, name: str = "base") -> Iterator[Ask]:
     """What `vllm serve` runs, in float32. That command itself does not start in the package vllm-cpu 0.32.0."""
     port = free_port()
     command = [vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint), "--trust-remote-code"]
-    command += ["--served-model-name", "base", *arguments]
+    command += ["--served-model-name", name, *arguments]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "512"]
     command += ["--enforce-eager"]  # without it, vLLM compiles for minutes
-
-    def ask(path: str, body: dict[str, Any]) -> dict[str, Any]:
-        answer = httpx.post(f"http://127.0.0.1:{port}{path}", json=body, timeout=120)
-        assert answer.status_code == 200, answer.text
-        return dict(answer.json())
-
     with children() as spawn:
         process = spawn(command, log, ENVIRONMENT)
 
@@ -74,8 +75,14 @@ def served(vllm: str, checkpoint: Path, log: Path, *arguments: str) -> Iterator[
             except httpx.HTTPError:
                 return False
 
-        until(ready, 300, "vLLM's start", pause=0.5)
-        yield ask
+        until(ready, 1200, "vLLM's start", pause=0.5)  # beside other work, it takes many minutes
+        yield partial(post, f"http://127.0.0.1:{port}")
+
+
+def post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    answer = httpx.post(f"{url}{path}", json=body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
 
 
 def complete(ask: Ask, model: str, prompt: list[int]) -> tuple[list[int], list[float]]:
@@ -108,32 +115,47 @@ def test_layers_of_different_widths_say_the_same(pruned_smollm2: Path, vllm: str
 
 
 @pytest.mark.parametrize("form", ["labels", "messages"])
-def test_a_chat_asks_what_was_tuned_and_answers_by_the_labels(
-    pruned_smollm2: Path, quickstart: RunConfig, vllm: str, form: str, tmp_path: Path
+def test_a_proven_checkpoint_is_asked_in_a_chat_as_it_was_tuned_and_certified(
+    quickstart: RunConfig, vllm: str, form: str, tmp_path: Path
 ) -> None:
-    drawn = list(islice(load_examples(BenchmarkConfig(name="piqa"), "evaluation", quickstart.store.downloads), 300))
+    drawn = list(islice(load_examples(BenchmarkConfig(name="piqa"), "evaluation", quickstart.store.downloads), 150))
     rows: list[dict[str, Any]] = [{"text": e.fields["question"], "label": ("no", "yes")[e.answer]} for e in drawn]
     if form == "messages":
         told = [({"role": "user", "content": r["text"]}, {"role": "assistant", "content": r["label"]}) for r in rows]
         rows = [{"messages": [{"role": "system", "content": "Say yes or no."}, *turns]} for turns in told]
-    (benchmark,) = validate_config({"benchmarks": [write_jsonl(tmp_path / "rows.jsonl", rows)]}).benchmarks
-    prompts = load_and_render(benchmark, tmp_path, dense=pruned_smollm2)
-    chat, tokenizer = read_chat({"rows": prompts}), load_tokenizer(pruned_smollm2)
-    assert chat is not None
-    shutil.copytree(pruned_smollm2, shipped := tmp_path / "shipped")
-    write_chat_template(shipped, chat)
-    score = ScoreSettings.of(benchmark)
-    with served(vllm, shipped, tmp_path / "vllm.log") as ask:
-        compared = read_prompts(prompts, "evaluation")
-        requests = requests_of(compared, score, replace(chat, answers=()))
-        for number, (prompt, request) in enumerate(zip(compared, requests, strict=True)):
+    file, shipped = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "small" / "rows"
+    settings = {
+        "benchmarks": [file],
+        "model": {"dtype": "float32"},
+        "tuning": {"shots": 16, "held_out": 8, "epochs": 1},
+        "pruning": {"ratios": [0.2], "kinds": ["attention", "mlp"], "criterion": "magnitude_l2"},
+        "goal": {"runtime": "vllm", "lose_at_most": 90, "choosing_rows": 10},
+        "store": {"root": str(tmp_path / "store"), "export": str(shipped.parent), "reports": None},
+    }
+    assert read_answer(compose("smallest", build_config(SmallestConfig, settings))).proven is not None
+    certificate, run = read_certificate(shipped, [file]), FolderExecutor(tmp_path, "", CPU)
+    (_, prompts), *_ = certified_rows(run, certificate)
+    compared, tokenizer = read_prompts(run.open(prompts), "evaluation"), load_tokenizer(shipped)
+    card = (shipped / "README.md").read_text()
+    assert "vllm serve path/to/this/folder --served-model-name rows" in card
+    with served(vllm, shipped, tmp_path / "vllm.log", name="rows") as ask:
+        for prompt, request in zip(compared, requests_of(compared, SCORED, read_chat({"": shipped})), strict=True):
             messages = request["messages"]
-            read = ask("/tokenize", {"model": "base", "messages": messages, "add_generation_prompt": True})
-            assert read["tokens"] == encode_pair(tokenizer, prompt.contexts[0], "x", bool(prompt.end))[0]
-            if number < 10:
-                answer = ask("/v1/chat/completions", {"model": "base", "temperature": 0, **request})
-                assert answer["choices"][0]["message"]["content"] in chat.answers
-    assert len(compared) > 90
+            read = ask("/tokenize", {"model": "rows", "messages": messages, "add_generation_prompt": True})
+            chatted = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            assert read["tokens"] == chatted == encode_pair(tokenizer, prompt.contexts[0], "x", bool(prompt.end))[0]
+        url = ask.args[0]
+        curl, client = (re.search(f"```{kind}\n(.*?)```", card, re.DOTALL)[1] for kind in ("sh", "python"))
+        shown = ["bash", "-c", curl[curl.index("curl") :].replace("http://127.0.0.1:8000", url)]
+        answer = json.loads(subprocess.run(shown, capture_output=True, timeout=300, check=True).stdout)
+        with redirect_stdout(StringIO()) as printed:
+            exec(client.replace("http://127.0.0.1:8000", url), {})
+        assert printed.getvalue() == answer["choices"][0]["message"]["content"] + "\n"
+        assert printed.getvalue().strip() in ("no", "yes")
+        tests, _ = verify_server(run, certificate, ChatServer(url))
+    assert tests["rows"].proven
+    assert tests["rows"].small == pytest.approx(certificate.content.benchmarks["rows"].small, abs=0.04)
+    assert len(compared) > 50
 
 
 def test_two_adapters_answer_in_one_batch(

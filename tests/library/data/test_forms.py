@@ -426,7 +426,7 @@ REFUSED: dict[str, tuple[list[Row], Row, str]] = {
     "a long cell": (
         [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(150)],
         {"text": [0] * 99, "label": "a"},
-        f"row 150: column text: got {str([0] * 99)[:80]}…; allowed: a text",
+        f"row 150: column text: got {str([0] * 99)[:80]}; allowed: a text",
     ),
     "no messages": ([chat("x", "y")], {"messages": "hello"}, f"row 1: {MESSAGES} 'hello'; allowed: a list of messages"),
 }

@@ -76,6 +76,7 @@ def test_the_code_of_a_card_gets_an_answer(kind: str, tmp_path: Path, monkeypatc
     assert chat is not None
     write_chat_template(checkpoint, chat)
     card = how_to_ask("job", chat)
-    assert "With vLLM, whose command and calls the tests of tailored-llama do not run:" in card
+    assert "The tests of tailored-llama run the calls, and start the server by its Python module" in card
+    assert "vllm serve path/to/this/folder --served-model-name job" in card
     code = blocks(card, "python")[1].replace("path/to/this/folder", str(checkpoint))
     assert printed(code).strip()

@@ -167,7 +167,8 @@ BROKEN = {
     "rows": (b"x", ": type none; allowed: .parquet, .jsonl or .csv"),
     "empty.jsonl": (b"\n\n", ": holds no rows; allowed: at least one"),
     "header.csv": (b"text,label\n", ": holds no rows; allowed: at least one"),
-    "empty.csv": (b"", ": holds no rows; allowed: at least one"),
+    "empty.csv": (b"", ": cannot be read (No columns to parse from file); allowed: a whole file in UTF-8, which "
+                  "spreadsheets save as CSV UTF-8"),
     "ragged.csv": (
         b"a,b\n1,2\n1,2,3\n",
         ": cannot be read (Error tokenizing data. C error: Expected 2 fields in line 3, saw 3); allowed: "
