@@ -13,17 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailored_llama.config import (
-    OWN,
-    UNKNOWN,
-    WRITTEN,
-    BenchmarkConfig,
-    Metric,
-    Work,
-    in_form,
-    is_answered,
-    is_written,
-)
+from tailored_llama.config import OWN, UNKNOWN, WRITTEN, BenchmarkConfig, Metric, Work, in_form, is_answered, is_written
 from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.custom import check_benchmark, custom_columns, custom_content, custom_parts
 from tailored_llama.data.splits import (
