@@ -27,7 +27,8 @@ def write_metadata(
     writer.add_name(name)
     _write_licence(writer, checkpoint)
     writer.add_quantization_version(GGML_QUANT_VERSION)
-    writer.add_file_type(LlamaFileType[f"{'ALL' if gguf_type == 'f32' else 'MOSTLY'}_{gguf_type.upper()}"])
+    kind = f"{'ALL' if gguf_type == 'f32' else 'MOSTLY'}_{gguf_type.upper()}"
+    writer.add_file_type(LlamaFileType[kind if kind in LlamaFileType.__members__ else f"{kind}_S"])
     writer.add_vocab_size(config.vocab_size)
     sizes = [(layer.channels, layer.heads, layer.kv_heads) for layer in layout.written]
     writer.add_embedding_length(layout.structure.hidden_size)
@@ -49,6 +50,15 @@ def write_metadata(
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping or _UNBOUNDED)
         writer.add_final_logit_softcapping(config.final_logit_softcapping or _UNBOUNDED)
     _write_tokenizer(writer, checkpoint, config.vocab_size)
+
+
+def write_origin(writer: GGUFWriter, dataset: str, chunks: int, entries: int, file: str) -> None:
+    """Write what the file is rounded by, as llama.cpp's own tool does."""
+    for key, text in (("dataset", dataset), ("file", file)):
+        if text:
+            writer.add_string(f"quantize.imatrix.{key}", text)
+    writer.add_uint32("quantize.imatrix.entries_count", entries)
+    writer.add_uint32("quantize.imatrix.chunks_count", chunks)
 
 
 def _write_licence(writer: GGUFWriter, checkpoint: Path) -> None:
