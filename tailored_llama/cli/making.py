@@ -4,7 +4,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,9 +33,6 @@ from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import steps
 from tailored_llama.preflight import check_texts, texts_of
-
-if TYPE_CHECKING:
-    from tailored_llama.serving import Job
 
 making = typer.Typer()
 
@@ -235,7 +232,7 @@ def gguf(
         print(f"{beside}: llama-cli -m {out} --lora {beside}")
 
 
-def _job(checkpoint: Path, data: str, kind: GgufType, imatrix: Path | None) -> "Job":
+def _job(checkpoint: Path, data: str, kind: GgufType, imatrix: Path | None) -> Any:
     """The job of some rows, whose importance matrix is written if asked for."""
     from tailored_llama.serving import importance_of, job_of, write_importance
 

@@ -91,9 +91,7 @@ def write_gguf(
         writer = GGUFWriter(file, layout.name)
         write_metadata(writer, layout, config, checkpoint, name or checkpoint.resolve().name, own_type)
         if by:
-            matrices = sum(len(part.shape) > 1 for part in parts)
-            entries, source = (len(by.squares), by.file) if isinstance(by, Importance) else (matrices, "")
-            write_origin(writer, by.dataset, by.chunks, entries, source)
+            write_origin(writer, by, sum(len(part.shape) > 1 for part in parts))
         tensors = _tensors(checkpoint, layout, parts, by, scratch)
         if (factors := rope_factors(config, layout.structure.head_dim)) is not None:
             tensors.insert(0, ("rope_freqs.weight", factors.shape, Kind.F32, lambda: factors))

@@ -14,6 +14,8 @@ from tailored_llama.errors import InputError
 from tailored_llama.models import CARD, front_matter, load_tokenizer, pre_tokenizer_name
 from tailored_llama.serving.gguf_layout import Layout
 from tailored_llama.serving.gguf_writing import Array
+from tailored_llama.serving.imatrix import Importance
+from tailored_llama.serving.job import Job
 
 _FACTORS = (MODEL_ARCH.LLAMA, MODEL_ARCH.DECI)  # the graphs that read factors of rotary frequencies
 _UNBOUNDED = 1e6  # x → c · tanh(x ÷ c) is x in float32 for such a c
@@ -52,13 +54,13 @@ def write_metadata(
     _write_tokenizer(writer, checkpoint, config.vocab_size)
 
 
-def write_origin(writer: GGUFWriter, dataset: str, chunks: int, entries: int, file: str) -> None:
-    """Write what the file is rounded by, as llama.cpp's own tool does."""
-    for key, text in (("dataset", dataset), ("file", file)):
-        if text:
-            writer.add_string(f"quantize.imatrix.{key}", text)
-    writer.add_uint32("quantize.imatrix.entries_count", entries)
-    writer.add_uint32("quantize.imatrix.chunks_count", chunks)
+def write_origin(writer: GGUFWriter, by: Job | Importance, matrices: int) -> None:
+    """Write what so many matrices are rounded by, as llama.cpp's own tool does; a prompt counts as a chunk of text."""
+    writer.add_string("quantize.imatrix.dataset", by.dataset)
+    if isinstance(by, Importance) and by.file:
+        writer.add_string("quantize.imatrix.file", by.file)
+    writer.add_uint32("quantize.imatrix.entries_count", matrices if isinstance(by, Job) else len(by.squares))
+    writer.add_uint32("quantize.imatrix.chunks_count", len(by.documents) if isinstance(by, Job) else by.chunks)
 
 
 def _write_licence(writer: GGUFWriter, checkpoint: Path) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
 
-import numpy as np
 import torch
 from gguf.quants import dequantize
 from torch import Tensor
@@ -32,11 +31,6 @@ class Job:
     dataset: str
     documents: Sequence[Document]
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
-
-    @property
-    def chunks(self) -> int:
-        """As many as llama.cpp would count, if each prompt were a chunk of a text."""
-        return len(self.documents)
 
 
 def job_of(checkpoint: Path, prompts: Mapping[str, Path], execution: ExecutionConfig) -> Job | None:
@@ -77,7 +71,7 @@ def rounded_for(
             if (inputs := _inputs(part, parts, moments)) is None:
                 yield quantise_rows(values, part.kind)
                 continue
-            data = rounded(values, part.kind, pad(inputs, 2 * (0, values.shape[1] - len(inputs))))
+            data = rounded(values, part.kind, inputs)
             yield data
             if module is not model:
                 became = restored(part.name, dequantize(data, part.kind), tuple(weight.shape), layout)
@@ -93,9 +87,8 @@ def importance_of(job: Job, checkpoint: Path, gguf_type: GgufType, scratch: Path
     for parts, (_, moments) in zip(groups, layer_moments(model, job.documents), strict=True):
         for part in parts:
             if (inputs := _inputs(part, parts, moments)) is not None:
-                mean = inputs.diagonal().cpu().numpy()
-                squares[part.tensor] = np.pad(mean, (0, part.shape[1] - len(mean)))
-    return Importance(job.dataset, job.chunks, squares)
+                squares[part.tensor] = inputs.diagonal().cpu().numpy()
+    return Importance(job.dataset, len(job.documents), squares)
 
 
 def _within(part: Part) -> str:
@@ -104,5 +97,6 @@ def _within(part: Part) -> str:
 
 
 def _inputs(part: Part, parts: Sequence[Part], moments: Mapping[str, Tensor]) -> Tensor | None:
-    """The moments of what a matrix is given: that of a tied head, in both of its uses."""
-    return moments.get("lm_head" if len(parts) == 1 else _within(part).removesuffix(".weight"))
+    """The moments of what a matrix is given, padded as it is; a tied head's are those of the head."""
+    found = moments.get("lm_head" if len(parts) == 1 else _within(part).removesuffix(".weight"))
+    return None if found is None else pad(found, 2 * (0, part.shape[1] - len(found)))

@@ -3,18 +3,18 @@
     PYTHONPATH=tests python tests/performance/fewer_bits.py FOLDER 'Gemma 3 270M=CHECKPOINT' … [--benchmark piqa …] \
         [--limit 500]
 
-The prompts that a run would tune on are what a file is rounded for. Choices are ranked by the file's weights in
-transformers. `FOLDER/fewer-bits.csv` gets a row for each file and benchmark; what is in the folder is not measured
-again. The differences of `mean` are those over all benchmarks, each of which counts alike.
+Each file is rounded for all benchmarks at once: for the prompts that a run with its defaults would tune on. Choices are
+ranked by the file's weights in transformers. `FOLDER/fewer-bits.csv` gets a row for each file and benchmark, and their
+mean; what is in the folder already is not measured again.
 """
 
 import csv
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -34,7 +34,7 @@ from tailored_llama.serving.job import Job, importance_of, job_of
 
 PLAIN, MATRIX, JOB = "plain", "importance matrix", "for the job"
 FILES: list[tuple[GgufType, str]] = [
-    ("iq4_nl", JOB), ("q4_0", PLAIN), ("q4_k_m", MATRIX), ("iq4_nl", MATRIX), ("q4_0", JOB), ("q8_0", PLAIN),
+    ("iq4_nl", JOB), ("q4_0", PLAIN), ("q8_0", PLAIN), ("q4_k_m", MATRIX), ("q4_0", JOB), ("iq4_nl", MATRIX),
     ("iq4_nl", PLAIN),
 ]  # fmt: skip
 
@@ -67,57 +67,74 @@ def main(
     rows: list[Row] = []
     for given in checkpoints:
         model, _, checkpoint = given.partition("=")
-        for benchmark in benchmarks:
-            own = {"benchmarks": [benchmark], "model": {"source": checkpoint}, "scoring": {"limit": limit}}
-            rows += measure(folder, model, Path(checkpoint), validate_config(own))
-        rows += means([row for row in rows if row.model == model])
-    with (folder / "fewer-bits.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        table.writeheader()
-        table.writerows(map(asdict, rows))
+        own = {"benchmarks": benchmarks, "model": {"source": checkpoint}, "scoring": {"limit": limit}}
+        rows += measure(folder / model.replace(" ", "-"), model, Path(checkpoint), validate_config(own))
+        with (folder / "fewer-bits.csv").open("w", newline="") as file:
+            table = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+            table.writeheader()
+            table.writerows(map(asdict, rows))
 
 
 def measure(folder: Path, model: str, checkpoint: Path, run: RunConfig) -> list[Row]:
-    """All files of a model on one benchmark, which is their job."""
-    name, rows = run.benchmarks[0].name, list[Row]()
+    """All files of a model on all benchmarks, which are its job together."""
+    folder.mkdir(exist_ok=True)
+    rows = list[Row]()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        runner = FolderExecutor(Path(scratch), run.store.downloads, run.execution)
-        prompts = steps.render_all(run)
-        asked = read_prompts(runner.open(prompts.evaluation[name]), "evaluation")
-        job = job_of(checkpoint, {name: runner.open(prompts.train[name])}, run.execution)
+        runner, prompts = FolderExecutor(Path(scratch), run.store.downloads, run.execution), steps.render_all(run)
+        asked = {name: read_prompts(runner.open(own), "evaluation") for name, own in prompts.evaluation.items()}
+        job = job_of(checkpoint, {name: runner.open(own) for name, own in prompts.train.items()}, run.execution)
         assert job
-        print(model, name, len(asked), "rows;", len(job.documents), "prompts,", sum(map(len, job.documents)), "tokens")
-        reference = read(folder, f"{model}-{name}-bf16", partial(score, checkpoint, asked, 0, 0.0))
+        print(f"{model}: {len(job.documents)} prompts, {sum(map(len, job.documents))} tokens", flush=True)
+        before = scored(folder / "bf16", checkpoint, asked)
         for kind, how in FILES:
-            found = read(folder, f"{model}-{name}-{kind}-{how}", partial(write, checkpoint, kind, how, job, asked))
-            rows.append(row(model, name, kind, how, asked, reference, found))
+            name = folder / f"{kind}-{how.replace(' ', '-')}"
+            found = read(
+                name.with_suffix(".json"), partial(write, checkpoint, kind, how, job, name.with_suffix(".gguf"))
+            )
+            (weights := Path(scratch) / name.name).mkdir()
+            if not all(path.is_file() for path in kept(name, asked)):
+                dequantise(checkpoint, name.with_suffix(".gguf"), kind, weights)
+            after = scored(name, weights, asked)
+            own = [row(model, one, kind, how, asked[one], before[one], after[one] | found) for one in asked]
+            mean = {f.name: fmean(getattr(one, f.name) for one in own) for f in fields(Row) if f.type is float}
+            error = sum(one.error**2 for one in own) ** 0.5 / len(own)
+            rows += [*own, replace(own[0], benchmark="mean", **mean | {"error": error})]
             print(rows[-1], flush=True)
     return rows
 
 
-def read(folder: Path, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def read(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What was measured before, or is measured now."""
-    if not (file := folder / f"{name.replace(' ', '-')}.json").is_file():
+    if not file.is_file():
         file.write_text(json.dumps(make()))
     return dict(json.loads(file.read_text()))
 
 
-def write(checkpoint: Path, kind: GgufType, how: str, job: Job, asked: Sequence[Prompt]) -> dict[str, Any]:
+def write(checkpoint: Path, kind: GgufType, how: str, job: Job, file: Path) -> dict[str, Any]:
+    """Write a file, and say its bytes and the seconds of processor time."""
+    start = time.process_time()
     with tempfile.TemporaryDirectory() as scratch:
-        file, weights, start = Path(scratch) / "model.gguf", Path(scratch) / "weights", time.process_time()
         by = job if how == JOB else importance_of(job, checkpoint, kind, Path(scratch)) if how == MATRIX else None
         write_gguf(checkpoint, gguf_type=kind, out=file, by=by)
-        seconds = time.process_time() - start
-        weights.mkdir()
-        dequantise(checkpoint, file, kind, weights)
-        return score(weights, asked, file.stat().st_size, seconds)
+    return {"bytes": file.stat().st_size, "writing": time.process_time() - start}
 
 
-def score(checkpoint: Path, asked: Sequence[Prompt], size: int, writing: float) -> dict[str, Any]:
-    model, tokenizer, start = load_model(checkpoint), load_tokenizer(checkpoint), time.process_time()
-    encoded = [encode_prompt(tokenizer, prompt, context_length(model)) for prompt in asked]
-    found = loglikelihoods(model, encoded, 1024)
-    return {"scores": found, "bytes": size, "writing": writing, "scoring": time.process_time() - start}
+def kept(name: Path, asked: Iterable[str]) -> list[Path]:
+    """Where the scores of a file on each benchmark are kept."""
+    return [name.with_name(f"{name.name}-{one}.json") for one in asked]
+
+
+def scored(name: Path, checkpoint: Path, asked: Mapping[str, Sequence[Prompt]]) -> dict[str, dict[str, Any]]:
+    """The log-likelihoods of all choices by benchmark, and the seconds that they took."""
+    load = cache(lambda: (load_model(checkpoint), load_tokenizer(checkpoint)))
+
+    def score(prompts: Sequence[Prompt]) -> dict[str, Any]:
+        model, tokenizer = load()
+        start = time.process_time()
+        found = loglikelihoods(model, [encode_prompt(tokenizer, own, context_length(model)) for own in prompts], 1024)
+        return {"scores": found, "scoring": time.process_time() - start}
+
+    return {one: read(file, partial(score, asked[one])) for one, file in zip(asked, kept(name, asked), strict=True)}
 
 
 def row(
@@ -141,15 +158,6 @@ def row(
     error = differences.std(ddof=1) / len(asked) ** 0.5
     sizes = found["bytes"] / 1e6, len(asked), float(after.mean()), float(differences.mean()), float(error)
     return Row(model, name, kind, how, *sizes, fmean(divergences), found["writing"], found["scoring"])
-
-
-def means(rows: Sequence[Row]) -> Iterator[Row]:
-    """Every file over all benchmarks, which count alike."""
-    for kind, how in FILES:
-        own = [row for row in rows if (row.type, row.rounded) == (kind, how)]
-        mean = {f.name: fmean(getattr(row, f.name) for row in own) for f in fields(Row) if f.type is float}
-        error = sum(row.error**2 for row in own) ** 0.5 / len(own)
-        yield replace(own[0], benchmark="mean", **mean | {"error": error, "rows": sum(row.rows for row in own)})
 
 
 if __name__ == "__main__":
