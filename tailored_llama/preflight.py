@@ -74,9 +74,9 @@ def preflight_tailor(run: config.RunConfig) -> None:
             f"store.export_formats: got {list(formats)} for architecture {architecture} with layers of different "
             f"widths; allowed for llama.cpp: {', '.join(models.GGUF_LAYERED)} ({models.ALIKE_HINT})"
         )
-    if (k_quants := [kind for kind in types if kind in config.K_QUANTS]) and not find_spec("llama_cpp_py_sync"):
+    if (few_bits := [kind for kind in types if kind in config.FEW_BITS]) and not find_spec("llama_cpp_py_sync"):
         raise InputError(
-            f"store.export_formats: got gguf:{k_quants[0]}, which needs llama-cpp-py-sync; allowed: other types, or "
+            f"store.export_formats: got gguf:{few_bits[0]}, which needs llama-cpp-py-sync; allowed: other types, or "
             "after pip install 'tailored-llama[gguf]'"
         )
 

@@ -31,7 +31,18 @@ from tailored_llama.data import BenchmarkSource, PromptSettings, RenderedSplit, 
 from tailored_llama.data.prompts import PROMPTS_SCHEMA
 from tailored_llama.data.settings import Draw, Wording
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
-from tailored_llama.models import Document, Header, distinct, encode_pair, packed_states, target_logprobs
+from tailored_llama.models import (
+    Document,
+    Header,
+    Layer,
+    distinct,
+    encode_pair,
+    layered_config,
+    load_tokenizer,
+    packed_states,
+    read_config,
+    target_logprobs,
+)
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning import PruneSettings, SplitSettings, choose_split, prune_model
 from tailored_llama.serving import write_gguf
@@ -50,6 +61,8 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+
+MIXED = (Layer(4, 2, 24), Layer(2, 1, 40), Layer(4, 2, 7), Layer(2, 1, 33))
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -170,6 +183,18 @@ def save_tiny_llama(
                 parameter.add_(torch.randn_like(parameter), alpha=noise)
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_mixed(folder: Path, dense: Path, layers: tuple[Layer, ...] = MIXED) -> Path:
+    """A checkpoint whose layers have different widths, with random weights, biases and norms."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(layered_config(read_config(dense), layers))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    load_tokenizer(dense).save_pretrained(folder)
     return folder
 
 

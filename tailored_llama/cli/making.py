@@ -2,8 +2,9 @@
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +19,16 @@ from tailored_llama.cli.arguments import (
     checkpoint_folder,
 )
 from tailored_llama.cli.folders import check_new_file, new_folder, room_for, scratch_runner, with_benchmarks
-from tailored_llama.config import GGUF_TYPES, PROMPTS, StoreConfig, as_gguf_type, healing_text, load_config
+from tailored_llama.config import (
+    FEW_BITS,
+    GGUF_TYPES,
+    PROMPTS,
+    GgufType,
+    StoreConfig,
+    as_gguf_type,
+    healing_text,
+    load_config,
+)
 from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import steps
@@ -182,20 +192,33 @@ def gguf(
         Path | None, typer.Option(help="Also write this LoRA adapter, beside OUT: model.gguf gets model.adapter.gguf.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name in the file; by default the folder's.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Rows of a job, or a benchmark, that few bits are rounded for: fewer errors.")
+    ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(
+            help="An importance matrix of llama.cpp (.gguf) to round by; with --data, the file to write it to."
+        ),
+    ] = None,
 ) -> None:
     """Write a checkpoint as a GGUF file, for llama.cpp and Ollama."""
     beside = out.with_name(f"{out.stem}.adapter.gguf")
     kind = as_gguf_type(gguf_type)
-    check_new_file(out)
-    if adapter:
-        check_new_file(beside)
-    from tailored_llama.serving import write_gguf, write_gguf_adapter
+    new = [out, *([beside] if adapter else []), *([imatrix] if imatrix and data else [])]
+    for file in new:
+        check_new_file(file)
+    if (data or imatrix) and kind not in FEW_BITS:
+        raise InputError(f"type: got {kind!r} with --data or --imatrix; allowed: {', '.join(FEW_BITS)}")
+    from tailored_llama.serving import read_importance, write_gguf, write_gguf_adapter
 
     with room_for(out), progress_bar(f"gguf {gguf_type}") as progress:
         if adapter:  # first: it is refused in a moment
             write_gguf_adapter(checkpoint, adapter, gguf_type=kind, out=beside)
         try:
-            written = write_gguf(checkpoint, gguf_type=kind, out=out, name=name, progress=progress)
+            read = read_importance(imatrix) if imatrix and not data else None
+            by = _job(checkpoint, data, kind, imatrix) if data else read
+            written = write_gguf(checkpoint, gguf_type=kind, out=out, name=name, by=by, progress=progress)
         except BaseException:
             if adapter:
                 beside.unlink()
@@ -207,6 +230,20 @@ def gguf(
         print(f"{written.kept_wider} matrices stay in f16: their rows are no whole blocks")
     if adapter:
         print(f"{beside}: llama-cli -m {out} --lora {beside}")
+
+
+def _job(checkpoint: Path, data: str, kind: GgufType, imatrix: Path | None) -> Any:
+    """The job of some rows, whose importance matrix is written if asked for."""
+    from tailored_llama.serving import importance_of, job_of, write_importance
+
+    run = with_benchmarks(load_config(None, None), [data], checkpoint)
+    with scratch_runner(run) as runner, tempfile.TemporaryDirectory() as scratch:
+        folders = {name: runner.open(prompts) for name, prompts in steps.render_train(run).train.items()}
+        if not (job := job_of(checkpoint, folders, run.execution)):
+            raise InputError(f"--data: got {data!r}, which has no rows to tune on; allowed: rows with a train split")
+        if imatrix:
+            write_importance(importance_of(job, checkpoint, kind, Path(scratch)), imatrix)
+    return job
 
 
 @making.command(epilog="Example: `tailored-llama trim model.gguf small.gguf --text my.csv`")

@@ -15,6 +15,7 @@ from .derived import scores_by_text as scores_by_text
 from .derived import stop_strings as stop_strings
 from .derived import trims_vocabulary as trims_vocabulary
 from .derived import with_template as with_template
+from .execution import FEW_BITS as FEW_BITS
 from .execution import GGUF_TYPES as GGUF_TYPES
 from .execution import K_QUANTS as K_QUANTS
 from .execution import ExecutionConfig as ExecutionConfig

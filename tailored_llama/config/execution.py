@@ -14,11 +14,12 @@ from tailored_llama.errors import SECRET, InputError
 from tailored_llama.progress import Progress, silent
 
 GgufType = Literal[
-    "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0",
+    "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "q3_k", "q4_k", "q5_k",
     "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k",
 ]  # fmt: skip
 GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
-K_QUANTS = GGUF_TYPES[GGUF_TYPES.index("q2_k") :]  # made by llama.cpp itself
+FEW_BITS = GGUF_TYPES[GGUF_TYPES.index("q5_1") :]  # fewer than eight: llama.cpp rounds them for a job
+K_QUANTS = GGUF_TYPES[GGUF_TYPES.index("q2_k") :]  # mixtures that are made by llama.cpp itself
 StoreRoot = Annotated[str, Field(min_length=1, json_schema_extra={"not": {"pattern": SECRET}})]
 
 

@@ -117,7 +117,7 @@ def profile(*, settings: evaluation.ProfileSettings, checkpoint: Artifact, again
 def speed(*, settings: None = None, gguf: Artifact) -> None: ...
 
 
-@stage(GGUF, 7, lambda: serving.export_gguf)
+@stage(GGUF, 8, lambda: serving.export_gguf, on_device=True)
 def gguf(
     *,
     settings: serving.GgufSettings,

@@ -77,8 +77,8 @@ def _quantised(config: RunConfig, prompts: Prompts, label: str, models: Mapping[
     for kind, name in product(dict.fromkeys(export.type for export in exports(config) if export.type), models):
         checkpoint, adapter = models[name]
         title, written_as = f"score {name} {label}, {kind}", GgufSettings(kind, config.model.short_name)
-        # It is scored and not served, so that no chat has to ask it anything.
-        file = stages.gguf(f"write {title}", settings=written_as, checkpoint=checkpoint, adapter=adapter, prompts={})
+        asked = prompts.of_chat(name)
+        file = stages.gguf(f"write {title}", settings=written_as, checkpoint=checkpoint, adapter=adapter, prompts=asked)
         scores.setdefault(kind, {})[name] = stages.quantised(
             title,
             settings=QuantisedSettings.of(named_benchmark(config, name), kind),

@@ -15,6 +15,12 @@ from .export import score_quantised as score_quantised
 from .gguf import write_gguf as write_gguf
 from .gguf import write_gguf_adapter as write_gguf_adapter
 from .gguf_writing import gguf_file as gguf_file
+from .imatrix import Importance as Importance
+from .imatrix import read_importance as read_importance
+from .imatrix import write_importance as write_importance
+from .job import Job as Job
+from .job import importance_of as importance_of
+from .job import job_of as job_of
 from .llama_cpp import measure_speed as measure_speed
 from .llama_cpp import read_speed as read_speed
 from .served import requests_of as requests_of

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from gguf.quants import dequantize
 
-from tailored_llama.config import GgufType, Work
+from tailored_llama.config import FEW_BITS, GgufType, Work
 from tailored_llama.data import Chat, read_chat, write_chat
 from tailored_llama.evaluation import read_metrics, score_benchmark
 from tailored_llama.models import (
@@ -31,6 +31,7 @@ from tailored_llama.serving.chat import how_to_ask, modelfile, write_chat_templa
 from tailored_llama.serving.gguf import Written, write_gguf
 from tailored_llama.serving.gguf_layout import layout_of, restored, unfused, written_shapes
 from tailored_llama.serving.gguf_writing import gguf_file
+from tailored_llama.serving.job import job_of
 from tailored_llama.serving.settings import GgufSettings, QuantisedSettings, SourceSettings
 
 _NOT_COPIED = ("manifest.json", "model.safetensors.index.json")
@@ -46,8 +47,9 @@ def export_gguf(
 ) -> dict[str, Any]:
     """Stage: write a checkpoint as `NAME-TYPE.gguf`, an adapter merged in first, with `Modelfile` and `README.md`.
 
-    `prompts` are those of the model's benchmarks: its chat template asks them, and `grammar.gbnf` or `schema.json`
-    allows their answers. If no chat asks all of them, the template stays.
+    `prompts` are those of the model's benchmarks: its weights are rounded for them in fewer than eight bits, its chat
+    template asks them, and `grammar.gbnf` or `schema.json` allows their answers. If no chat asks all of them, the
+    template stays.
 
     It returns the file's `bytes`, and how many MLP channels are zeros that fill up blocks (`padded_channels`).
     """
@@ -62,7 +64,8 @@ def export_gguf(
                 link(path, source / path.name)
         if chat:
             write_chat_template(source, chat)
-        written = write_gguf(source, gguf_type=settings.type, out=out / file, name=name, progress=work.progress)
+        job = job_of(source, prompts or {}, work.execution) if settings.type in FEW_BITS else None
+        written = write_gguf(source, gguf_type=settings.type, out=out / file, name=name, by=job, progress=work.progress)
     copy_licence(checkpoint, out)
     _write_around(out / file, chat, load_tokenizer(checkpoint), _about(written))
     return {"bytes": written.size, "padded_channels": written.padded_channels}

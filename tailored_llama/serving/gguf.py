@@ -8,17 +8,17 @@ each layer.
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGML_QUANT_SIZES, GGUFWriter
-from gguf.constants import GGMLQuantizationType
+from gguf import GGUFWriter
+from gguf.constants import GGMLQuantizationType as Kind
 from gguf.quants import quantize
 from safetensors.torch import load_file
 from transformers import AutoConfig
@@ -28,13 +28,24 @@ from tailored_llama.errors import InputError
 from tailored_llama.files import unfinished
 from tailored_llama.models import all_tensor_shapes, check_adapter, tensor_reader, weight_files
 from tailored_llama.progress import Progress, silent
-from tailored_llama.serving.gguf_layout import Layout, arranged, layout_of, moved, padded_shape, unfused, written_shapes
-from tailored_llama.serving.gguf_metadata import rope_factors, write_metadata
+from tailored_llama.serving.gguf_layout import (
+    OF_GGML,
+    WIDE,
+    Layout,
+    Part,
+    arranged,
+    layout_of,
+    moved,
+    parts_of,
+    unfused,
+)
+from tailored_llama.serving.gguf_metadata import rope_factors, write_metadata, write_origin
 from tailored_llama.serving.gguf_writing import Array, GgufTensor, write_file
-from tailored_llama.serving.llama_cpp import load_llama_cpp, requantise
+from tailored_llama.serving.imatrix import Importance
+from tailored_llama.serving.job import Job, by_layer, importance_of, rounded_for
+from tailored_llama.serving.llama_cpp import load_llama_cpp, quantise_rows, requantise
+from tailored_llama.serving.settings import bits_of
 
-_WIDE = GGMLQuantizationType.F16  # of a matrix that is no whole blocks
-_HEAD_NAMES = ("token_embd.weight", "output.weight")
 # Whose adapter's matrix follows its weight in order and size: of outputs by its rows, of inputs by its columns.
 _MOVED = {"lora_b": ("q_proj", "k_proj", "gate_proj", "up_proj"), "lora_a": ("down_proj",)}
 
@@ -50,62 +61,69 @@ class Written:
 
 
 def write_gguf(
-    checkpoint: Path, *, gguf_type: GgufType, out: Path, name: str | None = None, progress: Progress = silent
+    checkpoint: Path,
+    *,
+    gguf_type: GgufType,
+    out: Path,
+    name: str | None = None,
+    by: Job | Importance | None = None,
+    progress: Progress = silent,
 ) -> Written:
     """Write a checkpoint as one GGUF file, tensor by tensor.
 
     In a type of blocks, MLP channels are padded with zeros to whole blocks, which is exact: silu(0) · 0 = 0. Matrices
-    whose rows are no whole blocks stay in F16. Vectors are F32. In files of 4 or 5 bits the embedding and the head are
-    Q8_0. K-quants are made by llama.cpp itself from an F16 file. The file appears when it is complete. By default, the
-    model's name in the metadata is the folder's. `progress` is called after every tensor. Errors as `layout_of`,
-    `write_metadata` and `load_llama_cpp`.
+    whose rows are no whole blocks have another type. Vectors are F32. The file is rounded `by` a job or an importance
+    matrix; without, in 3 to 5 bits, the embedding and the head are Q8_0. Mixtures of K-quants are made by llama.cpp
+    itself from an F16 file. The file appears when it is complete. By default, the model's name in the metadata is the
+    folder's. `progress` is called after every tensor. Errors as `layout_of`, `write_metadata` and `load_llama_cpp`.
     """
-    layout, k_quant = layout_of(checkpoint, gguf_type), gguf_type in K_QUANTS
-    if k_quant:
+    layout = layout_of(checkpoint, gguf_type)
+    mixed = gguf_type in K_QUANTS and not (isinstance(by, Job) and gguf_type == "q6_k")  # which is uniform
+    own_type: GgufType = "f16" if mixed else gguf_type
+    parts = parts_of(checkpoint, layout, own_type, weighed=by is not None)
+    if mixed or by or OF_GGML.intersection(part.kind for part in parts):
         load_llama_cpp(f"type {gguf_type}")  # fails before anything is written
-    own_type: GgufType = "f16" if k_quant else gguf_type
     config: Any = AutoConfig.from_pretrained(checkpoint)
-    scratch: AbstractContextManager[str] = tempfile.TemporaryDirectory(dir=out.parent) if k_quant else nullcontext("")
-    with unfinished(out) as part, scratch as folder:
-        file = Path(folder) / "f16.gguf" if k_quant else part
+    with unfinished(out) as whole, tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        file, scratch = Path(folder) / "f16.gguf" if mixed else whole, Path(folder)
+        if mixed and isinstance(by, Job):
+            by = importance_of(by, checkpoint, gguf_type, scratch)
         writer = GGUFWriter(file, layout.name)
         write_metadata(writer, layout, config, checkpoint, name or checkpoint.resolve().name, own_type)
-        tensors = list(_tensors(checkpoint, layout, config, own_type))
+        if by:
+            write_origin(writer, by, sum(len(part.shape) > 1 for part in parts))
+        tensors = _tensors(checkpoint, layout, parts, by, scratch)
+        if (factors := rope_factors(config, layout.structure.head_dim)) is not None:
+            tensors.insert(0, ("rope_freqs.weight", factors.shape, Kind.F32, lambda: factors))
         write_file(writer, tensors, progress)
-        if k_quant:
-            requantise(file, gguf_type, part)
+        if mixed:
+            requantise(file, gguf_type, whole, by.squares if isinstance(by, Importance) else {})
     padded = sum(layer.channels for layer in layout.written) - sum(layer.channels for layer in layout.structure.layers)
-    blocks = own_type not in ("f32", "f16", "bf16")
-    kept_wider = sum(blocks and len(shape) > 1 and kind == _WIDE for _, shape, kind, _ in tensors)
+    kept_wider = sum(len(part.shape) > 1 and part.kind == WIDE for part in parts) if bits_of(own_type) < 16 else 0
     return Written(layout.name, out.stat().st_size, padded, kept_wider)
 
 
-def _tensors(checkpoint: Path, layout: Layout, config: Any, gguf_type: GgufType) -> Iterator[GgufTensor]:
-    """Every tensor of a file; its values are read and quantised when they are asked for."""
+def _tensors(
+    checkpoint: Path, layout: Layout, parts: Sequence[Part], by: Job | Importance | None, scratch: Path
+) -> list[GgufTensor]:
+    """The tensors of a file; the values of each are read and rounded when they are asked for, one after another."""
     read = tensor_reader(weight_files(checkpoint))
 
-    def tensor(name: str, shape: tuple[int, ...], values: Callable[[], Array]) -> GgufTensor:
-        kind = _tensor_type(name, shape, gguf_type)
-        return name, shape, kind, lambda: quantize(values(), kind)
+    def plain(part: Part) -> Array:
+        values = arranged(part.name, read(part.stored).to(torch.float32).numpy()[part.rows], layout)
+        squares = by.of(part) if isinstance(by, Importance) else None
+        by_ggml = squares is not None or part.kind in OF_GGML
+        return quantise_rows(values, part.kind, squares) if by_ggml else quantize(values, part.kind)
 
-    def stored(name: str, part: str, rows: slice) -> Array:
-        return arranged(part, read(name).to(torch.float32).numpy()[rows], layout)
+    def tensor(part: Part, data: Callable[[], Array]) -> GgufTensor:
+        return part.tensor, part.shape, part.kind, data
 
-    if (factors := rope_factors(config, layout.structure.head_dim)) is not None:
-        yield tensor("rope_freqs.weight", factors.shape, lambda: factors)
-    for name, shape in written_shapes(checkpoint).items():
-        for part, rows in unfused(name, layout).items():
-            dims = (len(range(*rows.indices(shape[0]))), *shape[1:])
-            yield tensor(layout.tensor_name(part), padded_shape(part, dims, layout), partial(stored, name, part, rows))
-
-
-def _tensor_type(name: str, shape: tuple[int, ...], gguf_type: GgufType) -> GGMLQuantizationType:
-    if len(shape) == 1:
-        return GGMLQuantizationType.F32
-    wanted = GGMLQuantizationType[gguf_type.upper()]
-    if name in _HEAD_NAMES and gguf_type[:2] in ("q4", "q5"):
-        wanted = GGMLQuantizationType.Q8_0
-    return wanted if shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0 else _WIDE
+    if not isinstance(by, Job):
+        return [tensor(part, partial(plain, part)) for part in parts]
+    layers = by_layer(parts, layout)
+    made = rounded_for(by, checkpoint, layout, layers, scratch)
+    vectors = [tensor(part, partial(plain, part)) for part in parts if len(part.shape) == 1]
+    return [*vectors, *(tensor(part, partial(next, made)) for part in chain.from_iterable(layers))]
 
 
 def write_gguf_adapter(checkpoint: Path, adapter: Path, *, gguf_type: GgufType, out: Path) -> None:
@@ -133,7 +151,7 @@ def write_gguf_adapter(checkpoint: Path, adapter: Path, *, gguf_type: GgufType, 
             if any(projection in part for projection in _MOVED.get(side, ())):
                 values = moved(part, values, layout)
             data = partial(np.ascontiguousarray, values)
-            tensors.append((f"{layout.tensor_name(part)}.{side}", values.shape, GGMLQuantizationType.F32, data))
+            tensors.append((f"{layout.tensor_name(part)}.{side}", values.shape, Kind.F32, data))
     with unfinished(out) as file:
         writer = GGUFWriter(file, layout.name)
         writer.add_type("adapter")

@@ -4,18 +4,36 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_map
-from gguf.constants import GGMLQuantizationType
+from gguf.constants import GGMLQuantizationType as Kind
 
 from tailored_llama import models
-from tailored_llama.config import K_QUANTS, GgufType
+from tailored_llama.config import GgufType
 from tailored_llama.errors import InputError
 from tailored_llama.serving.gguf_writing import Array
+from tailored_llama.serving.settings import bits_of
 
 _ARCHITECTURES = {name: architecture for architecture, name in MODEL_ARCH_NAMES.items()}
 _LAYERED = models.Family("deci", paired=True, factors=True)  # where widths differ by layer
+
+WIDE = Kind.F16  # of a matrix that is no whole blocks of any type
+# What a matrix gets whose rows are no multiple of 256: another type of about as many bits, of blocks of 32.
+_NARROW = {Kind.Q3_K: Kind.IQ4_NL, Kind.Q4_K: Kind.IQ4_NL, Kind.Q5_K: Kind.Q5_0, Kind.Q6_K: Kind.Q8_0}
+OF_GGML = frozenset({Kind.IQ4_NL, *_NARROW})  # the package `gguf` does not write them
+
+
+class Part(NamedTuple):
+    """A tensor of a file: the checkpoint's tensor and rows that it is made of, its names, its shape and its type."""
+
+    stored: str
+    rows: slice
+    name: str  # in a checkpoint that fuses nothing
+    tensor: str  # in GGUF
+    shape: tuple[int, ...]
+    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -60,7 +78,7 @@ def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
         if (got := config.get("no_rope_layers") or rotated) != rotated:
             field = f"{checkpoint / 'config.json'}: no_rope_layers"
             raise InputError(f"{field}: got {got}; allowed for llama.cpp: {rotated}")
-    block = 32 if gguf_type in K_QUANTS else GGML_QUANT_SIZES[GGMLQuantizationType[gguf_type.upper()]][0]
+    block = 1 if bits_of(gguf_type) >= 16 else 32  # of those of 256, other rows take another type
     written = tuple(
         models.Layer(layer.heads, layer.kv_heads, math.ceil(layer.channels / block) * block)
         for layer in structure.layers
@@ -93,6 +111,28 @@ def unfused(name: str, layout: Layout) -> dict[str, slice]:
         name.replace(fused, part): slice(end - size, end)
         for part, size, end in zip(models.FUSED[fused], sizes, ends, strict=True)
     }
+
+
+def parts_of(checkpoint: Path, layout: Layout, gguf_type: GgufType, weighed: bool) -> list[Part]:
+    """All tensors of a file of a type. If inputs are not weighed, an embedding in 3 to 5 bits would lose much."""
+
+    def kind(tensor: str, shape: tuple[int, ...]) -> Kind:
+        if len(shape) == 1:
+            return Kind.F32
+        wanted = Kind[gguf_type.upper()]
+        if tensor in ("token_embd.weight", "output.weight") and not weighed and bits_of(gguf_type) < 6:
+            wanted = Kind.Q8_0
+        while shape[-1] % GGML_QUANT_SIZES[wanted][0]:
+            wanted = _NARROW.get(wanted, WIDE)
+        return wanted
+
+    parts = []
+    for stored, (height, *width) in written_shapes(checkpoint).items():
+        for name, rows in unfused(stored, layout).items():
+            shape = padded_shape(name, (len(range(*rows.indices(height))), *width), layout)
+            tensor = layout.tensor_name(name)
+            parts.append(Part(stored, rows, name, tensor, shape, kind(tensor, shape)))
+    return parts
 
 
 def padded_shape(name: str, shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:

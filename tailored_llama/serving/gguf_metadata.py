@@ -14,6 +14,8 @@ from tailored_llama.errors import InputError
 from tailored_llama.models import CARD, front_matter, load_tokenizer, pre_tokenizer_name
 from tailored_llama.serving.gguf_layout import Layout
 from tailored_llama.serving.gguf_writing import Array
+from tailored_llama.serving.imatrix import Importance
+from tailored_llama.serving.job import Job
 
 _UNBOUNDED = 1e6  # x → c · tanh(x ÷ c) is x in float32 for such a c
 
@@ -26,7 +28,8 @@ def write_metadata(
     writer.add_name(name)
     _write_licence(writer, checkpoint)
     writer.add_quantization_version(GGML_QUANT_VERSION)
-    writer.add_file_type(LlamaFileType[f"{'ALL' if gguf_type == 'f32' else 'MOSTLY'}_{gguf_type.upper()}"])
+    kind = f"{'ALL' if gguf_type == 'f32' else 'MOSTLY'}_{gguf_type.upper()}"
+    writer.add_file_type(LlamaFileType[kind if kind in LlamaFileType.__members__ else f"{kind}_S"])
     writer.add_vocab_size(config.vocab_size)
     sizes = [(layer.channels, layer.heads, layer.kv_heads) for layer in layout.written]
     writer.add_embedding_length(layout.structure.hidden_size)
@@ -56,6 +59,15 @@ def write_metadata(
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping or _UNBOUNDED)
         writer.add_final_logit_softcapping(config.final_logit_softcapping or _UNBOUNDED)
     _write_tokenizer(writer, checkpoint, config.vocab_size)
+
+
+def write_origin(writer: GGUFWriter, by: Job | Importance, matrices: int) -> None:
+    """Write what so many matrices are rounded by, as llama.cpp's own tool does; a prompt counts as a chunk of text."""
+    writer.add_string("quantize.imatrix.dataset", by.dataset)
+    if isinstance(by, Importance) and by.file:
+        writer.add_string("quantize.imatrix.file", by.file)
+    writer.add_uint32("quantize.imatrix.entries_count", matrices if isinstance(by, Job) else len(by.squares))
+    writer.add_uint32("quantize.imatrix.chunks_count", len(by.documents) if isinstance(by, Job) else by.chunks)
 
 
 def _write_licence(writer: GGUFWriter, checkpoint: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import quant_shape_to_byte_shape
 from scipy.special import logsumexp
 
 from tailored_llama.config import Work
 from tailored_llama.errors import InputError
-from tailored_llama.models import Document, Encoded
+from tailored_llama.models import Document, Encoded, side_by_side
 from tailored_llama.progress import Progress
 from tailored_llama.serving.gguf_writing import Array, gguf_file
 
@@ -41,14 +43,48 @@ def _silent(ffi: Any) -> Any:
     return ffi.callback("void(enum ggml_log_level, const char *, void *)", lambda *_: None)
 
 
-def requantise(source: Path, gguf_type: str, out: Path) -> None:
+@cache
+def _quantiser(ffi: Any, library: Any) -> Any:
+    """ggml's function that quantises rows, which llama.cpp's header does not declare."""
+    ffi.cdef(
+        "size_t ggml_quantize_chunk(enum ggml_type type, const float * src, void * dst, int64_t start, int64_t nrows, "
+        "int64_t n_per_row, const float * imatrix);",
+        override=True,
+    )
+    return library.ggml_quantize_chunk
+
+
+def quantise_rows(values: Array, kind: GGMLQuantizationType, importance: Array | None = None) -> Array:
+    """The bytes of a matrix [rows, inputs] by ggml itself; with the importance of each input, if some matter more."""
+    ffi, library = load_llama_cpp(f"type {kind.name.lower()}")
+    values, (rows, inputs) = np.ascontiguousarray(values, np.float32), values.shape
+    out = np.empty(quant_shape_to_byte_shape(values.shape, kind), np.uint8)
+    source, target = ffi.from_buffer("float[]", values), ffi.from_buffer(out)
+    weights = ffi.NULL if importance is None else ffi.from_buffer("float[]", importance)
+
+    def quantise(part: range) -> None:
+        _quantiser(ffi, library)(int(kind), source, target, part.start * inputs, len(part), inputs, weights)
+
+    share = max(1, math.ceil(rows / torch.get_num_threads()))
+    side_by_side(quantise, [range(rows)[start : start + share] for start in range(0, rows, share)], 1)
+    return out
+
+
+def requantise(source: Path, gguf_type: str, out: Path, importance: Mapping[str, Array]) -> None:
     """Write an F16 or F32 file anew with a K-quant, by llama.cpp's own `llama_model_quantize`.
 
-    It gives a matrix whose rows are no multiple of 256 another type of about as many bits.
+    It gives a matrix whose rows are no multiple of 256 another type of about as many bits. `importance` has that of
+    the inputs of some tensors, by name.
     """
     ffi, library = load_llama_cpp(f"type {gguf_type}")
     parameters = ffi.new("llama_model_quantize_params *", library.llama_model_quantize_default_params())
     parameters.ftype = getattr(library, f"LLAMA_FTYPE_MOSTLY_{gguf_type.upper()}")
+    names = [ffi.new("char[]", name.encode()) for name in importance]
+    values = [ffi.from_buffer("float[]", np.ascontiguousarray(own, np.float32)) for own in importance.values()]
+    entries = [(name, own, len(own)) for name, own in zip(names, values, strict=True)]
+    listed = ffi.new("struct llama_model_imatrix_data[]", [*entries, (ffi.NULL, ffi.NULL, 0)])
+    if importance:
+        parameters.imatrix = listed
     if library.llama_model_quantize(str(source).encode(), str(out).encode(), parameters):
         raise InputError(f"{source}: llama.cpp could not write it as {gguf_type}; allowed: a whole GGUF file, room")
 

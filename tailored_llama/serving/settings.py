@@ -40,4 +40,4 @@ class QuantisedSettings:
 def bits_of(gguf_type: GgufType | None) -> float:
     """About how many bits a weight has in a GGUF file of this type, or in a checkpoint (None)."""
     whole = {None: 16.0, "f32": 32.0, "f16": 16.0, "bf16": 16.0}
-    return whole[gguf_type] if gguf_type in whole else int(str(gguf_type)[1]) + 0.5  # the scales of blocks
+    return whole[gguf_type] if gguf_type in whole else int(str(gguf_type).strip("iq")[0]) + 0.5  # the scales of blocks

@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 from fsspec.implementations.memory import MemoryFileSystem
+from gguf import GGUFReader
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from helpers import add_merge, as_toml, save_worded_llama, words
+from helpers import add_merge, as_toml, save_worded_llama, words, write_jsonl
 from tailored_llama.cli.main import app, main
 from tailored_llama.config import RunConfig
 from tailored_llama.models import load_model, load_tokenizer, read_structure
@@ -429,6 +430,28 @@ def test_gguf_is_written_whole_or_not_at_all(
     assert status == 2
     assert err == "error: b.gguf: No space left on device; allowed: a writable folder with room\n"
     assert sorted(path.name for path in tmp_path.glob("*.gguf*")) == ["a.adapter.gguf", "a.gguf"]
+
+
+def test_gguf_is_rounded_for_rows_or_by_an_importance_matrix(command: Command, tiny: Path, tmp_path: Path) -> None:
+    model = add_merge(shutil.copytree(tiny, tmp_path / "model"))
+    rows = [{"question": f"what is {i}", "a": "red", "b": "blue", "answer": "a"} for i in range(160)]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    few = ("--type", "q4_0")
+    assert command("gguf", model, "a.gguf", *few, "--data", "rows.jsonl", "--imatrix", "matrix.gguf")[0] == 0
+    assert command("gguf", model, "b.gguf", *few, "--imatrix", "matrix.gguf")[0] == 0
+    fields = [GGUFReader(tmp_path / name).fields for name in ("a.gguf", "b.gguf")]
+    assert [own["quantize.imatrix.dataset"].contents() for own in fields] == ["rows", "rows"]
+    assert fields[1]["quantize.imatrix.file"].contents() == "matrix.gguf"
+    for arguments, said in (
+        (("--data", "rows.jsonl"), "type: got 'f16' with --data or --imatrix; allowed: q5_1, q5_0, q4_1, q4_0, iq4_nl"),
+        ((*few, "--data", "rows.jsonl", "--imatrix", "matrix.gguf"), "matrix.gguf: exists; allowed: a new file"),
+        ((*few, "--data", "no.jsonl"), "benchmarks.no.data: got 'no.jsonl', no such file"),
+        ((*few, "--imatrix", "a.gguf"), "a.gguf: got no importance matrix; allowed: a file of llama-imatrix (.gguf)"),
+    ):
+        status, _, err = command("gguf", model, "c.gguf", *arguments)
+        assert status == 2
+        assert err.splitlines()[-1].startswith(f"error: {said}"), err
+    assert not (tmp_path / "c.gguf").exists()
 
 
 def test_a_vocabulary_is_trimmed_by_all_that_the_files_say(

@@ -328,16 +328,22 @@ def test_a_gguf_file_is_exported_beside_the_checkpoint(exporting: dict[str, Any]
     assert "ollama create colours-0.2 -f Modelfile" in (folder / "README.md").read_text()
 
     written = file.stat().st_mtime
-    exporting["store"]["export_formats"] = ["gguf:f32", "gguf:q8_0"]
+    exporting["store"]["export_formats"] = ["gguf:f32", "gguf:q8_0", "gguf:q4_0"]
     path.write_text(as_toml(exporting))
     status, output, _ = run_command(path)
     assert status == 0
     assert file.stat().st_mtime == written  # found, not built again
-    assert (models / "colours-0.2-q8_0-gguf" / "colours-0.2-q8_0.gguf").is_file()
+    origins = [
+        GGUFReader(models / f"colours-0.2-{kind}-gguf" / f"colours-0.2-{kind}.gguf").fields.get(
+            "quantize.imatrix.dataset"
+        )
+        for kind in ("q8_0", "q4_0")
+    ]
+    assert [origin and origin.contents() for origin in origins] == [None, "colours"]  # few bits are rounded for the job
 
     report = Path(output.split("report: ")[-1].splitlines()[0]).parent
     rows = {row.model: row for row in read_recovery(report)[0]}
-    files = {f"{model} {kind}" for model in ("dense", "tailored") for kind in ("f32", "q8_0")}
+    files = {f"{model} {kind}" for model in ("dense", "tailored") for kind in ("f32", "q8_0", "q4_0")}
     assert rows.keys() == {"dense", "pruned", "tailored", *files}
     small, large = rows["tailored f32"].bytes, rows["dense f32"].bytes
     assert small == pytest.approx(file.stat().st_size, abs=500)  # its metadata has more

@@ -14,9 +14,10 @@ from gguf import GGUFReader, dequantize
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 import helpers
+from helpers import MIXED, save_mixed
 from llama_cpp import llama_cpp, with_ggml_gelu
 from tailored_llama.config import ModelConfig, Work
 from tailored_llama.config.training import PROJECTIONS
@@ -25,11 +26,9 @@ from tailored_llama.models import (
     FAMILIES,
     DenseSettings,
     Layer,
-    layered_config,
     load_model,
     load_tokenizer,
     prepare_dense,
-    read_config,
     read_structure,
     read_tokens,
     trim_tokenizer,
@@ -40,7 +39,6 @@ from tailored_llama.serving import measure_speed, read_speed, write_gguf, write_
 from tailored_llama.serving.export import dequantise
 
 IDS = [5, 9, 200, 31, 77, 14, 3, 8]
-MIXED = (Layer(4, 2, 24), Layer(2, 1, 40), Layer(4, 2, 7), Layer(2, 1, 33))
 every_layout = pytest.mark.parametrize("layers", [(), MIXED], ids=["uniform", "per layer"])
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, tied": ("llama", {}),
@@ -94,18 +92,6 @@ ALIKE: dict[str, tuple[str, dict[str, Any]]] = {  # that llama.cpp knows with la
 
 def save_tiny_llama(folder: Path, **changes: Any) -> Path:
     return helpers.add_merge(helpers.save_tiny_llama(folder, **changes))
-
-
-def save_mixed(folder: Path, dense: Path, layers: tuple[Layer, ...] = MIXED) -> Path:
-    """A checkpoint whose layers have different widths, with random weights, biases and norms."""
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(layered_config(read_config(dense), layers))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(folder)
-    load_tokenizer(dense).save_pretrained(folder)
-    return folder
 
 
 @every_layout
