@@ -32,15 +32,16 @@ def layer_moments(model: Any, documents: Sequence[Document]) -> Iterator[tuple[A
             arguments.append(further)
         for number, layer in layers.each():
             linear = {name: module for name, module in layer.named_modules() if isinstance(module, Linear)}
+            sources = {name: source if (source := _source(name)) in linear else name for name in linear}
             with ExitStack() as hooks:
                 for name, module in linear.items():
-                    if name.rpartition(".")[2] not in _READS_AS:
+                    if sources[name] == name:
                         hooks.enter_context(module.register_forward_hook(partial(seen.add, name)))
                 for index, row in enumerate(rows):
                     seen.tokens = sum(map(len, row))
                     layer(shelf[index], **arguments[index][number])
             found = seen.take()
-            yield layer, {name: found[_source(name)] for name in linear}
+            yield layer, {name: found[source] for name, source in sources.items()}
             for index, further in enumerate(arguments):
                 shelf[index] = layer(shelf[index], **further[number])
         for index, row in enumerate(rows):
