@@ -100,9 +100,9 @@ def filled(text: str, value: Callable[[str], str]) -> str:
     return _BRACED.sub(lambda found: value(found[1]) if found[1] else found[0][0], text)
 
 
-def in_braces(text: str) -> str:
-    """A text of a named example with braces as marks."""
-    return text.translate(_BRACES)
+def in_braces(text: str, doubled: bool = False) -> str:
+    """A text of a named example with braces as marks, and its own braces `doubled`."""
+    return (re.sub("([{}])", r"\1\1", text) if doubled else text).translate(_BRACES)
 
 
 def find_chat(benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Rendered], **of_base: Any) -> Chat | None:
@@ -111,7 +111,7 @@ def find_chat(benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Render
     `named` is the named example; `of_base` is the base's chat template, if it asks, and the end of an answer. None: the
     text before the answer differs by choice.
     """
-    asked, choices, form = named[0][0], tuple(map(_doubled, named[1])), benchmark.form or ""
+    asked, choices, form = named[0][0], tuple(in_braces(own, doubled=True) for own in named[1]), benchmark.form or ""
     if len(set(named[0])) > 1 or _START not in asked:
         return None
     first = next(iter(named_example(benchmark).fields.values()))
@@ -121,22 +121,16 @@ def find_chat(benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Render
             break
     if not of_base and not all(_is_asked(parts, context) for contexts, _ in rows for context in contexts):
         return None
+    message = in_braces(message, doubled=True)
     written, space = is_written(benchmark), parts[-1][len(parts[-1].rstrip()) :]
     if written:
-        return Chat(
-            parts, _doubled(message), (), (), stop_strings(benchmark), new_tokens(benchmark), form=form, **of_base
-        )
+        return Chat(parts, message, (), (), stop_strings(benchmark), new_tokens(benchmark), form=form, **of_base)
     # White space before an answer is scored with it, as `models.encode_pair` says.
     parts, choices = (*parts[:-1], parts[-1].rstrip()), tuple(space + choice for choice in choices)
     alike = len(rows) > 1 and len({frozenset(continuations) for _, continuations in rows}) == 1
     answers = tuple(space + answer for answer in dict.fromkeys(rows[0][1])) if alike else ()
     of_base |= {"columns": benchmark.choices or "choices", "metric": headline_metric(benchmark)}
-    return Chat(parts, _doubled(message), answers or choices, answers, (), 0, form=form, **of_base)
-
-
-def _doubled(text: str) -> str:
-    """A text of a named example with braces as marks, and its own doubled."""
-    return in_braces(re.sub("([{}])", r"\1\1", text))
+    return Chat(parts, message, answers or choices, answers, (), 0, form=form, **of_base)
 
 
 def _inside(text: str) -> str:

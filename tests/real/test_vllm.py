@@ -145,7 +145,8 @@ def test_a_proven_checkpoint_is_asked_in_a_chat_as_it_was_tuned_and_certified(
             chatted = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
             assert read["tokens"] == chatted == encode_pair(tokenizer, prompt.contexts[0], "x", bool(prompt.end))[0]
         url = ask.args[0]
-        curl, client = (re.search(f"```{kind}\n(.*?)```", card, re.DOTALL)[1] for kind in ("sh", "python"))
+        blocks = re.findall(r"```\w+\n(.*?)```", card, re.DOTALL)
+        curl, client = (next(own for own in blocks if call in own) for call in ("curl", "OpenAI("))
         shown = ["bash", "-c", curl[curl.index("curl") :].replace("http://127.0.0.1:8000", url)]
         answer = json.loads(subprocess.run(shown, capture_output=True, timeout=300, check=True).stdout)
         with redirect_stdout(StringIO()) as printed:
