@@ -87,7 +87,7 @@ def importance_of(job: Job, checkpoint: Path, gguf_type: GgufType, scratch: Path
     for parts, (_, moments) in zip(groups, layer_moments(model, job.documents), strict=True):
         for part in parts:
             if (inputs := _inputs(part, parts, moments)) is not None:
-                squares[part.tensor] = inputs.diagonal().cpu().numpy()
+                squares[part.tensor] = inputs.diagonal().cpu().contiguous().numpy()
     return Importance(job.dataset, len(job.documents), squares)
 
 

@@ -13,7 +13,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
@@ -37,6 +37,12 @@ FILES: list[tuple[GgufType, str]] = [
     ("iq4_nl", JOB), ("q4_0", PLAIN), ("q8_0", PLAIN), ("q4_k_m", MATRIX), ("q4_0", JOB), ("iq4_nl", MATRIX),
     ("iq4_nl", PLAIN),
 ]  # fmt: skip
+
+
+COLUMNS = {
+    "model": "", "benchmark": "", "type": "", "rounded": "", "MB": ".0f", "examples": "", "acc_norm": ".3f",
+    "points": "+.1f", "points error": ".1f", "divergence": ".3f", "seconds to write": ".0f", "seconds to score": ".0f",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,9 +76,11 @@ def main(
         own = {"benchmarks": benchmarks, "model": {"source": checkpoint}, "scoring": {"limit": limit}}
         rows += measure(folder / model.replace(" ", "-"), model, Path(checkpoint), validate_config(own))
         with (folder / "fewer-bits.csv").open("w", newline="") as file:
-            table = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-            table.writeheader()
-            table.writerows(map(asdict, rows))
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(COLUMNS)
+            table.writerows(
+                [f"{v:{digits}}" for v, digits in zip(astuple(row), COLUMNS.values(), strict=True)] for row in rows
+            )
 
 
 def measure(folder: Path, model: str, checkpoint: Path, run: RunConfig) -> list[Row]:
@@ -96,9 +104,11 @@ def measure(folder: Path, model: str, checkpoint: Path, run: RunConfig) -> list[
                 dequantise(checkpoint, name.with_suffix(".gguf"), kind, weights)
             after = scored(name, weights, asked)
             own = [row(model, one, kind, how, asked[one], before[one], after[one] | found) for one in asked]
-            mean = {f.name: fmean(getattr(one, f.name) for one in own) for f in fields(Row) if f.type is float}
-            error = sum(one.error**2 for one in own) ** 0.5 / len(own)
-            rows += [*own, replace(own[0], benchmark="mean", **mean | {"error": error})]
+            rows += own
+            if len(own) > 1:
+                mean = {f.name: fmean(getattr(one, f.name) for one in own) for f in fields(Row) if f.type is float}
+                error = sum(one.error**2 for one in own) ** 0.5 / len(own)
+                rows.append(replace(own[0], benchmark="mean", **mean | {"error": error}))
             print(rows[-1], flush=True)
     return rows
 
