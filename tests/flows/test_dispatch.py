@@ -42,7 +42,7 @@ def test_workers_make_what_the_flow_itself_makes(
     report = tailor(validate_config(two | DISPATCH))
     assert len(names) == len(set(names))
     on_device = {"importance", "pruned", "teacher", "healed", "adapter", "perplexity", "profile"}
-    on_device |= {"scores", "quantised-scores"}
+    on_device |= {"scores", "quantised-scores", "gguf"}
     before = built(two["store"]["root"])
     assert len(names) == sum(path.parent.name in on_device for path in before)
     assert {name for name, seen in states.items() if "Dispatched" in seen} == set(names)
