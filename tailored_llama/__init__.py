@@ -30,7 +30,7 @@ def _load(module: ModuleType) -> None:
 def _register(modelling: ModuleType) -> None:
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-    from tailored_llama.models.families import FAMILIES
+    from tailored_llama.models import FAMILIES
 
     for config, model, causal_lm in map(modelling.layered, FAMILIES):
         AutoConfig.register(config.model_type, config, exist_ok=True)

@@ -139,8 +139,9 @@ def test_a_checkpoint_answers_as_it_is_scored(name: str, folder: Callable[[str],
     assert answers["answer"].tolist() == [own[int(i)] for own, i in zip(columns, chosen.values(), strict=True)]
     lengths = [prompt.choice_lengths for prompt in read_prompts(prompts, "evaluation")]
     sums = pd.read_parquet(scores / "predictions.parquet")["loglikelihoods"]
-    likeliest = [choice_probabilities(*row, settings.metric).max() for row in zip(sums, lengths, strict=True)]
-    assert answers["probability"].tolist() == pytest.approx(likeliest, rel=1e-4)
+    rows = zip(sums, lengths, chosen.values(), strict=True)
+    own = [choice_probabilities(*row, settings.metric)[int(i)] for *row, i in rows]
+    assert answers["probability"].tolist() == pytest.approx(own, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["labels", "written"])
