@@ -86,7 +86,8 @@ def read_file(path: Path, may_be_empty: bool = False) -> list[dict[str, Any]]:
         raise
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        allowed = "a whole file in UTF-8" + ", which spreadsheets save as CSV UTF-8" * (path.suffix == ".csv")
+        as_csv = path.suffix == ".csv" and isinstance(error, UnicodeDecodeError)
+        allowed = "a whole file in UTF-8" + ", which spreadsheets save as CSV UTF-8" * as_csv
         raise InputError(f"{path}: cannot be read ({reason}); allowed: {allowed}") from None
     if not rows and not may_be_empty:
         raise InputError(f"{path}: holds no rows; allowed: at least one")
@@ -98,7 +99,8 @@ def _csv_rows(path: Path) -> list[dict[str, Any]]:
     import pandas as pd
 
     with path.open(encoding="utf-8-sig") as file:
-        separator = max(",;\t", key=file.readline().count)
+        header = next(filter(str.strip, file), "")
+    separator = max(",;\t", key=header.count)
     rows: list[Any] = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False).to_dict("records")
     return rows
 

@@ -220,8 +220,8 @@ def gguf(
             by = _job(checkpoint, data, kind, imatrix) if data else read
             written = write_gguf(checkpoint, gguf_type=kind, out=out, name=name, by=by, progress=progress)
         except BaseException:
-            if adapter:
-                beside.unlink()
+            for file in new[1:]:
+                file.unlink(missing_ok=True)
             raise
     print(f"{out}: architecture {written.architecture}, {written.size:,} bytes")
     if written.padded_channels:

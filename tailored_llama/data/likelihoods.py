@@ -144,12 +144,12 @@ def score_prompts(
 def _written(targets: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]) -> int:
     """The choice that is written token by token, each the likeliest of those that begin a choice or go on with it.
 
-    The last token of each is its end, so that none begins another.
+    Where one begins another, as without an end that is tuned, the shorter one is written.
     """
     left = list(range(len(targets)))
     for place in count():
         best = max(left, key=lambda choice: logprobs[choice][place])
         left = [choice for choice in left if targets[choice][place] == targets[best][place]]
-        if len(left) == 1:
+        if len(left) == 1 or place + 1 == len(targets[best]):
             break
-    return left[0]
+    return best

@@ -1,7 +1,4 @@
-"""The model types that can be pruned: all that the code knows of each stands in its row.
-
-A new type is a row here and a line in `tests/library/models/test_architectures.py`.
-"""
+"""The model types that can be pruned, a row for each. CONTRIBUTING says what a new row needs."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,11 +22,12 @@ class Family:
     capped: bool = False  # it bounds the logits of attention and of the head
     scaled: bool = False  # embeddings, attention, residuals and logits are multiplied
     factors: bool = False  # it reads factors of rotary frequencies, by which Llama 3's scaling is written
+    yarn_scales: bool = False  # it reads by how much YaRN scales attention, and by how much a position does
     no_rope_step: int = 0  # one layer in so many is without rotary embedding; 0: none
     queries: Literal["", "q_proj", "q_norm"] = ""  # takes up how queries are scaled, which a file does not state
     layered: bool = False  # layers of different widths can be expressed, too, as the architecture `deci`
     from_gguf: bool = True  # transformers reads its GGUF files
-    twin: str = ""  # a type with the same layers, where projections are fused in this one
+    twin: str = ""  # a type whose layers are coupled alike, with projections apart
 
 
 _LLAMA = Family("llama", paired=True, factors=True, layered=True)
@@ -37,7 +35,7 @@ _LLAMA = Family("llama", paired=True, factors=True, layered=True)
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
-    "ministral3": Family("mistral3", paired=True, from_gguf=False),
+    "ministral3": Family("mistral3", paired=True, yarn_scales=True, from_gguf=False),
     "qwen2": Family("qwen2", layered=True),
     "qwen3": Family("qwen3"),
     "smollm3": Family("smollm3", paired=True, no_rope_step=4, from_gguf=False),

@@ -16,14 +16,16 @@ _READS_AS = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # 
 
 
 @torch.inference_mode()
-def layer_moments(model: Any, documents: Sequence[Document]) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+def layer_moments(
+    model: Any, documents: Sequence[Document], batch_tokens: int | None = None
+) -> Iterator[tuple[Any, dict[str, Tensor]]]:
     """Every decoder layer with the second moments of its projections' inputs; last, the model with those of its head.
 
     They are the mean over all tokens of x xᵀ, float32 [inputs, inputs], by the name of the projection in the layer.
     Layers see what the layers before them have become: what is changed in one before the next is asked for.
     """
     layers, rows = layers_of(model), []
-    for part in batches([len(document) for document in documents], token_budget(None, model)):
+    for part in batches([len(document) for document in documents], token_budget(batch_tokens, model)):
         rows.append([documents[i] for i in part])
     seen, arguments = _Seen(), []
     with packed_attention(model), layers.shelf() as shelf:

@@ -182,6 +182,11 @@ def check_smallest(config: SmallestConfig) -> None:
     if config.goal.runtime == "llama.cpp":
         for package in ("llama_cpp_py_sync", "xllamacpp"):
             check_installed(package, "goal.runtime: got 'llama.cpp'", "transformers", "gguf")
+        for own in bases_of(config):
+            architecture = models.source_architecture(models.find_model(own.model))
+            if architecture and not models.FAMILIES[architecture].gguf:
+                got = f"got 'llama.cpp' for architecture {architecture}, which llama.cpp lacks"
+                raise InputError(f"goal.runtime: {got}; allowed: transformers or vllm")
     for own in bases_of(config):
         update: dict[str, Any] = {"export": config.store.export or "smallest"}
         if config.goal.runtime == "llama.cpp":

@@ -45,7 +45,7 @@ class Workers:
             try:
                 yield slots
             finally:
-                for worker in slots:
+                for worker in reversed(slots):  # the warm one last, so that it is taken first
                     self._free.put(worker)
 
 
@@ -59,8 +59,10 @@ def run_in(
         MemoryError: the worker was killed, as the kernel does when memory runs out.
     """
     worker, slots[0] = slots[0], None
-    if worker is None or not worker.process.is_alive():
-        worker = Worker()
+    if worker and not worker.process.is_alive():
+        worker.kill()
+        worker = None
+    worker = worker or Worker()
     arguments = (stage.name, inputs, settings, replace(work, progress=silent))
     try:
         facts: Facts = call_in([worker], _run, arguments, work.progress, check)

@@ -8,7 +8,7 @@ each layer.
 import json
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -29,6 +29,8 @@ from tailored_llama.files import unfinished
 from tailored_llama.models import all_tensor_shapes, check_adapter, tensor_reader, weight_files
 from tailored_llama.progress import Progress, silent
 from tailored_llama.serving.gguf_layout import (
+    EMBEDDING,
+    HEAD,
     OF_GGML,
     WIDE,
     Layout,
@@ -38,6 +40,7 @@ from tailored_llama.serving.gguf_layout import (
     moved,
     parts_of,
     unfused,
+    written_shapes,
 )
 from tailored_llama.serving.gguf_metadata import rope_factors, write_metadata, write_origin
 from tailored_llama.serving.gguf_writing import Array, GgufTensor, write_file
@@ -80,7 +83,9 @@ def write_gguf(
     layout = layout_of(checkpoint, gguf_type)
     mixed = gguf_type in K_QUANTS and not (isinstance(by, Job) and gguf_type == "q6_k")  # which is uniform
     own_type: GgufType = "f16" if mixed else gguf_type
-    parts = parts_of(checkpoint, layout, own_type, weighed=by is not None)
+    parts = parts_of(checkpoint, layout, own_type, _weighed(checkpoint, by))
+    if isinstance(by, Importance) and not any(part.tensor in by.squares for part in parts):
+        raise InputError(f"{by.file}: got no matrix of {checkpoint}; allowed: an importance matrix of this model")
     if mixed or by or OF_GGML.intersection(part.kind for part in parts):
         load_llama_cpp(f"type {gguf_type}")  # fails before anything is written
     config: Any = AutoConfig.from_pretrained(checkpoint)
@@ -97,10 +102,18 @@ def write_gguf(
             tensors.insert(0, ("rope_freqs.weight", factors.shape, Kind.F32, lambda: factors))
         write_file(writer, tensors, progress)
         if mixed:
-            requantise(file, gguf_type, whole, by.squares if isinstance(by, Importance) else {})
+            squares = {part.tensor: by.of(part) for part in parts} if isinstance(by, Importance) else {}
+            requantise(file, gguf_type, whole, {name: own for name, own in squares.items() if own is not None})
     padded = sum(layer.channels for layer in layout.written) - sum(layer.channels for layer in layout.structure.layers)
     kept_wider = sum(len(part.shape) > 1 and part.kind == WIDE for part in parts) if bits_of(own_type) < 16 else 0
     return Written(layout.name, out.stat().st_size, padded, kept_wider)
+
+
+def _weighed(checkpoint: Path, by: Job | Importance | None) -> Container[str]:
+    """The tensors whose inputs are weighed, of embedding and head."""
+    if isinstance(by, Importance):
+        return by.squares
+    return (HEAD if "lm_head.weight" in written_shapes(checkpoint) else EMBEDDING,) if by else ()
 
 
 def _tensors(

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from tailored_llama.serving.settings import bits_of
 _ARCHITECTURES = {name: architecture for architecture, name in MODEL_ARCH_NAMES.items()}
 _LAYERED = models.Family("deci", paired=True, factors=True)  # where widths differ by layer
 
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 WIDE = Kind.F16  # of a matrix that is no whole blocks of any type
 # What a matrix gets whose rows are no multiple of 256: another type of about as many bits, of blocks of 32.
 _NARROW = {Kind.Q3_K: Kind.IQ4_NL, Kind.Q4_K: Kind.IQ4_NL, Kind.Q5_K: Kind.Q5_0, Kind.Q6_K: Kind.Q8_0}
@@ -34,6 +36,7 @@ class Part(NamedTuple):
     tensor: str  # in GGUF
     shape: tuple[int, ...]
     kind: Kind
+    inputs: int  # columns before channels are padded
 
 
 @dataclass(frozen=True)
@@ -113,14 +116,17 @@ def unfused(name: str, layout: Layout) -> dict[str, slice]:
     }
 
 
-def parts_of(checkpoint: Path, layout: Layout, gguf_type: GgufType, weighed: bool) -> list[Part]:
-    """All tensors of a file of a type. If inputs are not weighed, an embedding in 3 to 5 bits would lose much."""
+def parts_of(checkpoint: Path, layout: Layout, gguf_type: GgufType, weighed: Container[str] = ()) -> list[Part]:
+    """All tensors of a file of a type.
+
+    `weighed` are those whose inputs are weighed. An embedding or a head in 3 to 5 bits that is none would lose much.
+    """
 
     def kind(tensor: str, shape: tuple[int, ...]) -> Kind:
         if len(shape) == 1:
             return Kind.F32
         wanted = Kind[gguf_type.upper()]
-        if tensor in ("token_embd.weight", "output.weight") and not weighed and bits_of(gguf_type) < 6:
+        if tensor in (EMBEDDING, HEAD) and tensor not in weighed and bits_of(gguf_type) < 6:
             wanted = Kind.Q8_0
         while shape[-1] % GGML_QUANT_SIZES[wanted][0]:
             wanted = _NARROW.get(wanted, WIDE)
@@ -131,7 +137,7 @@ def parts_of(checkpoint: Path, layout: Layout, gguf_type: GgufType, weighed: boo
         for name, rows in unfused(stored, layout).items():
             shape = padded_shape(name, (len(range(*rows.indices(height))), *width), layout)
             tensor = layout.tensor_name(name)
-            parts.append(Part(stored, rows, name, tensor, shape, kind(tensor, shape)))
+            parts.append(Part(stored, rows, name, tensor, shape, kind(tensor, shape), (height, *width)[-1]))
     return parts
 
 

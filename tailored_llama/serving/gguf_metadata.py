@@ -98,14 +98,17 @@ def _write_rope(writer: GGUFWriter, layout: Layout, config: Any, checkpoint: Pat
         writer.add_rope_scaling_factor(rope["factor"])
         if original := rope.get("original_max_position_embeddings"):
             writer.add_rope_scaling_orig_ctx_len(original)
-    for field, add in {
-        "beta_fast": writer.add_rope_scaling_yarn_beta_fast,
-        "beta_slow": writer.add_rope_scaling_yarn_beta_slow,
+    scales = {
         "mscale_all_dim": writer.add_rope_scaling_yarn_log_mul,
         "llama_4_scaling_beta": writer.add_attn_temperature_scale,
-    }.items():
+    }
+    ramp = {"beta_fast": writer.add_rope_scaling_yarn_beta_fast, "beta_slow": writer.add_rope_scaling_yarn_beta_slow}
+    for field, add in (ramp | (scales if layout.family.yarn_scales else {})).items():
         if rope.get(field) is not None:
             add(rope[field])
+    for field in ("attention_factor", *(() if layout.family.yarn_scales else ("mscale", *scales))):
+        if (got := rope.get(field)) is not None:
+            raise InputError(f"{file}: {field}: got {got}; allowed: null ({where})")
 
 
 def _rope(config: Any) -> dict[str, Any]:

@@ -27,12 +27,13 @@ class Importance:
     file: str = ""
 
     def of(self, part: Part) -> Array | None:
-        """Those of a matrix, if it has them; an `InputError` if it has another number of inputs."""
-        found, inputs = self.squares.get(part.tensor), part.shape[-1]
-        if found is not None and len(found) != inputs:
+        """Those of a matrix, if it has them, padded as it is; an `InputError` if it has another number of inputs."""
+        if (found := self.squares.get(part.tensor)) is None:
+            return None
+        if len(found) != part.inputs:
             name = f"{self.file}: {part.tensor}"
-            raise InputError(f"{name}: got {len(found)} inputs; allowed: {inputs}, as in the checkpoint")
-        return found
+            raise InputError(f"{name}: got {len(found)} inputs; allowed: {part.inputs}, as in the checkpoint")
+        return np.pad(found, (0, part.shape[-1] - part.inputs))
 
 
 def write_importance(importance: Importance, out: Path) -> None:

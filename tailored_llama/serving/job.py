@@ -61,10 +61,12 @@ def rounded_for(
 ) -> Iterator[Array]:
     """The bytes of all matrices, layer by layer. Each layer is rounded for what it reads of those before it.
 
-    The embedding is rounded for what it is given as a head; where the head is another matrix, without regard to inputs.
+    A tied embedding is rounded for its inputs as the head. If the head is a matrix of its own, the embedding is rounded
+    plainly.
     """
     model = open_model(checkpoint, job.execution, scratch)
-    for parts, (module, moments) in zip(groups, layer_moments(model, job.documents), strict=True):
+    read = layer_moments(model, job.documents, job.execution.batch_tokens)
+    for parts, (module, moments) in zip(groups, read, strict=True):
         for part in parts:
             weight = module.get_parameter(_within(part)).data[part.rows]
             values = arranged(part.name, weight.float().cpu().numpy(), layout)
@@ -83,11 +85,12 @@ def importance_of(job: Job, checkpoint: Path, gguf_type: GgufType, scratch: Path
     """The importance matrix of a job for the model as it is, which is what llama.cpp's own tool measures."""
     layout, squares = layout_of(checkpoint, gguf_type), dict[str, Array]()
     model = open_model(checkpoint, job.execution, scratch)
-    groups = by_layer(parts_of(checkpoint, layout, "f16", weighed=True), layout)
-    for parts, (_, moments) in zip(groups, layer_moments(model, job.documents), strict=True):
+    groups = by_layer(parts_of(checkpoint, layout, "f16"), layout)
+    read = layer_moments(model, job.documents, job.execution.batch_tokens)
+    for parts, (_, moments) in zip(groups, read, strict=True):
         for part in parts:
             if (inputs := _inputs(part, parts, moments)) is not None:
-                squares[part.tensor] = inputs.diagonal().cpu().contiguous().numpy()
+                squares[part.tensor] = inputs.diagonal()[: part.inputs].cpu().contiguous().numpy()
     return Importance(job.dataset, len(job.documents), squares)
 
 

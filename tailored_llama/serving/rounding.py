@@ -52,6 +52,8 @@ _CODES: dict[Kind, tuple[tuple[int, ...], list[_Bits]]] = {
 
 def rounded(values: Array, kind: Kind, moments: Tensor) -> Array:
     """The bytes of a matrix [rows, inputs] in a type, with the second moments [inputs, inputs] of its inputs."""
+    if not torch.isfinite(moments).all():  # float16 overflowed
+        return quantise_rows(values, kind)
     moments = moments.double()
     moments.diagonal().add_(DAMPING * moments.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny))
     importance = moments.diagonal().float().cpu().numpy()
@@ -80,7 +82,7 @@ def _rounded(values: Array, kind: Kind, plain: Array, order: Tensor, factor: Ten
         for code in (0, 1)
     )
     steps = (second - first) / (levels[1] - levels[0])
-    # [inputs, rows]; weights without offset and error of those before them
+    # [inputs, rows]; weights less their offset and, later, less the errors of inputs before them
     weights = (torch.from_numpy(values).to(device) - first + steps * levels[0]).T[order].contiguous()
     steps = steps.T[order].contiguous()
     inverse = steps.reciprocal().nan_to_num_(posinf=0, neginf=0)

@@ -451,6 +451,11 @@ UNKNOWN_ORDERS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"rope_parameters": helpers.LLAMA3_ROPE},
         "rope_type: got 'llama3'; allowed: default, linear, yarn (in llama.cpp's architecture qwen3)",
     ),
+    "yarn": (
+        "qwen3",
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "mscale": 0.5}},
+        "mscale: got 0.5; allowed: null (in llama.cpp's architecture qwen3)",
+    ),
     "partial": (
         "phi3",
         {"partial_rotary_factor": 0.75, "num_key_value_heads": 4, "pad_token_id": 0},

@@ -1,6 +1,7 @@
 """Files rounded for a job: ggml's own blocks with other codes, less error on the job, and llama.cpp reads them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from llama_cpp import llama_cpp, with_ggml_gelu
 from llama_server import llama_server
 from tailored_llama.config import ExecutionConfig, GgufType
 from tailored_llama.errors import InputError
-from tailored_llama.models import Document, Layer, load_model
+from tailored_llama.models import Document, Layer, load_model, read_config
 from tailored_llama.serving import write_gguf
 from tailored_llama.serving.export import dequantise
 from tailored_llama.serving.gguf_writing import Array
@@ -113,7 +114,7 @@ def k_wide(folder: Path) -> Path:
         (llama, "iq4_nl", {"IQ4_NL"}),
         (llama, "q5_1", {"Q5_1"}),
         (gemma, "iq4_nl", {"IQ4_NL"}),
-        (phi3, "q5_0", {"Q5_0"}),
+        (phi3, "q5_0", {"Q5_0", "Q8_0"}),  # an embedding that is no head
         (k_wide, "q3_k", {"Q3_K", "IQ4_NL"}),
         (k_wide, "q4_k", {"Q4_K", "IQ4_NL"}),
         (k_wide, "q5_k", {"Q5_K", "Q5_0"}),
@@ -123,7 +124,10 @@ def k_wide(folder: Path) -> Path:
 def test_a_file_for_a_job_is_nearer_to_the_model_and_is_what_llama_cpp_computes_with(
     tmp_path: Path, make: Callable[[Path], Path], gguf_type: GgufType, expected: set[str]
 ) -> None:
-    checkpoint, files = make(tmp_path / "model"), {"plain": Importance("nothing", 0, {}), "job": job()}
+    checkpoint = make(tmp_path / "model")
+    alike = np.ones(read_config(checkpoint)["hidden_size"], np.float32)
+    plain = Importance("alike", 1, {"token_embd.weight": alike, "output.weight": alike})
+    files: dict[str, Importance | Job] = {"plain": plain, "job": job()}
     states = torch.tensor([[*document.prefix] for document in job().documents])
     whole, off = load_model(checkpoint), dict[str, float]()
     for name, by in files.items():
@@ -184,7 +188,7 @@ def test_an_importance_matrix_is_written_and_read_and_rounds_by_it(tmp_path: Pat
     assert (read.dataset, read.chunks, read.file) == ("my-task", 12, "my.gguf")
     assert made.squares.keys() == read.squares.keys()
     assert all(np.allclose(own, read.squares[name], rtol=1e-6) for name, own in made.squares.items())
-    assert {len(own) for name, own in made.squares.items() if "ffn_down" in name} == {32, 64}  # padded, as the file is
+    assert {len(own) for name, own in made.squares.items() if "ffn_down" in name} == {24, 40, 32, 33}  # without padding
     write_gguf(checkpoint, gguf_type="q4_0", out=tmp_path / "model.gguf", by=read)
     reader = GGUFReader(tmp_path / "model.gguf")
     assert reader.fields["quantize.imatrix.file"].contents() == "my.gguf"
@@ -192,6 +196,18 @@ def test_an_importance_matrix_is_written_and_read_and_rounds_by_it(tmp_path: Pat
     (gate,) = (t for t in reader.tensors if t.name == "blk.0.ffn_gate.weight")
     expected = quantise_rows(np.pad(stored, ((0, 8), (0, 0))), Kind.Q4_0, read.squares[gate.name])
     assert np.array_equal(gate.data, expected)
+
+
+def test_an_embedding_without_importance_stays_in_eight_bits(tmp_path: Path) -> None:
+    checkpoint = llama(tmp_path / "model")
+    made = importance_of(job(), checkpoint, "q4_0", tmp_path)
+    layers = {name: own for name, own in made.squares.items() if name.startswith("blk.")}
+    write_gguf(checkpoint, gguf_type="q4_0", out=tmp_path / "model.gguf", by=replace(made, squares=layers))
+    kinds = {t.name: t.tensor_type for t in GGUFReader(tmp_path / "model.gguf").tensors}
+    assert (kinds["token_embd.weight"], kinds["blk.0.attn_q.weight"]) == (Kind.Q8_0, Kind.Q4_0)
+    other = replace(made, squares={"blk.9.attn_q.weight": np.ones(64)}, file="my.gguf")
+    with pytest.raises(InputError, match=r"my.gguf: got no matrix of .*model; allowed: an importance matrix of this"):
+        write_gguf(checkpoint, gguf_type="q4_0", out=tmp_path / "other.gguf", by=other)
 
 
 def test_llama_cpp_itself_quantises_by_a_job_s_importance_matrix(tmp_path: Path) -> None:
