@@ -119,7 +119,7 @@ def test_a_search_that_a_page_shows_is_that_of_the_results(page: str, table: str
     shown = re.findall(line, (ROOT / page).read_text(), flags=re.MULTILINE)
     with (ROOT / "docs/results" / table).open(newline="") as file:
         rows = [list(row.values())[1:6] for row in csv.DictReader(file)]
-    assert [[cell.replace("−", "-") for cell in row] for row in shown] == rows
+    assert [[cell.replace("−", "-") for cell in row] for row in shown[: len(rows)]] == rows  # a page's first one
 
 
 @pytest.mark.parametrize("field", ["error", "seeds", "examples", "commit", "command"])
