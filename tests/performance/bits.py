@@ -33,10 +33,10 @@ from transformers import AutoModelForCausalLM, TorchAoConfig
 
 from llama_cpp import LlamaCpp, llama_cpp
 from tailored_llama.config import Work, as_gguf_type, validate_config
-from tailored_llama.data import Prompt, encode_prompt, load_template, render
+from tailored_llama.data import Prompt, encode_prompt, load_template, loglikelihoods, render
 from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.data.drawing import select_evaluation
-from tailored_llama.evaluation.scoring import choice_floor, loglikelihoods
+from tailored_llama.evaluation.scoring import choice_floor
 from tailored_llama.evaluation.statistics import Answers, chance_corrected, interval, paired_draws, ratios
 from tailored_llama.models import context_length, encode_pair, load_tokenizer, weight_files
 from tailored_llama.reports.figures import COLOURS, STYLE, Picture, new_figure

@@ -20,10 +20,10 @@ from lm_eval.models.huggingface import HFLM
 
 import harness
 from tailored_llama.config import BenchmarkConfig
-from tailored_llama.data import Prompt, encode_prompt, load_template, render
+from tailored_llama.data import Prompt, encode_prompt, load_template, loglikelihoods, render
 from tailored_llama.data.builtin import SEVEN
 from tailored_llama.data.prompts import few_shot_header
-from tailored_llama.evaluation.scoring import loglikelihoods, predict
+from tailored_llama.evaluation.scoring import predict
 from tailored_llama.models import load_model, load_tokenizer
 
 PART = 200

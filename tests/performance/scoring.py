@@ -28,9 +28,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 import harness
-from tailored_llama.data import Prompt, encode_prompt, shared_header
+from tailored_llama.data import Prompt, encode_prompt, loglikelihoods, shared_header
 from tailored_llama.data.builtin import SEVEN
-from tailored_llama.evaluation.scoring import loglikelihoods
 from tailored_llama.memory import peak_memory, reset_peak_memory
 from tailored_llama.models import Encoded, load_model, load_tokenizer, pick_device, token_budget
 

@@ -148,7 +148,7 @@ import logging, resource, sys
 from pathlib import Path
 import torch
 from helpers import save_tiny_llama
-from tailored_llama.evaluation.scoring import loglikelihoods
+from tailored_llama.data import loglikelihoods
 from tailored_llama.models import Document, Encoded, load_model, packed_attention
 
 torch.set_num_threads(1)
