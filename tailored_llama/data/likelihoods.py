@@ -147,9 +147,9 @@ def _written(targets: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float
     Where one begins another, as without an end that is tuned, the shorter one is written.
     """
     left = list(range(len(targets)))
-    for place in count():
-        best = max(left, key=lambda choice: logprobs[choice][place])
-        left = [choice for choice in left if targets[choice][place] == targets[best][place]]
-        if len(left) == 1 or place + 1 == len(targets[best]):
+    for position in count():
+        best = max(left, key=lambda choice: logprobs[choice][position])
+        left = [choice for choice in left if targets[choice][position] == targets[best][position]]
+        if len(left) == 1 or position + 1 == len(targets[best]):
             break
     return best

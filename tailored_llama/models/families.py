@@ -1,6 +1,6 @@
 """The model types that can be pruned, a row for each. CONTRIBUTING says what a new row needs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tailored_llama.errors import InputError
@@ -24,39 +24,41 @@ class Family:
     factors: bool = False  # it reads factors of rotary frequencies, by which Llama 3's scaling is written
     yarn_scales: bool = False  # it reads by how much YaRN scales attention, and by how much a position does
     no_rope_step: int = 0  # one layer in so many is without rotary embedding; 0: none
-    queries: Literal["", "q_proj", "q_norm"] = ""  # takes up how queries are scaled, which a file does not state
+    queries: Literal["", "q_proj", "q_norm"] = (
+        ""  # the weight that a scale of queries goes into, as a file does not state it
+    )
     layered: bool = False  # layers of different widths can be expressed, too, as the architecture `deci`
-    from_gguf: bool = True  # transformers reads its GGUF files
+    from_gguf: bool = False  # transformers reads its GGUF files
     twin: str = ""  # a type whose layers are coupled alike, with projections apart
 
 
-_LLAMA = Family("llama", paired=True, factors=True, layered=True)
+_LLAMA = Family("llama", paired=True, factors=True, layered=True, from_gguf=True)
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
-    "ministral3": Family("mistral3", paired=True, yarn_scales=True, from_gguf=False),
-    "qwen2": Family("qwen2", layered=True),
-    "qwen3": Family("qwen3"),
-    "smollm3": Family("smollm3", paired=True, no_rope_step=4, from_gguf=False),
-    "gemma": Family("gemma", norm_offset=1, from_gguf=False),
-    "gemma2": Family("gemma2", capped=True, queries="q_proj", norm_offset=1, windows=True),
-    "gemma3_text": Family("gemma3", queries="q_norm", norm_offset=1, windows=True),
+    "ministral3": Family("mistral3", paired=True, yarn_scales=True),
+    "qwen2": Family("qwen2", layered=True, from_gguf=True),
+    "qwen3": Family("qwen3", from_gguf=True),
+    "smollm3": Family("smollm3", paired=True, no_rope_step=4),
+    "gemma": Family("gemma", norm_offset=1),
+    "gemma2": Family("gemma2", capped=True, queries="q_proj", norm_offset=1, windows=True, from_gguf=True),
+    "gemma3_text": Family("gemma3", queries="q_norm", norm_offset=1, windows=True, from_gguf=True),
     # Unfused: llama.cpp's phi3 needs as many channels in all heads as in the hidden states.
-    "phi3": Family("llama", paired=True, factors=True, layered=True, twin="mistral"),
-    "granite": Family("granite", paired=True, scaled=True, from_gguf=False),
-    "exaone4": Family("exaone4", unwindowed=True, factors=True, from_gguf=False),
-    "hunyuan_v1_dense": Family("hunyuan-dense", from_gguf=False),
-    "ernie4_5": Family("ernie4_5", from_gguf=False),
-    "seed_oss": Family("seed_oss", from_gguf=False),
-    "cwm": Family(from_gguf=False),
-    "olmo2": Family("olmo2", heads=False, from_gguf=False),  # a norm over all heads
-    "olmo3": Family("olmo2", heads=False, windows=True, from_gguf=False),
-    "glm": Family(twin="mistral", from_gguf=False),
-    "glm4": Family(twin="mistral", from_gguf=False),
-    "arcee": Family("arcee", gated=False, paired=True, from_gguf=False),
-    "apertus": Family(gated=False, from_gguf=False),
-    "helium": Family(heads=False, from_gguf=False),  # o_proj is as wide as the hidden states
+    "phi3": replace(_LLAMA, twin="mistral"),
+    "granite": Family("granite", paired=True, scaled=True),
+    "exaone4": Family("exaone4", unwindowed=True, factors=True),
+    "hunyuan_v1_dense": Family("hunyuan-dense"),
+    "ernie4_5": Family("ernie4_5"),
+    "seed_oss": Family("seed_oss"),
+    "cwm": Family(),
+    "olmo2": Family("olmo2", heads=False),  # a norm over all heads
+    "olmo3": Family("olmo2", heads=False, windows=True),
+    "glm": Family(twin="mistral"),
+    "glm4": Family(twin="mistral"),
+    "arcee": Family("arcee", gated=False, paired=True),
+    "apertus": Family(gated=False),
+    "helium": Family(heads=False),  # o_proj is as wide as the hidden states
 }
 IN_GGUF = tuple(kind for kind, family in FAMILIES.items() if family.gguf)
 GGUF_LAYERED = tuple(kind for kind, family in FAMILIES.items() if family.layered)

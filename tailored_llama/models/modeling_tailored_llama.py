@@ -91,8 +91,8 @@ def layered(model_type: str) -> tuple[Any, Any, Any]:
 
 def __getattr__(name: str) -> Any:
     """A class such as TailoredLlamaModel, which a checkpoint's auto_map names."""
-    for place, end in enumerate(("Config", "Model", "ForCausalLM")):
+    for part, end in enumerate(("Config", "Model", "ForCausalLM")):
         if name.startswith("Tailored") and name.endswith(end):
             stock = getattr(transformers, f"{name.removeprefix('Tailored').removesuffix(end)}ForCausalLM")
-            return layered(stock.config_class.model_type)[place]
+            return layered(stock.config_class.model_type)[part]
     raise AttributeError(name)

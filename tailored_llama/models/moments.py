@@ -42,8 +42,8 @@ def layer_moments(
                 for index, row in enumerate(rows):
                     seen.tokens = sum(map(len, row))
                     layer(shelf[index], **arguments[index][number])
-            found = seen.take()
-            yield layer, {name: found[source] for name, source in sources.items()}
+            means = seen.take()
+            yield layer, {name: means[source] for name, source in sources.items()}
             for index, further in enumerate(arguments):
                 shelf[index] = layer(shelf[index], **further[number])
         for index, row in enumerate(rows):

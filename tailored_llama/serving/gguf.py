@@ -134,9 +134,9 @@ def _tensors(
     if not isinstance(by, Job):
         return [tensor(part, partial(plain, part)) for part in parts]
     layers = by_layer(parts, layout)
-    made = rounded_for(by, checkpoint, layout, layers, scratch)
+    matrices = rounded_for(by, checkpoint, layout, layers, scratch)
     vectors = [tensor(part, partial(plain, part)) for part in parts if len(part.shape) == 1]
-    return [*vectors, *(tensor(part, partial(next, made)) for part in chain.from_iterable(layers))]
+    return [*vectors, *(tensor(part, partial(next, matrices)) for part in chain.from_iterable(layers))]
 
 
 def write_gguf_adapter(checkpoint: Path, adapter: Path, *, gguf_type: GgufType, out: Path) -> None:
