@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from tailored_llama.errors import InputError
 
+ROW_FILES = "a .csv, .jsonl, .json or .parquet file"
 _VALUES_PER_BYTE = 100  # upper bound for tables whose rows differ; only constant columns pack tighter
 
 
@@ -70,9 +71,9 @@ def _check(file: pq.ParquetFile, path: Path, schema: pa.Schema | None) -> None:
 
 
 def read_file(path: Path, may_be_empty: bool = False) -> list[dict[str, Any]]:
-    """The rows of a .parquet, .jsonl or .csv file; InputError: it is missing, of another type, broken or empty."""
+    """The rows of a file (`ROW_FILES`); InputError: it is missing, of another type, broken or empty."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file; allowed: a .parquet, .jsonl or .csv file")
+        raise InputError(f"{path}: no such file; allowed: {ROW_FILES}")
     try:
         if path.suffix == ".parquet":
             rows = read_table(path).to_pylist()
@@ -81,7 +82,7 @@ def read_file(path: Path, may_be_empty: bool = False) -> list[dict[str, Any]]:
         elif path.suffix == ".csv":
             rows = _csv_rows(path)
         else:
-            raise InputError(f"{path}: type {path.suffix or 'none'}; allowed: .parquet, .jsonl or .csv")
+            raise InputError(f"{path}: type {path.suffix or 'none'}; allowed: {ROW_FILES}")
     except InputError:
         raise
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors

@@ -251,7 +251,8 @@ def trim(
     model: Annotated[Path, typer.Argument(help="A .gguf file, or a checkpoint folder.")],
     out: Annotated[Path, typer.Argument(help="File or folder to write; it must be new.")],
     text: Annotated[
-        list[Path], typer.Option(help="What the model reads and writes: .txt, .csv, .jsonl or .parquet; repeatable.")
+        list[Path],
+        typer.Option(help="What the model reads and writes: .txt, .csv, .jsonl, .json or .parquet; repeatable."),
     ],
     tokens: Annotated[
         int | None,

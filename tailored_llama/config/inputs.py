@@ -72,7 +72,8 @@ class TextConfig(SourcesConfig):
     """A text to read, for calibration or perplexity."""
 
     source: str = "boolq"
-    """A benchmark's name (its texts, see column), a .txt, .parquet, .jsonl or .csv file, or a Hub data set's id."""
+    """A benchmark's name (its texts, see column), a .txt, .csv, .jsonl, .json or .parquet file, or the id of a Hub data
+    set."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,9 @@ class CalibrationConfig(SourcesConfig):
     source: Sources = QUESTIONS
     """questions: those of the train splits of the run's own benchmarks, without answers (BoolQ's passages where no
     benchmark has a train split). prompts: their training prompts, with answers. Or another text: a benchmark's name
-    (its texts, see column), a .txt, .parquet, .jsonl or .csv file, or a Hub data set such as Salesforce/wikitext. A
-    mixture is a list of them, or of tables with weights, such as [{source = "boolq", weight = 2.0}, "prompts"]."""
+    (its texts, see column), a .txt, .csv, .jsonl, .json or .parquet file, or a Hub data set such as
+    Salesforce/wikitext. A mixture is a list of them, or of tables with weights, such as
+    [{source = "boolq", weight = 2.0}, "prompts"]."""
     column: str = Field("passage", description="The column (or benchmark field) that holds the text.")
     samples: int = Field(16, ge=1, le=65536, description="Sequences drawn from the text.")
     tokens: int = Field(512, ge=8, le=32768)
@@ -178,7 +180,9 @@ class BenchmarkConfig(Section):
     written. On the command line: --set rows.kind=written, and so for the other fields."""
     subset: str | None = Field(None, description="Hub data sets only: the configuration.")
     revision: str | None = Field(None, description="Hub data sets only: commit, tag or branch.")
-    train: str | None = Field(None, description="Train split: a .parquet, .jsonl or .csv file, or a Hub split's name.")
+    train: str | None = Field(
+        None, description="Train split: a .csv, .jsonl, .json or .parquet file, or a Hub split's name."
+    )
     evaluation: str | None = Field(None, description="Evaluation split: a file, or a Hub split's name.")
     context: str | None = None
     """Own benchmarks: the column with the text before the answer, or a format string of columns, such as

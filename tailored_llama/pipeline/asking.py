@@ -22,6 +22,9 @@ from tailored_llama.serving import ChatServer
 from tailored_llama.store import sha256_file
 
 REPEATED = 5  # rows that are asked twice: greedy answers do not change
+# The share of answers that may change though everything is as certified. A server that has kept the beginning of a
+# prompt, or another number of threads, rounds otherwise, which decides between answers that are as likely.
+ROUNDING = 0.01
 _ANY = Chat((), "", (), (), (), 0)  # with a model that somebody else made: no grammar or schema stands beside it
 
 
@@ -54,7 +57,7 @@ def verify_server(
                 ended != unended
             ),
             f"{unsteady} of {REPEATED} answers change when asked again: its temperature is another": unsteady > 0,
-            f"{changed} answers score otherwise than when certified{ranked}": changed > 0,
+            f"{changed} answers score otherwise than when certified{ranked}": changed > ROUNDING * len(rows),
         }
         differences += [f"{name}: {what}" for what, differs in told.items() if differs]
     return tests, differences

@@ -15,7 +15,7 @@ from tailored_llama import evaluation, models, preflight, serving, store
 from tailored_llama.config import SmallestConfig, as_shown, bases_of, check_installed
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.evaluation import HOPELESS, Answer, FileType, Ladder, Measured, Proof, Rung
-from tailored_llama.pipeline import bases, candidates, stages
+from tailored_llama.pipeline import bases, candidates, stages, steps
 from tailored_llama.pipeline.bases import Base, Whole
 from tailored_llama.pipeline.candidates import Candidate
 from tailored_llama.pipeline.executor import Cancelled, Executor
@@ -120,6 +120,9 @@ def start(run: Executor, config: SmallestConfig) -> Search:
     The choosing rows decide. A file that llama.cpp can serve as it is comes first, then ladders of many bits: what
     loses too much there need not be tried in fewer.
     """
+    if config.goal.runtime == "llama.cpp":
+        for own in bases_of(config):  # of a model on the Hub, the architecture is known once it is here
+            _check_known(models.read_config(run.open(steps.load_dense(own)))["model_type"])
     prepared = [bases.prepare(run, own) for own in bases_of(config)]
     whole = {base.given: bases.better_whole(run, base) for base in prepared}
     ladders: list[tuple[Base, FileType]] = []
@@ -183,10 +186,7 @@ def check_smallest(config: SmallestConfig) -> None:
         for package in ("llama_cpp_py_sync", "xllamacpp"):
             check_installed(package, "goal.runtime: got 'llama.cpp'", "transformers", "gguf")
         for own in bases_of(config):
-            architecture = models.source_architecture(models.find_model(own.model))
-            if architecture and not models.FAMILIES[architecture].gguf:
-                got = f"got 'llama.cpp' for architecture {architecture}, which llama.cpp lacks"
-                raise InputError(f"goal.runtime: {got}; allowed: transformers or vllm")
+            _check_known(models.source_architecture(models.find_model(own.model)))
     for own in bases_of(config):
         update: dict[str, Any] = {"export": config.store.export or "smallest"}
         if config.goal.runtime == "llama.cpp":
@@ -201,6 +201,13 @@ def check_smallest(config: SmallestConfig) -> None:
     if any(benchmark.unlabelled for benchmark in config.benchmarks):
         check_labels(config)
     check_provable(config)
+
+
+def _check_known(architecture: str | None) -> None:
+    """Check that llama.cpp has an architecture, if one is known."""
+    if architecture and not models.FAMILIES[architecture].gguf:
+        got = f"got 'llama.cpp' for architecture {architecture}, which llama.cpp lacks"
+        raise InputError(f"goal.runtime: {got}; allowed: transformers or vllm")
 
 
 def _ladders(search: Search) -> list[Ladder]:

@@ -113,8 +113,8 @@ def cut_weights(run: Run, place: Path) -> None:
 TEMPLATES = "generic, harness, lettered, reread, task, task-2, task-3"
 SEVEN = "boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge, openbookqa"
 NEW_NAME = (
-    f"allowed: {SEVEN}, csqa, a .csv, .jsonl or .parquet file, or a new name with train, evaluation, context, choices "
-    "and answer"
+    f"allowed: {SEVEN}, csqa, a .csv, .jsonl, .json or .parquet file, or a new name with train, evaluation, "
+    "context, choices and answer"
 )
 COLUMNS = "(not set: context, choices, answer, evaluation)"
 NO_ANSWER = "which is none of the 4 choices; allowed: an index from 0 to 3, a letter from A to D, or a choice's text"
@@ -158,7 +158,7 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
     "unknown benchmark, far from any": (benchmark("mmlu"), f"benchmarks: got 'mmlu', unknown; {NEW_NAME} {COLUMNS}"),
     "one file that is not there": (
         benchmark("nowhere.csv"),
-        "benchmarks.nowhere.data: got 'nowhere.csv', no such file; allowed: a .csv, .jsonl or .parquet file",
+        "benchmarks.nowhere.data: got 'nowhere.csv', no such file; allowed: a .csv, .jsonl, .json or .parquet file",
     ),
     "one file beside two": (
         own("data", "{place}/data/train.jsonl"),
@@ -187,15 +187,15 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
     ),
     "data missing": (
         delete("data/evaluation.jsonl"),
-        "{place}/data/evaluation.jsonl: no such file; allowed: a .parquet, .jsonl or .csv file",
+        "{place}/data/evaluation.jsonl: no such file; allowed: a .csv, .jsonl, .json or .parquet file",
     ),
     "train data missing": (
         delete("data/train.jsonl"),
-        "{place}/data/train.jsonl: no such file; allowed: a .parquet, .jsonl or .csv file",
+        "{place}/data/train.jsonl: no such file; allowed: a .csv, .jsonl, .json or .parquet file",
     ),
     "no train data": (
         lambda run, place: run["benchmarks"][0].pop("train"),
-        "benchmarks.colours.train: not set; allowed: a .parquet, .jsonl or .csv file",
+        "benchmarks.colours.train: not set; allowed: a .csv, .jsonl, .json or .parquet file",
     ),
     "data empty": (
         write("data/evaluation.jsonl", b""),
@@ -255,13 +255,13 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
     ),
     "one calibration text missing": (
         put("calibration", "source", ["prompts", "/nowhere/text.txt"]),
-        f"calibration.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, csqa, a .txt, .parquet, .jsonl "
-        "or .csv file, or a Hub data set (owner/name)",
+        f"calibration.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, csqa, a .txt file, "
+        "a .csv, .jsonl, .json or .parquet file, or a Hub data set (owner/name)",
     ),
     "text for healing missing": (
         lambda run, place: run.update(healing={"tokens": 64, "source": ["prompts", "/nowhere/text.txt"]}),
-        f"healing.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, csqa, a .txt, .parquet, .jsonl "
-        "or .csv file, or a Hub data set (owner/name)",
+        f"healing.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, csqa, a .txt file, "
+        "a .csv, .jsonl, .json or .parquet file, or a Hub data set (owner/name)",
     ),
     "perplexity of the run's prompts": (
         put("perplexity", "source", "prompts"),
@@ -269,8 +269,8 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
     ),
     "calibration text missing": (
         put("calibration", "source", "/nowhere/text.txt"),
-        f"calibration.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, csqa, a .txt, .parquet, .jsonl "
-        "or .csv file, or a Hub data set (owner/name)",
+        f"calibration.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, csqa, a .txt file, "
+        "a .csv, .jsonl, .json or .parquet file, or a Hub data set (owner/name)",
     ),
     "perplexity text without its column": (
         put("perplexity", "source", "{place}/data/train.jsonl"),

@@ -233,7 +233,7 @@ WRONG = {
     "prune {tiny} run.toml --ratio 0.2": "run.toml: exists already; allowed: a new or empty folder",
     "prune {tiny} run.toml/a/out --ratio 0.2": "run.toml/a/out: Not a directory; allowed: a path in a writable folder",
     "tune {tiny} out -b colour --config run.toml": f"benchmarks: got 'colour', unknown; allowed: {SEVEN}, csqa, a "
-    ".csv, .jsonl or .parquet file, or a new name with train, evaluation, context, choices and answer (not set: "
+    ".csv, .jsonl, .json or .parquet file, or a new name with train, evaluation, context, choices and answer (not set: "
     "context, choices, answer, evaluation)",
     "tune {tiny} out -b colours --config run.toml --set tuning.shots=99": "tuning.shots: got 99; allowed: at most 20 "
     "(colours has 24 train examples to draw from, and tuning.held_out takes 4)",
@@ -484,8 +484,11 @@ def test_a_vocabulary_is_trimmed_by_all_that_the_files_say(
             ("no.gguf", "a.gguf", *texts),
             "no.gguf: no such file or folder; allowed: a .gguf file or a checkpoint folder",
         ),
-        (("model.gguf", "a.gguf", "--text", "no.csv"), "no.csv: no such file; allowed: a .txt, .parquet, .jsonl or"),
-        (("model.gguf", "a.gguf", "--text", "model.gguf"), "model.gguf: type .gguf; allowed: .parquet, .jsonl or .csv"),
+        (("model.gguf", "a.gguf", "--text", "no.csv"), "no.csv: no such file; allowed: a .txt file, or a .csv"),
+        (
+            ("model.gguf", "a.gguf", "--text", "model.gguf"),
+            "model.gguf: type .gguf; allowed: a .csv, .jsonl, .json or .parquet file",
+        ),
         (("own.txt", "a.gguf", *texts), "own.txt: not a complete GGUF file (GGUF magic invalid)"),
         (("model.gguf", "a.gguf", *texts, "--tokens", "7"), "tokens: got 7; allowed: a multiple of 64 up to 640"),
     ):

@@ -135,7 +135,7 @@ def test_unknown_benchmark_names_the_nearest() -> None:
         check_benchmark(BenchmarkConfig(name="hellaswg"))
     assert str(caught.value) == (
         "benchmarks: got 'hellaswg', unknown; did you mean hellaswag? allowed: boolq, piqa, hellaswag, winogrande, "
-        "arc_easy, arc_challenge, openbookqa, csqa, a .csv, .jsonl or .parquet file, or a new name with train, "
+        "arc_easy, arc_challenge, openbookqa, csqa, a .csv, .jsonl, .json or .parquet file, or a new name with train, "
         "evaluation, context, choices and answer (not set: context, choices, answer, evaluation)"
     )
 
@@ -167,7 +167,7 @@ def test_contradicting_settings_are_refused(fields: dict, message: str) -> None:
 
 
 def test_split_without_a_file_is_refused(jsonl: str) -> None:
-    with pytest.raises(InputError, match=r"^benchmarks\.mine\.train: not set; allowed: a \.parquet, \.jsonl or \.csv"):
+    with pytest.raises(InputError, match=r"^benchmarks\.mine\.train: not set; allowed: a \.csv, \.jsonl, \.json or"):
         load_examples(own(None, jsonl), "train", "unused")
 
 

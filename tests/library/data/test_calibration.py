@@ -129,7 +129,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         "source {0} (a text): holds no text; allowed: at least one document",
     ),
     "latin.txt": (lambda path: path.write_bytes(b"caf\xe9"), "{0}: not UTF-8 text (byte 3)"),
-    "notes.md": (lambda path: path.write_text("x"), "{0}: type .md; allowed: .parquet, .jsonl or .csv"),
+    "notes.md": (lambda path: path.write_text("x"), "{0}: type .md; allowed: a .csv, .jsonl, .json or .parquet file"),
 }
 
 
@@ -145,7 +145,8 @@ def test_a_file_that_is_no_text_says_why(tmp_path: Path, name: str) -> None:
 def test_a_text_that_is_nowhere(source: str) -> None:
     message = (
         f"text.source: got {source!r}, no such file; allowed: boolq, piqa, hellaswag, winogrande, arc_easy, "
-        "arc_challenge, openbookqa, csqa, a .txt, .parquet, .jsonl or .csv file, or a Hub data set (owner/name)"
+        "arc_challenge, openbookqa, csqa, a .txt file, a .csv, .jsonl, .json or .parquet file, or a Hub data set "
+        "(owner/name)"
     )
     with pytest.raises(InputError, match=exactly(message)):
         find_text(TextConfig(source=source))

@@ -162,9 +162,9 @@ def test_a_table_is_read_as_spreadsheets_write_it(tmp_path: Path, separator: str
 
 
 BROKEN = {
-    "missing.jsonl": (None, ": no such file; allowed: a .parquet, .jsonl or .csv file"),
-    "rows.xlsx": (b"x", ": type .xlsx; allowed: .parquet, .jsonl or .csv"),
-    "rows": (b"x", ": type none; allowed: .parquet, .jsonl or .csv"),
+    "missing.jsonl": (None, ": no such file; allowed: a .csv, .jsonl, .json or .parquet file"),
+    "rows.xlsx": (b"x", ": type .xlsx; allowed: a .csv, .jsonl, .json or .parquet file"),
+    "rows": (b"x", ": type none; allowed: a .csv, .jsonl, .json or .parquet file"),
     "empty.jsonl": (b"\n\n", ": holds no rows; allowed: at least one"),
     "header.csv": (b"text,label\n", ": holds no rows; allowed: at least one"),
     "empty.csv": (b"", ": cannot be read (No columns to parse from file); allowed: a whole file in UTF-8"),
