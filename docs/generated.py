@@ -122,11 +122,10 @@ def command_line() -> Iterator[str]:
 
 def architectures() -> Iterator[str]:
     """A row for each model type: what can leave, whether GGUF files of it are read, and as what they are written."""
-    rows = [["model_type", "what leaves", "read from GGUF", "llama.cpp's architecture", "with layers that differ"]]
+    rows = [["model_type", "what leaves", "read from GGUF", "llama.cpp's architecture"]]
     for name, family in FAMILIES.items():
         leaves = "tokens, heads, channels" if family.heads else "tokens, channels"
-        layered = "deci" if family.layered else ""
-        rows.append([f"`{name}`", leaves, "yes" if family.gguf and family.from_gguf else "", family.gguf, layered])
+        rows.append([f"`{name}`", leaves, "yes" if family.gguf and family.from_gguf else "", family.gguf])
     yield _table(rows)
 
 

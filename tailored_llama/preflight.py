@@ -45,7 +45,7 @@ def preflight_tailor(run: config.RunConfig) -> None:
         InputError: as `preflight`; or finished models cannot be made, exported, or written in the formats asked for.
     """
     preflight(run)
-    folder, formats, tuning, pruning = run.store.export, run.store.export_formats, run.tuning, run.pruning
+    folder, formats, tuning = run.store.export, run.store.export_formats, run.tuning
     if folder and tuning.examples == "none":
         raise InputError(
             f"store.export: got {folder!r} with tuning.examples = 'none'; allowed: an adapter, or no store.export"
@@ -66,13 +66,6 @@ def preflight_tailor(run: config.RunConfig) -> None:
         raise InputError(
             f"store.export_formats: got {list(formats)} for architecture {architecture}, which llama.cpp lacks; "
             f"allowed: {allowed}"
-        )
-    protected = pruning.protect_first or pruning.protect_last
-    alike = (pruning.shape == "stock" and not protected) or not any(pruning.ratios)
-    if architecture and architecture not in models.GGUF_LAYERED and not alike:
-        raise InputError(
-            f"store.export_formats: got {list(formats)} for architecture {architecture} with layers of different "
-            f"widths; allowed for llama.cpp: {', '.join(models.GGUF_LAYERED)} ({models.ALIKE_HINT})"
         )
     if (few_bits := [kind for kind in types if kind in config.FEW_BITS]) and not find_spec("llama_cpp_py_sync"):
         raise InputError(

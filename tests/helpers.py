@@ -31,18 +31,7 @@ from tailored_llama.data import BenchmarkSource, PromptSettings, RenderedSplit, 
 from tailored_llama.data.prompts import PROMPTS_SCHEMA
 from tailored_llama.data.settings import Draw, Wording
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
-from tailored_llama.models import (
-    Document,
-    Header,
-    Layer,
-    distinct,
-    encode_pair,
-    layered_config,
-    load_tokenizer,
-    packed_states,
-    read_config,
-    target_logprobs,
-)
+from tailored_llama.models import Document, Header, distinct, encode_pair, packed_states, target_logprobs
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning import PruneSettings, SplitSettings, choose_split, prune_model
 from tailored_llama.serving import write_gguf
@@ -61,8 +50,6 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-
-MIXED = (Layer(4, 2, 24), Layer(2, 1, 40), Layer(4, 2, 7), Layer(2, 1, 33))
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -186,18 +173,6 @@ def save_tiny_llama(
     return folder
 
 
-def save_mixed(folder: Path, dense: Path, layers: tuple[Layer, ...] = MIXED) -> Path:
-    """A checkpoint whose layers have different widths, with random weights, biases and norms."""
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(layered_config(read_config(dense), layers))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(folder)
-    load_tokenizer(dense).save_pretrained(folder)
-    return folder
-
-
 def prune(
     model: Path,
     groups: Path,
@@ -216,7 +191,7 @@ def prune(
 
     With counts of tokens, these leave too; a split that is not fixed is measured on the prompts.
     """
-    plan, split = narrow(pruning or PruningConfig(shape="any", kinds=("attention", "mlp")), PlanConfig), None
+    plan, split = narrow(pruning or PruningConfig(kinds=("attention", "mlp")), PlanConfig), None
     if counts:
         split = out.with_name(f"{out.name}-split")
         split.mkdir()
@@ -308,7 +283,7 @@ def own_configuration(folder: Path, model: Path) -> dict[str, Any]:
         "benchmarks": [write_own_benchmark(data)],
         "model": {"source": str(model), "dtype": "float32"},
         "calibration": {"source": str(text), "samples": 4, "tokens": 16},
-        "pruning": {"ratios": [0.2], "kinds": ["attention", "mlp"], "shape": "any", "min_channels": 4},
+        "pruning": {"ratios": [0.2], "kinds": ["attention", "mlp"], "min_channels": 4},
         "tuning": {"shots": 8, "held_out": 4, "epochs": 2, "learning_rate": 1e-2, "dense": False},
         "perplexity": {"source": str(text), "window": 32, "tokens": 128},
         "profile": {"batches": []},

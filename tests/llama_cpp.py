@@ -64,7 +64,7 @@ class _GgmlGelu(torch.nn.Module):
 def with_ggml_gelu(model: Any) -> Any:
     """A transformers model that computes GELU as ggml does on a CPU: between -10 and 10 by a table of float16."""
     for layer in model.model.layers:
-        if "gelu" in type(layer.mlp.act_fn).__name__.lower():
+        if "gelu" in type(getattr(layer.mlp, "act_fn", None)).__name__.lower():
             layer.mlp.act_fn = _GgmlGelu()
     return model
 

@@ -15,7 +15,6 @@ from tailored_llama.errors import InputError
 Criterion = Literal["taylor_gate", "taylor_first", "magnitude_l2", "random"]
 DATA_FREE: tuple[Criterion, ...] = ("magnitude_l2", "random")  # criteria that read no calibration text
 Reconstruction = Literal["none", "static"]
-Shape = Literal["stock", "any"]
 Kind = Literal["attention", "mlp", "vocabulary"]
 ROWS = 64  # the tokens of a trimmed vocabulary are a multiple of this
 
@@ -26,10 +25,6 @@ class PlanConfig(Section):
     criterion: Criterion = "taylor_gate"
     """How the importance of a coupled group is scored: by gradients (Taylor, with gates on whole groups or by element,
     as LLM-Pruner does), by the L2 norm of its weights, or at random."""
-    shape: Shape = "stock"
-    """stock: every layer keeps the same widths, so that transformers, llama.cpp, vLLM and others load the model as they
-    load any (unless layers are protected); any: groups of all layers are ranked together by importance per parameter,
-    so that layers have widths of their own."""
     kinds: tuple[Kind, ...] = Field(("attention", "mlp", "vocabulary"), min_length=1)
     """Kinds of coupled group that may be removed: attention (a KV head with its query heads), mlp (a channel),
     vocabulary (a token's row of the embedding and an untied head). Tokens leave first, other kinds for the rest."""
@@ -37,12 +32,10 @@ class PlanConfig(Section):
     """Kind vocabulary only: tokens kept, a multiple of 64; more stay if fewer would remove more than the ratio. auto:
     the number with which the pruned model loses least on the run's held-out train prompts. Which tokens stay is decided
     by how often the calibration text, the run's train prompts and general text use them."""
-    protect_first: int = Field(0, ge=0, description="Leading layers that are not pruned.")
-    protect_last: int = Field(0, ge=0, description="Trailing layers that are not pruned.")
     min_channels: int = Field(64, ge=1, description="Minimum MLP channels kept in every layer.")
     min_kv_heads: int = Field(1, ge=1, description="Minimum KV heads kept in every layer, with their query heads.")
     channel_multiple: int = Field(1, ge=1)
-    """MLP widths are multiples of this (64 or 128 suits matrix units), but for layers that lose no channels."""
+    """MLP widths are multiples of this (64 or 128 suits matrix units), unless no channels leave."""
 
     @field_validator("vocabulary", mode="before")
     @classmethod

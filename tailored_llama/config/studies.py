@@ -221,8 +221,6 @@ class SmallestConfig(RunConfig):
         if goal.runtime == "vllm" and goal.smallest in ("reading", "writing"):
             got = f"{goal.smallest!r} with runtime 'vllm', which is not timed here"
             yield f"goal.smallest: got {got}; allowed: file or memory"
-        if goal.runtime != "transformers" and self.pruning.shape == "any":
-            yield f"pruning.shape: got 'any' with goal.runtime {goal.runtime!r}; allowed: stock"
         if twice := {model for model in goal.models if model == self.model.source or goal.models.count(model) > 1}:
             yield f"goal.models: got {min(twice)!r} twice; allowed: each model once, beside model.source"
         if len(set(goal.types)) < len(goal.types):

@@ -1,5 +1,4 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
-from . import modeling_tailored_llama as modeling_tailored_llama
 from .adapters import add_adapter as add_adapter
 from .adapters import merge_adapter as merge_adapter
 from .adapters import save_adapter as save_adapter
@@ -11,7 +10,6 @@ from .cards import derived_card as derived_card
 from .cards import loading as loading
 from .cards import what_was_removed as what_was_removed
 from .cards import write_card as write_card
-from .checkpoints import ALIKE_HINT as ALIKE_HINT
 from .checkpoints import FUSED as FUSED
 from .checkpoints import VOCABULARY as VOCABULARY
 from .checkpoints import Layer as Layer
@@ -20,7 +18,6 @@ from .checkpoints import Structure as Structure
 from .checkpoints import all_tensor_shapes as all_tensor_shapes
 from .checkpoints import cache_bytes as cache_bytes
 from .checkpoints import copy_tokenizer as copy_tokenizer
-from .checkpoints import is_layered as is_layered
 from .checkpoints import query_scale as query_scale
 from .checkpoints import read_config as read_config
 from .checkpoints import read_structure as read_structure
@@ -42,12 +39,9 @@ from .devices import solver_bytes as solver_bytes
 from .devices import using_threads as using_threads
 from .embedded import EMBEDDED_MODELS as EMBEDDED_MODELS
 from .families import FAMILIES as FAMILIES
-from .families import GGUF_LAYERED as GGUF_LAYERED
 from .families import IN_GGUF as IN_GGUF
-from .families import LAYERED_PREFIX as LAYERED_PREFIX
 from .families import Family as Family
 from .families import check_architecture as check_architecture
-from .families import stock_type as stock_type
 from .gguf_reader import open_gguf as open_gguf
 from .id_table import IdTable as IdTable
 from .id_table import check_teacher as check_teacher
@@ -58,7 +52,6 @@ from .load import head_logits as head_logits
 from .load import load_model as load_model
 from .load import load_tokenizer as load_tokenizer
 from .load import stored_dtype as stored_dtype
-from .modeling_tailored_llama import layered as layered
 from .moments import layer_moments as layer_moments
 from .packing import HEAD_POSITIONS as HEAD_POSITIONS
 from .packing import Document as Document
@@ -102,7 +95,7 @@ from .vocabulary import renumbered as renumbered
 from .vocabulary import tokens_of as tokens_of
 from .vocabulary import trim_tokenizer as trim_tokenizer
 from .writing import BY_LAYER as BY_LAYER
-from .writing import layered_config as layered_config
+from .writing import has_layout as has_layout
 from .writing import layout_config as layout_config
 from .writing import link as link
 from .writing import tensor_reader as tensor_reader

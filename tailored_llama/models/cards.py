@@ -8,7 +8,7 @@ from typing import Any, Literal
 from huggingface_hub import ModelCardData
 
 from tailored_llama.config import PlanConfig, ReconstructionConfig
-from tailored_llama.models.checkpoints import Size, is_layered, read_config, weights_digest
+from tailored_llama.models.checkpoints import Size, read_config, weights_digest
 from tailored_llama.models.embedded import EMBEDDED_MODELS
 from tailored_llama.models.gguf_reader import open_gguf
 from tailored_llama.models.id_table import lost_words
@@ -101,17 +101,11 @@ prompts and general text use them; `vocabulary.parquet` lists them. Other words 
     if left.body == before.body:
         return f"{removed} The layers are the dense model's."
     return f"""{removed} Whole attention groups
-and MLP channels were removed (importance {pruning.criterion}, shape {pruning.shape}, kinds
+and MLP channels were removed (importance {pruning.criterion}, kinds
 {", ".join(pruning.kinds)}; `plan.parquet` lists them); the hidden width stays.
 {fitted[reconstruction.method]}"""
 
 
 def loading(folder: Path) -> str:
-    """Say how to load a checkpoint, given its layout."""
-    config = read_config(folder)
-    if is_layered(config):
-        return (
-            "Layers have different widths (`per_layer_config`): load it with `import tailored_llama`, or with "
-            "`trust_remote_code=True` where that library is not installed."
-        )
-    return f"All layers are alike: stock transformers loads it as `{config['model_type']}`."
+    """Say how to load a checkpoint."""
+    return f"All layers are alike: stock transformers loads it as `{read_config(folder)['model_type']}`."

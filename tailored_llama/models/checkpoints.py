@@ -1,4 +1,4 @@
-"""Checkpoint files: validation and layer widths. No model is built here."""
+"""Checkpoint files: validation and the widths of layers. No model is built here."""
 
 import hashlib
 import json
@@ -11,11 +11,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.models.families import LAYERED_PREFIX, check_architecture
+from tailored_llama.models.families import check_architecture
 from tailored_llama.store import sha256_file
 
 WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")  # of a configuration, as in Layer
-ALIKE_HINT = "set pruning.shape=stock, and protect no layers, for layers of equal width"
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")  # tensors with a row for each token
 _FLOATS = ("F64", "F32", "F16", "BF16")
 HEADS = WIDTHS[0]
@@ -24,7 +23,7 @@ FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj
 
 @dataclass(frozen=True)
 class Layer:
-    """Widths of one decoder layer."""
+    """Widths of a decoder layer."""
 
     heads: int
     kv_heads: int
@@ -57,7 +56,8 @@ class Structure:
     model_type: str
     hidden_size: int
     head_dim: int
-    layers: tuple[Layer, ...]
+    depth: int  # layers
+    layer: Layer  # all layers are alike
     size: Size
 
     @property
@@ -68,7 +68,7 @@ class Structure:
 
 def cache_bytes(structure: Structure) -> int:
     """The bytes of the keys and values of 4,096 tokens, in 16 bits; a sliding window is not counted on."""
-    return 2 * 2 * 4096 * structure.head_dim * sum(layer.kv_heads for layer in structure.layers)
+    return 2 * 2 * 4096 * structure.head_dim * structure.layer.kv_heads * structure.depth
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -128,16 +128,19 @@ def read_structure(folder: Path) -> Structure:
     _check_sizes(config, shapes, folder)
     try:
         head_dim = head_dim_of(config)
-        layers = tuple(_layer(shapes, f"model.layers.{i}.", head_dim) for i in range(config["num_hidden_layers"]))
+        depth = config["num_hidden_layers"]
+        layer, *different = {_layer(shapes, f"model.layers.{i}.", head_dim) for i in range(depth)}
     except KeyError as error:
         told = f"tensor {error.args[0]} is missing; allowed: a checkpoint with all of its weights"
         raise InputError(f"{folder}: {told}") from None
     except (IndexError, ZeroDivisionError):
         raise InputError(f"{folder}: its widths do not fit its weights; allowed: a whole checkpoint") from None
+    if different:
+        raise InputError(f"{folder}: its layers have different widths; allowed: layers that are all alike")
     total = sum(math.prod(shape) for shape in shapes.values())
     tables = [shapes[name] for name in VOCABULARY if name in shapes]
     size = Size(total, total - sum(map(math.prod, tables)), tables[0][0] if tables else 0)
-    return Structure(config["model_type"], config["hidden_size"], head_dim, layers, size)
+    return Structure(config["model_type"], config["hidden_size"], head_dim, depth, layer, size)
 
 
 def all_tensor_shapes(folder: Path) -> dict[str, list[int]]:
@@ -147,37 +150,17 @@ def all_tensor_shapes(folder: Path) -> dict[str, list[int]]:
 
 def _check_sizes(config: dict[str, Any], shapes: dict[str, list[int]], folder: Path) -> None:
     """Reject sizes larger than those of the weights: transformers would allocate a model of the stated sizes."""
-    layered = is_layered(config)  # its global widths are the dense model's
-    required = ("hidden_size", "num_hidden_layers", "head_dim" if layered or HEADS not in config else HEADS)
+    required = ("hidden_size", "num_hidden_layers", HEADS if HEADS in config else "head_dim")
     largest = max((size for shape in shapes.values() for size in shape), default=0)
     layers = {name.split(".")[2] for name in shapes if name.startswith("model.layers.")}
-    common = dict.fromkeys(("vocab_size", "hidden_size", "head_dim"), largest) | {"num_hidden_layers": len(layers)}
-    widths = dict.fromkeys(WIDTHS, largest)
-    checks = [(config, common if layered else common | widths)]
-    checks += [(layer, widths) for layer in _per_layer(config, folder).values()]
-    for section, limits in checks:
-        for name, limit in limits.items():
-            value = section.get(name)
-            if value is None and (name not in required or section is not config):
-                continue
-            if type(value) is not int or not 1 <= value <= limit:
-                allowed = f"a whole number from 1 to {limit}, since its weights are no larger"
-                raise InputError(f"{folder / 'config.json'}: {name}: got {value!r:.80}; allowed: {allowed}")
-
-
-def is_layered(config: dict[str, Any]) -> bool:
-    """Return whether layers may have different widths, which stock transformers cannot build."""
-    return str(config.get("model_type")).startswith(LAYERED_PREFIX)
-
-
-def _per_layer(config: dict[str, Any], folder: Path) -> dict[int, dict[str, Any]]:
-    """The widths that layers state for themselves, by layer."""
-    if not is_layered(config):
-        return {}
-    try:
-        return {int(layer): {**widths} for layer, widths in (config.get("per_layer_config") or {}).items()}
-    except (AttributeError, TypeError, ValueError):
-        raise InputError(f"{folder / 'config.json'}: per_layer_config is not a table of layers") from None
+    limits = dict.fromkeys(("vocab_size", "hidden_size", "head_dim", *WIDTHS), largest)
+    for name, limit in (limits | {"num_hidden_layers": len(layers)}).items():
+        value = config.get(name)
+        if value is None and name not in required:
+            continue
+        if type(value) is not int or not 1 <= value <= limit:
+            allowed = f"a whole number from 1 to {limit}, since its weights are no larger"
+            raise InputError(f"{folder / 'config.json'}: {name}: got {value!r:.80}; allowed: {allowed}")
 
 
 def _layer(shapes: dict[str, list[int]], prefix: str, head_dim: int) -> Layer:

@@ -100,8 +100,7 @@ def solver_bytes(structure: Structure) -> int:
     With n the inputs of a projection, its equations take 4·n² bytes in float32, and 8·n² more while they are solved in
     float64. Their right sides take 4·n·hidden. Both output projections have some, and one of them is being solved.
     """
-    attention = max(layer.heads for layer in structure.layers) * structure.head_dim
-    channels = max(layer.channels for layer in structure.layers)
+    attention, channels = structure.layer.heads * structure.head_dim, structure.layer.channels
     sums = 4 * (attention**2 + channels**2) + 4 * structure.hidden_size * (attention + channels)
     return sums + 8 * max(attention, channels) ** 2
 

@@ -5,8 +5,6 @@ from typing import Any, Literal
 
 from tailored_llama.errors import InputError
 
-LAYERED_PREFIX = "tailored_"  # of the model types whose layers may have different widths
-
 
 @dataclass(frozen=True)
 class Family:
@@ -27,18 +25,17 @@ class Family:
     queries: Literal["", "q_proj", "q_norm"] = (
         ""  # the weight that a scale of queries goes into, as a file does not state it
     )
-    layered: bool = False  # layers of different widths can be expressed, too, as the architecture `deci`
     from_gguf: bool = False  # transformers reads its GGUF files
     twin: str = ""  # a type whose layers are coupled alike, with projections apart
 
 
-_LLAMA = Family("llama", paired=True, factors=True, layered=True, from_gguf=True)
+_LLAMA = Family("llama", paired=True, factors=True, from_gguf=True)
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "ministral3": Family("mistral3", paired=True, yarn_scales=True),
-    "qwen2": Family("qwen2", layered=True, from_gguf=True),
+    "qwen2": Family("qwen2", from_gguf=True),
     "qwen3": Family("qwen3", from_gguf=True),
     "smollm3": Family("smollm3", paired=True, no_rope_step=4),
     "gemma": Family("gemma", norm_offset=1),
@@ -61,18 +58,12 @@ FAMILIES: dict[str, Family] = {
     "helium": Family(heads=False),  # o_proj is as wide as the hidden states
 }
 IN_GGUF = tuple(kind for kind, family in FAMILIES.items() if family.gguf)
-GGUF_LAYERED = tuple(kind for kind, family in FAMILIES.items() if family.layered)
-
-
-def stock_type(model_type: str) -> str:
-    """The model type whose layers are all alike."""
-    return model_type.removeprefix(LAYERED_PREFIX)
 
 
 def check_architecture(config: dict[str, Any], shown: str) -> None:
     """Raise InputError if an architecture is not supported, or its weights are quantized."""
     kind = str(config.get("model_type"))
-    if stock_type(kind) not in FAMILIES:
+    if kind not in FAMILIES:
         raise InputError(f"model.source {shown}: architecture {kind}; allowed: {', '.join(FAMILIES)}")
     if config.get("quantization_config"):
         raise InputError(f"model.source {shown}: quantized weights; allowed: float32, bfloat16 or float16")

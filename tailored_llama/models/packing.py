@@ -18,14 +18,13 @@ from torch import Tensor
 from tailored_llama.memory import out_of_memory
 from tailored_llama.models.attention import ATTENTION, Block, Header, Row
 from tailored_llama.models.devices import side_by_side, threads_each
-from tailored_llama.models.families import LAYERED_PREFIX
 from tailored_llama.models.load import head_logits
 
 Result = TypeVar("Result")
 
 # For bfloat16 on a CPU, oneDNN compiles a kernel for each pair of row length and matrix shape, and keeps 1,024 of them.
-# A per-layer model has hundreds of shapes; rows of few lengths find their kernels compiled.
-_ROW_MULTIPLE, _ROW_MULTIPLE_LAYERED = 32, 128
+# Rows of few lengths find their kernels compiled.
+_ROW_MULTIPLE = 32
 _PROBABILITY_ROWS = 8  # on a CPU: with more, memory of this size is freed and faulted in again, which takes longer
 HEAD_POSITIONS = 256  # with logits in memory at once: 131 MB in float32 for 128,000 vocabulary entries
 
@@ -203,9 +202,7 @@ def packed_inputs(
             ids += branch
             in_sequence += range(length, length + len(branch))
             parts += [number] * len(branch)
-    multiple = 1
-    if model.device.type == "cpu" and model.dtype == torch.bfloat16:
-        multiple = _ROW_MULTIPLE_LAYERED if model.config.model_type.startswith(LAYERED_PREFIX) else _ROW_MULTIPLE
+    multiple = _ROW_MULTIPLE if model.device.type == "cpu" and model.dtype == torch.bfloat16 else 1
     padding = [0] * (-len(ids) % multiple)
     input_ids, positions, numbers = (
         torch.tensor(values + padding, device=model.device) for values in (ids, in_sequence, parts)

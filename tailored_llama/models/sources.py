@@ -12,7 +12,7 @@ from tailored_llama.config import Dtype, ModelConfig
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.models.checkpoints import read_config, read_structure
 from tailored_llama.models.embedded import EMBEDDED_MODELS
-from tailored_llama.models.families import FAMILIES, check_architecture, stock_type
+from tailored_llama.models.families import FAMILIES, check_architecture
 from tailored_llama.store import hub_commit, hub_model, is_hub_id, sha256_file
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def source_architecture(source: ModelSource) -> str | None:
     """The architecture of a model, as far as it is known without a download."""
     match source.kind:
         case "folder":
-            return stock_type(str(read_config(source.path)["model_type"]))
+            return str(read_config(source.path)["model_type"])
         case "gguf":
             return _model_type(read_gguf(source.path, source.name))
         case "wheel":

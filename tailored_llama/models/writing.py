@@ -18,45 +18,37 @@ from transformers import MistralConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tailored_llama.models.checkpoints import WIDTHS, Layer, head_dim_of, tensor_shapes
-from tailored_llama.models.families import stock_type
-from tailored_llama.models.modeling_tailored_llama import layered
 
 BY_LAYER = ("layer_types", "no_rope_layers")  # fields of a configuration with one value per layer
 _SHARD = 500 * 10**6  # bytes, which memory holds while they are written
 
 
-def layout_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
-    """The configuration of a pruned checkpoint: a stock one if all layers are alike, else a per-layer one.
+def layout_config(dense: dict[str, Any], layer: Layer) -> Any:
+    """The stock configuration of a checkpoint whose layers have these widths, with an explicit head_dim.
 
     Some stock configurations require the head count to divide the hidden size. If it does not, a Llama without biases
-    becomes a MistralConfig without a sliding window, which is the same architecture.
+    becomes a MistralConfig without a sliding window, which is the same architecture; others are refused by transformers
+    (see `has_layout`).
     """
-    if len(set(layers)) > 1 or not (layers[0].heads and layers[0].channels):
-        return layered_config(dense, layers)
-    stock = CONFIG_MAPPING[stock_type(dense["model_type"])]
-    common = _common(dense) | _widths(layers[0])
+    dropped = ("model_type", "architectures", "auto_map", "transformers_version")
+    fields = {name: value for name, value in dense.items() if name not in dropped}
+    fields |= {"head_dim": head_dim_of(dense), **dict(zip(WIDTHS, astuple(layer), strict=True))}
+    stock = CONFIG_MAPPING[dense["model_type"]]
     try:
-        return stock(**common)
+        return stock(**fields)
     except StrictDataclassClassValidationError:
-        if stock.model_type == "llama" and not common.get("attention_bias") and not common.get("mlp_bias"):
-            return MistralConfig(**(common | {"sliding_window": None}))
-        return layered_config(dense, layers)
+        if stock.model_type != "llama" or fields.get("attention_bias") or fields.get("mlp_bias"):
+            raise
+        return MistralConfig(**(fields | {"sliding_window": None}))
 
 
-def layered_config(dense: dict[str, Any], layers: tuple[Layer, ...]) -> Any:
-    """The per-layer configuration: global widths stay the dense model's, and each layer states its own."""
-    config, _, _ = layered(stock_type(dense["model_type"]))
-    return config(**(_common(dense) | {"per_layer_config": dict(enumerate(map(_widths, layers)))}))
-
-
-def _widths(layer: Layer) -> dict[str, int]:
-    return dict(zip(WIDTHS, astuple(layer), strict=True))
-
-
-def _common(dense: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a dense configuration that every layout keeps, with an explicit head_dim."""
-    dropped = {"model_type", "architectures", "auto_map", "per_layer_config", "transformers_version"}
-    return {name: value for name, value in dense.items() if name not in dropped} | {"head_dim": head_dim_of(dense)}
+def has_layout(dense: dict[str, Any], layer: Layer) -> bool:
+    """Return whether `layout_config` has a configuration for layers of these widths."""
+    try:
+        layout_config(dense, layer)
+    except StrictDataclassClassValidationError:
+        return False
+    return True
 
 
 def write_shards(

@@ -71,7 +71,7 @@ COUPLED = {
 
 def coupled(model_type: str) -> dict[str, list[tuple[str, str]]]:
     """The kinds that can leave a model type, and what each couples."""
-    family = models.FAMILIES[models.stock_type(model_type)]
+    family = models.FAMILIES[model_type]
     kinds = KINDS if family.heads else KINDS[1:]
     return {
         kind: [(name, side) for name, side in COUPLED[kind] if family.gated or name != "mlp.gate_proj"]
@@ -82,20 +82,20 @@ def coupled(model_type: str) -> dict[str, list[tuple[str, str]]]:
 def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
     """Stage: write `groups.parquet` and `members.parquet` for a checkpoint; no weight is read.
 
-    One layer is traced, and its couplings are mapped to the widths of each: all layers of a decoder are wired alike.
+    One layer is traced, as all layers of a decoder are wired alike.
 
     Raises:
         InputError: the dependency graph couples parameters other than those of a LLaMA layer.
     """
     structure, shapes, out = models.read_structure(dense), models.all_tensor_shapes(dense), work.out
-    projections = coupled(structure.model_type)
+    projections, layer = coupled(structure.model_type), structure.layer
     # Four heads, as layers are wired alike whatever their number: torch-pruning 1.6 never ends on two of Gemma 3.
-    check_coupling(models.read_config(dense), (models.Layer(4, 4, structure.layers[0].channels),))
+    check_coupling(_first_layer(models.read_config(dense)), heads=4, channels=layer.channels)
     rows: list[Array] = []  # of every layer and kind: layer, kind, index, parameters, [groups, 4]
     members: list[Array] = []  # of every parameter: group, parameter, dim, start, stop, [groups, 5]
     names: list[str] = []
     first = 0
-    for number, layer in enumerate(structure.layers):
+    for number in range(structure.depth):
         for kind, count in enumerate((layer.kv_heads * ("attention" in projections), layer.channels)):
             index, parameters = np.arange(count), 0
             for name, dim, start, width in _slices(shapes, structure, number, KINDS[kind], count):
@@ -148,8 +148,13 @@ def staying(owners: Owners, kept: Array) -> Stays:
     return {name: (dim, (owner < 0) | kept[owner]) for name, (dim, owner) in owners.items()}
 
 
-def check_coupling(config: dict[str, Any], layers: tuple[models.Layer, ...]) -> None:
-    """Check that each KV head and each MLP channel of layers couples what `COUPLED` says, index by index.
+def _first_layer(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a model with the first layer alone."""
+    return config | {"num_hidden_layers": 1} | {name: config[name][:1] for name in models.BY_LAYER if name in config}
+
+
+def check_coupling(config: dict[str, Any], heads: int, channels: int) -> None:
+    """Check that in each layer of these widths a KV head and an MLP channel couple what `COUPLED` says, by index.
 
     A twin is traced, as torch-pruning does not follow the head sharing of grouped-query attention (under sdpa it pairs
     KV head 0 with query head 0 alone, under eager it stops at k_proj), nor fused projections such as Phi-3's. It has no
@@ -160,7 +165,7 @@ def check_coupling(config: dict[str, Any], layers: tuple[models.Layer, ...]) -> 
     """
     import torch_pruning as tp  # late: only this stage needs it
 
-    twin, inputs = _meta_twin(config, layers)
+    twin, inputs = _meta_twin(config, models.Layer(heads, heads, channels))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about norms as unwrapped parameters; the hidden width is never pruned
         graph = tp.DependencyGraph().build_dependency(
@@ -178,10 +183,10 @@ def check_coupling(config: dict[str, Any], layers: tuple[models.Layer, ...]) -> 
                 group[names[module], side] = sorted(int(getattr(i, "idx", i)) for i in positions)
         return group
 
-    for number, (block, layer) in enumerate(zip(twin.model.layers, layers, strict=True)):
+    for number, block in enumerate(twin.model.layers):
         head = block.self_attn.head_dim
-        widths = [("attention", range(i * head, (i + 1) * head)) for i in range(layer.heads)]
-        for kind, indices in [*widths, ("mlp", range(layer.channels))]:
+        widths = [("attention", range(i * head, (i + 1) * head)) for i in range(heads)]
+        for kind, indices in [*widths, ("mlp", range(channels))]:
             if kind not in projections:
                 continue
             root = block.get_submodule(projections[kind][0][0])
@@ -200,7 +205,7 @@ def _slices(
 
     A projection that reads the groups holds them in columns; one that produces them, in rows (and the bias).
     """
-    head, queries = structure.head_dim, structure.layers[number].share * structure.head_dim
+    head, queries = structure.head_dim, structure.layer.share * structure.head_dim
     widths = {"q_proj": queries, "k_proj": head, "v_proj": head, "o_proj": queries}
     for projection, side in coupled(structure.model_type)[kind] if count else ():
         parent, name = projection.split(".")
@@ -214,14 +219,12 @@ def _slices(
             yield f"{module}.bias", 0, start, width
 
 
-def _meta_twin(dense: dict[str, Any], layers: tuple[models.Layer, ...]) -> tuple[Any, dict[str, Any]]:
-    """The model without weights and with one KV head per query head, and inputs to trace it with."""
-    if twin_type := models.FAMILIES[models.stock_type(dense["model_type"])].twin:
-        names = ("hidden_size", "vocab_size", "num_attention_heads", "head_dim")
+def _meta_twin(dense: dict[str, Any], layer: models.Layer) -> tuple[Any, dict[str, Any]]:
+    """The model without weights, and inputs to trace it with."""
+    if twin_type := models.FAMILIES[dense["model_type"]].twin:
+        names = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "head_dim")
         dense = {name: dense[name] for name in names if name in dense} | {"model_type": twin_type}
-    by_layer = {name: dense[name][: len(layers)] for name in models.BY_LAYER if name in dense}
-    alone = tuple(models.Layer(layer.heads, layer.heads, layer.channels) for layer in layers)
-    config = models.layered_config(dense | {"num_hidden_layers": len(layers)} | by_layer, alone)
+    config = models.layout_config(dense, layer)
     with torch.device("meta"):
         twin = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         inputs = {

@@ -49,7 +49,7 @@ def prune_model(
     write_table(work.out / "plan.parquet", {"group": range(len(cut.kept))} | columns, PLAN_SCHEMA)
     with tempfile.TemporaryDirectory(dir=work.out) as scratch:
         fitted = _fit(cut, calibration, Path(scratch), settings, work)
-        prune_checkpoint(dense, cut.layers, cut.stays, work.out, fitted, tokens)
+        prune_checkpoint(dense, cut.layer, cut.stays, work.out, fitted, tokens)
     if split:
         shutil.copyfile(split / SPLIT, work.out / SPLIT)  # for the report
     before, after = structure.size, models.read_structure(work.out).size

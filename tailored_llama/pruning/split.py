@@ -208,7 +208,7 @@ def _loss(cut: Cut, prompts: Sequence[Prompt], work: Work) -> float:
         folder, states = Path(scratch) / "cut", Path(scratch) / "states"
         folder.mkdir()
         states.mkdir()
-        prune_checkpoint(cut.dense, cut.layers, cut.stays, folder, tokens=cut.tokens)
+        prune_checkpoint(cut.dense, cut.layer, cut.stays, folder, tokens=cut.tokens)
         model, tokenizer = models.open_model(folder, work.execution, states), models.load_tokenizer(folder)
         limit = models.context_length(model)  # a text has no more tokens than bytes
         texts = [prompt.solved.encode()[-limit:].decode(errors="ignore") for prompt in prompts]

@@ -1,10 +1,8 @@
 """Surgery: plan what leaves a model, and write the checkpoint without it, tensor by tensor."""
 
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +11,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from tailored_llama import models
 from tailored_llama.config import PlanConfig
-from tailored_llama.pruning.groups import KINDS, Array, Groups, Stays, read_groups, read_owners, staying
+from tailored_llama.pruning.groups import Array, Groups, Stays, read_groups, read_owners, staying
 from tailored_llama.pruning.importance import read_importance
-from tailored_llama.pruning.plan import plan
+from tailored_llama.pruning.plan import keep, plan
 from tailored_llama.pruning.vocabulary import VocabularyPlan
-
-_MODELING_FILE = Path(models.modeling_tailored_llama.__file__)
 
 
 @dataclass(frozen=True)
@@ -34,13 +30,13 @@ class Planned:
 
 @dataclass(frozen=True)
 class Cut:
-    """The parts that stay: groups, bool [groups]; the indices of each parameter; layers; and tokens (None: all)."""
+    """The parts that stay: groups, bool [groups]; the indices of each parameter; widths; and tokens (None: all)."""
 
     dense: Path
     groups: Groups
     kept: Array
     stays: Stays
-    layers: tuple[models.Layer, ...]
+    layer: models.Layer
     tokens: VocabularyPlan | None
 
 
@@ -53,21 +49,28 @@ def plan_cut(planned: Planned, tokens: VocabularyPlan | None = None) -> Cut:
     dense, groups, structure = planned.dense, read_groups(planned.groups), models.read_structure(planned.dense)
     gone = (structure.size.vocab_size - len(tokens.kept)) * structure.size.row if tokens else 0
     scores = read_importance(planned.importance) if planned.importance else np.zeros(len(groups))
-    kept = plan(groups, scores, planned.limits, structure.parameters, planned.ratio, gone)
+    layer, config = structure.layer, models.read_config(dense)
+
+    def with_heads(kv_heads: int) -> models.Layer:
+        return replace(layer, heads=kv_heads * layer.share, kv_heads=kv_heads)
+
+    leaving = plan(
+        groups,
+        planned.limits,
+        structure.parameters,
+        planned.ratio,
+        gone,
+        fits=lambda kv_heads: models.has_layout(config, with_heads(kv_heads)),
+    )
+    kept = keep(groups, scores, leaving)
     stays = staying(read_owners(planned.groups, models.all_tensor_shapes(dense)), kept)
-    left = {block: int(kept[members].sum()) for block, members in groups.by_block().items()}
-    layers = []
-    for number, layer in enumerate(structure.layers):
-        kv_heads, channels = (left.get((number, kind), 0) for kind in KINDS)  # 0 of a block without groups
-        if not models.FAMILIES[models.stock_type(structure.model_type)].heads:
-            kv_heads = layer.kv_heads
-        layers.append(models.Layer(kv_heads * layer.share, kv_heads, channels))
-    return Cut(dense, groups, kept, stays, tuple(layers), tokens)
+    left = replace(with_heads(layer.kv_heads - leaving["attention"]), channels=layer.channels - leaving["mlp"])
+    return Cut(dense, groups, kept, stays, left, tokens)
 
 
 def prune_checkpoint(
     dense: Path,
-    layers: Sequence[models.Layer],
+    layer: models.Layer,
     stays: Stays,
     out: Path,
     fitted: Sequence[Path] = (),
@@ -85,7 +88,7 @@ def prune_checkpoint(
         kept |= {name: (0, np.array(tokens.kept)) for name in models.VOCABULARY if name in shapes}
     for name, (dim, indices) in kept.items():  # a tensor without indices stays whole
         shapes[name][dim] = len(indices)
-    pruned_config = models.layout_config(config, tuple(layers))
+    pruned_config = models.layout_config(config, layer)
     dtype = getattr(torch, str(pruned_config.dtype or "float32").removeprefix("torch."))
     read = models.tensor_reader((*models.weight_files(dense), *fitted))
     done = {name for file in fitted for name in models.tensor_shapes(file)}
@@ -98,23 +101,11 @@ def prune_checkpoint(
         return tensor.contiguous()
 
     models.write_shards(out, shapes, dtype, make)
-    _save_config(pruned_config, out)
+    pruned_config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[pruned_config.model_type]]
+    pruned_config.save_pretrained(out)
     if tokens:
         models.trim_tokenizer(dense, tokens.kept, tokens.shares.tolist(), out)
         models.renumber_generation(dense, tokens.kept, out)
     else:
         models.copy_tokenizer(dense, out)
     models.copy_licence(dense, out)
-
-
-def _save_config(config: Any, out: Path) -> None:
-    """Write `config.json`; where layers have their own widths, with the modeling code that it needs."""
-    if config.model_type in models.FAMILIES:
-        config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
-    else:
-        parts = models.layered(models.stock_type(config.model_type))
-        config.architectures = [parts[-1].__name__]
-        classes = zip(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), parts, strict=True)
-        config.auto_map = {auto: f"{_MODELING_FILE.stem}.{part.__name__}" for auto, part in classes}
-        shutil.copyfile(_MODELING_FILE, out / _MODELING_FILE.name)
-    config.save_pretrained(out)

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult
 from tailored_llama.config import GENERIC, BenchmarkConfig, RunConfig, SmallestConfig, is_written
 from tailored_llama.data import find_turns, headline_metric, in_braces, load_template, named_example, render
 from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, Answer, CandidateFigures, LossTest, is_proven
-from tailored_llama.models import Base, Size, is_layered, loading, lost_words, read_config, what_was_removed, write_card
+from tailored_llama.models import Base, Size, loading, lost_words, read_config, what_was_removed, write_card
 from tailored_llama.reports import text
 from tailored_llama.reports.inputs import RunResults
 from tailored_llama.reports.pages import from_template, settings_of
@@ -172,7 +172,6 @@ def tailored_card(
         data=_data(benchmark),
         dense=dense,
         gained_by=text.gained_by(config),
-        layered=is_layered(read_config(checkpoint)),
         lost=lost_words(checkpoint),
         loading=loading(checkpoint),
         notes=text.floor_notes([table]),

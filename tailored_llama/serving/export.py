@@ -112,9 +112,7 @@ The checkpoint that it was made from has the full card: scores, settings, licenc
 
 def _about(written: Written) -> str:
     """How a GGUF file differs from its checkpoint."""
-    padded = f"{written.padded_channels:,} MLP channels of zeros are included. " if written.padded_channels else ""
-    different = written.architecture == "deci"
-    return padded + "Its layers have different widths: its architecture in llama.cpp is `deci`." * different
+    return f"{written.padded_channels:,} MLP channels of zeros are included. " if written.padded_channels else ""
 
 
 def score_quantised(

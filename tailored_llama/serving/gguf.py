@@ -1,8 +1,6 @@
 """A checkpoint or an adapter as a GGUF file, for llama.cpp and what is built on it (Ollama, LM Studio).
 
-Every number is written and quantised by the package `gguf`. Layers that are all alike become the architecture of the
-same name, or `llama`. Layers of different widths become `deci`, whose graph reads heads, key/value heads and widths of
-each layer.
+Every number is written and quantised by the package `gguf`.
 """
 
 import json
@@ -104,7 +102,7 @@ def write_gguf(
         if mixed:
             squares = {part.tensor: by.of(part) for part in parts} if isinstance(by, Importance) else {}
             requantise(file, gguf_type, whole, {name: own for name, own in squares.items() if own is not None})
-    padded = sum(layer.channels for layer in layout.written) - sum(layer.channels for layer in layout.structure.layers)
+    padded = (layout.channels - layout.structure.layer.channels) * layout.structure.depth
     kept_wider = sum(len(part.shape) > 1 and part.kind == WIDE for part in parts) if bits_of(own_type) < 16 else 0
     return Written(layout.name, out.stat().st_size, padded, kept_wider)
 

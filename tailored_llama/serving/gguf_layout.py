@@ -18,7 +18,6 @@ from tailored_llama.serving.gguf_writing import Array
 from tailored_llama.serving.settings import bits_of
 
 _ARCHITECTURES = {name: architecture for architecture, name in MODEL_ARCH_NAMES.items()}
-_LAYERED = models.Family("deci", paired=True, factors=True)  # where widths differ by layer
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 WIDE = Kind.F16  # of a matrix that is no whole blocks of any type
@@ -41,11 +40,11 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """The widths of a checkpoint, and those of its GGUF file, whose channels fill whole blocks."""
+    """A checkpoint's widths, and the channels of its GGUF file, which fill whole blocks."""
 
     family: models.Family
     structure: models.Structure
-    written: tuple[models.Layer, ...]
+    channels: int
     names: TensorNameMap
     query_factor: float  # what queries are multiplied by beyond what llama.cpp scales them by
 
@@ -64,31 +63,21 @@ class Layout:
 def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
     """Decide how a checkpoint is written in a type; an `InputError` if it is broken, or llama.cpp cannot express it."""
     structure, config = models.read_structure(checkpoint), models.read_config(checkpoint)
-    kind = models.stock_type(structure.model_type)
+    kind = structure.model_type
     family = models.FAMILIES[kind]
-    if structure.model_type != kind:
-        if kind not in models.GGUF_LAYERED:
-            raise InputError(
-                f"checkpoint {checkpoint}: architecture {kind} with layers of different widths; allowed for llama.cpp: "
-                f"{', '.join(models.GGUF_LAYERED)} ({models.ALIKE_HINT})"
-            )
-        family = _LAYERED
     if not family.gguf:
         allowed = ", ".join(models.IN_GGUF)
         raise InputError(f"checkpoint {checkpoint}: architecture {kind}, which llama.cpp lacks; allowed: {allowed}")
     if step := family.no_rope_step:
-        rotated = [int((number + 1) % step != 0) for number in range(len(structure.layers))]
+        rotated = [int((number + 1) % step != 0) for number in range(structure.depth)]
         if (got := config.get("no_rope_layers") or rotated) != rotated:
             field = f"{checkpoint / 'config.json'}: no_rope_layers"
             raise InputError(f"{field}: got {got}; allowed for llama.cpp: {rotated}")
     block = 1 if bits_of(gguf_type) >= 16 else 32  # of those of 256, other rows take another type
-    written = tuple(
-        models.Layer(layer.heads, layer.kv_heads, math.ceil(layer.channels / block) * block)
-        for layer in structure.layers
-    )
-    names = get_tensor_name_map(_ARCHITECTURES[family.gguf], len(written))
+    channels = math.ceil(structure.layer.channels / block) * block
+    names = get_tensor_name_map(_ARCHITECTURES[family.gguf], structure.depth)
     scaled = math.sqrt(models.query_scale(config) / config["query_pre_attn_scalar"]) if family.queries else 1.0
-    return Layout(family, structure, written, names, scaled)
+    return Layout(family, structure, channels, names, scaled)
 
 
 def written_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
@@ -103,10 +92,10 @@ def written_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
 
 def unfused(name: str, layout: Layout) -> dict[str, slice]:
     """The names and rows of the projections, each of which llama.cpp has alone, that a checkpoint's tensor holds."""
-    match = re.fullmatch(r"model\.layers\.(\d+)\.\w+\.(\w+)\.\w+", name)
-    if not match or (fused := match[2]) not in models.FUSED:
+    match = re.fullmatch(r"model\.layers\.\d+\.\w+\.(\w+)\.\w+", name)
+    if not match or (fused := match[1]) not in models.FUSED:
         return {name: slice(None)}
-    layer, head_dim = layout.structure.layers[int(match[1])], layout.structure.head_dim
+    layer, head_dim = layout.structure.layer, layout.structure.head_dim
     key_rows = layer.kv_heads * head_dim
     sizes = [layer.heads * head_dim, key_rows, key_rows] if fused == "qkv_proj" else [layer.channels] * 2
     ends = np.cumsum(sizes).tolist()
@@ -143,12 +132,11 @@ def parts_of(checkpoint: Path, layout: Layout, gguf_type: GgufType, weighed: Con
 
 def padded_shape(name: str, shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
     """The shape of a tensor once its MLP channels are padded."""
-    if not (match := re.fullmatch(r"model\.layers\.(\d+)\.mlp\.(\w+)_proj\.(\w+)", name)):
+    if not (match := re.fullmatch(r"model\.layers\.\d+\.mlp\.(\w+)_proj\.(\w+)", name)):
         return shape
-    channels = layout.written[int(match[1])].channels
-    if match[2] == "down":
-        return (shape[0], channels) if match[3] == "weight" else shape
-    return (channels, *shape[1:])
+    if match[1] == "down":
+        return (shape[0], layout.channels) if match[2] == "weight" else shape
+    return (layout.channels, *shape[1:])
 
 
 def arranged(name: str, values: Array, layout: Layout) -> Array:

@@ -31,14 +31,14 @@ def write_metadata(
     kind = f"{'ALL' if gguf_type == 'f32' else 'MOSTLY'}_{gguf_type.upper()}"
     writer.add_file_type(LlamaFileType[kind if kind in LlamaFileType.__members__ else f"{kind}_S"])
     writer.add_vocab_size(config.vocab_size)
-    sizes = [(layer.channels, layer.heads, layer.kv_heads) for layer in layout.written]
-    writer.add_embedding_length(layout.structure.hidden_size)
-    writer.add_block_count(len(sizes))
-    add_widths = (writer.add_feed_forward_length, writer.add_head_count, writer.add_head_count_kv)
-    for add_width, widths in zip(add_widths, zip(*sizes, strict=True), strict=True):
-        add_width(widths if layout.name == "deci" else widths[0])
+    structure = layout.structure
+    writer.add_embedding_length(structure.hidden_size)
+    writer.add_block_count(structure.depth)
+    writer.add_feed_forward_length(layout.channels)
+    writer.add_head_count(structure.layer.heads)
+    writer.add_head_count_kv(structure.layer.kv_heads)
     for add_head_dim in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
-        add_head_dim(layout.structure.head_dim)
+        add_head_dim(structure.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     _write_rope(writer, layout, config, checkpoint)
     family, longest = layout.family, int(config.max_position_embeddings)

@@ -47,7 +47,7 @@ def job_of(checkpoint: Path, prompts: Mapping[str, Path], execution: ExecutionCo
 
 def by_layer(parts: Sequence[Part], layout: Layout) -> list[list[Part]]:
     """The matrices of every layer; last, the embedding and the head."""
-    groups: list[list[Part]] = [[] for _ in range(len(layout.written) + 1)]
+    groups: list[list[Part]] = [[] for _ in range(layout.structure.depth + 1)]
     for part in parts:
         if len(part.shape) > 1:
             found = re.match(_LAYER, part.stored)

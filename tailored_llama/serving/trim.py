@@ -48,7 +48,7 @@ def trim_checkpoint(model: Path, texts: Sequence[str], size: int | None, out: Pa
     """
     structure, tokenizer, tokens = models.read_structure(model), models.load_tokenizer(model), models.read_tokens(model)
     plan = tokens_for_texts(tokens, tokenizer, texts, size)
-    prune_checkpoint(model, structure.layers, {}, out, tokens=plan)
+    prune_checkpoint(model, structure.layer, {}, out, tokens=plan)
     removed = (
         f"Of {tokens.rows:,} tokens, {len(plan.kept):,} are left, chosen by how often a text uses them; "
         "`vocabulary.parquet`\nlists them. All other weights are unchanged."

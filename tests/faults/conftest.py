@@ -80,7 +80,7 @@ def configuration(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
         "benchmarks": [write_own_benchmark(data)],
         "model": {"source": str(request.getfixturevalue("tiny")), "dtype": "float32"},
         "calibration": {"source": str(text), "samples": 4, "tokens": 16},
-        "pruning": {"ratios": [0.2], "shape": "any", "min_channels": 4},
+        "pruning": {"ratios": [0.2], "min_channels": 4},
         "healing": {"tokens": 64},
         "tuning": {"shots": 8, "held_out": 4, "epochs": 50, "patience": 50, "learning_rate": 1e-2},
         "perplexity": {"source": str(text), "window": 32, "tokens": 128},

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from helpers import prune, save_tiny_llama
+from helpers import save_tiny_llama
 from s3 import S3Server
-from tailored_llama.config import PruningConfig, Work
-from tailored_llama.pruning import ImportanceSettings, build_graph, score_importance, vocabulary
+from tailored_llama.pruning import vocabulary
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -21,7 +20,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma2": {"architecture": "gemma2", "query_pre_attn_scalar": 8, "sliding_window": 8},
     "gemma3": {"architecture": "gemma3_text", "query_pre_attn_scalar": 8, "sliding_window": 8},
     "phi3": {"architecture": "phi3", "pad_token_id": 0, "sliding_window": None},
-    "per-layer": {},
 }
 
 
@@ -46,19 +44,7 @@ def _few_general_words(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 @pytest.fixture(params=MODELS, ids=MODELS.keys())
 def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A tiny checkpoint of each kind that the code must tell apart."""
-    dense = save_tiny_llama(tmp_path / "dense", noise=0.1, **MODELS[request.param])
-    return _pruned(dense, tmp_path) if request.param == "per-layer" else dense
-
-
-def _pruned(dense: Path, root: Path) -> Path:
-    groups, out = root / "dense-groups", root / "per-layer"
-    groups.mkdir()
-    out.mkdir()
-    build_graph(dense, settings=None, work=Work(groups))
-    score_importance(dense, groups, None, settings=ImportanceSettings("random", 1), work=Work(groups))
-    settings = PruningConfig(shape="any", min_channels=2)
-    prune(dense, groups, groups, None, ratio=0.1, pruning=settings, out=out)
-    return out
+    return save_tiny_llama(tmp_path / "dense", noise=0.1, **MODELS[request.param])
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
     python tests/performance/criterion.py FOLDER data/quickstart.toml
     python tests/performance/criterion.py FOLDER data/quickstart.toml --text passages --text questions \\
-        --vary pruning.shape=any --vary pruning.shape=stock
+        --vary reconstruction.method=static --vary reconstruction.method=none
 
 The plans differ in their calibration text, and in one setting. Each is measured untuned, then tailored to every one of
 the benchmarks.
@@ -24,7 +24,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import typer
 
-from allocation import kept_in, measure_divergence, render_slices, with_pruning
+from common import kept_in, measure_divergence, render_slices, with_pruning
 from tailored_llama.config import RunConfig, load_config, trims_vocabulary
 from tailored_llama.data import headline_metric
 from tailored_llama.errors import InputError

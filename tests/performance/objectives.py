@@ -33,7 +33,7 @@ import pandas as pd
 import torch
 import typer
 
-from allocation import kept_in
+from common import kept_in
 from tailored_llama.config import BenchmarkConfig, RunConfig, Work, load_config
 from tailored_llama.data import Example, benchmarks, headline_metric, read_prompts
 from tailored_llama.errors import InputError

@@ -28,7 +28,7 @@ import torch
 import typer
 from torch.nn.functional import linear
 
-from allocation import kept_in
+from common import kept_in
 from tailored_llama.config import ExecutionConfig, RunConfig, Work, load_config
 from tailored_llama.data import (
     Prompt,

@@ -36,8 +36,7 @@ SMOLLM2 = dense("smollm2-135m-instruct")
 
 def by_gradients(run: RunConfig, ratio: float) -> Node:
     text = stages.calibration("text", settings=CalibrationSettings.of(run), dense=SMOLLM2, prompts={})
-    pruning = run.pruning.model_copy(update={"shape": "any"})
-    return pruned(SMOLLM2, ratio, pruning, text=text, reconstruction=run.reconstruction)
+    return pruned(SMOLLM2, ratio, run.pruning, text=text, reconstruction=run.reconstruction)
 
 
 @pytest.fixture(scope="session")
@@ -57,15 +56,9 @@ def halved_smollm2(models: StoreExecutor, quickstart: RunConfig) -> Path:
 
 
 @pytest.fixture(scope="session")
-def layered_smollm2(models: StoreExecutor, quickstart: RunConfig) -> Path:
-    """Pruned by size, layers of different widths: for what must hold for any weights."""
-    return models.open(pruned(SMOLLM2, 0.2, quickstart.pruning.model_copy(update={"shape": "any"})))
-
-
-@pytest.fixture(scope="session")
-def uniform_smollm2(models: StoreExecutor, quickstart: RunConfig) -> Path:
-    """Pruned by size alike in every layer: a checkpoint of a stock architecture."""
-    return models.open(pruned(SMOLLM2, 0.2, quickstart.pruning.model_copy(update={"shape": "stock"})))
+def plain_smollm2(models: StoreExecutor, quickstart: RunConfig) -> Path:
+    """Pruned by size: for what must hold for any weights."""
+    return models.open(pruned(SMOLLM2, 0.2, quickstart.pruning))
 
 
 @pytest.fixture(scope="session")

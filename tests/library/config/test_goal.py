@@ -58,11 +58,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"goal": {"runtime": "vllm", "smallest": "writing"}},
         "goal.smallest: got 'writing' with runtime 'vllm', which is not timed here; allowed: file or memory",
     ),
-    ({"pruning": {"shape": "any"}}, "pruning.shape: got 'any' with goal.runtime 'llama.cpp'; allowed: stock"),
-    (
-        {"pruning": {"shape": "any"}, "goal": {"runtime": "vllm"}},
-        "pruning.shape: got 'any' with goal.runtime 'vllm'; allowed: stock",
-    ),
     (
         {"benchmarks": TWO, "tuning": {"examples": "benchmark"}},
         "tuning.examples: got 'benchmark' with 2 benchmarks; allowed: mixture or none, as one model has to do all of "

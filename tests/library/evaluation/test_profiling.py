@@ -23,7 +23,7 @@ from tailored_llama.config import ProfileConfig, PruningConfig, Work, validate_c
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import ProfileRow, ProfileSettings, profile_checkpoint, profiling, read_profile
 from tailored_llama.evaluation.profiling import decode
-from tailored_llama.models import load_model, read_config, read_structure
+from tailored_llama.models import load_model, read_structure
 from tailored_llama.pruning import build_graph, read_groups
 from tailored_llama.pruning.importance import write_importance
 from tailored_llama.reports import profile_table
@@ -31,23 +31,14 @@ from tailored_llama.reports import profile_table
 LOAD = ProfileConfig(prompt_tokens=5, new_tokens=3)
 
 
-def layered(dense: Path, out: Path) -> Path:
-    """A pruned checkpoint whose layers have different widths."""
-    groups = out.with_name(f"{out.name}-groups")
-    groups.mkdir()
-    out.mkdir()
-    build_graph(dense, settings=None, work=Work(groups))
-    found = read_groups(groups)
-    write_importance(groups, found, np.random.default_rng(1).random(len(found)), "random")
-    settings = PruningConfig(shape="any", min_channels=2)
-    prune(dense, groups, groups, None, ratio=0.2, pruning=settings, out=out)
-    assert read_config(out)["model_type"].startswith("tailored_")
-    return out
-
-
 @pytest.fixture(scope="module")
 def pruned(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return layered(tiny, tmp_path_factory.mktemp("layered") / "pruned")
+    groups, out = tmp_path_factory.mktemp("groups"), tmp_path_factory.mktemp("pruned")
+    build_graph(tiny, settings=None, work=Work(groups))
+    found = read_groups(groups)
+    write_importance(groups, found, np.random.default_rng(1).random(len(found)), "random")
+    prune(tiny, groups, groups, None, ratio=0.2, pruning=PruningConfig(min_channels=2), out=out)
+    return out
 
 
 @pytest.fixture(scope="module")

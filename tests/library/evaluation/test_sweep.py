@@ -26,7 +26,7 @@ GRID = '[[grid]]\n"pruning.criterion" = ["magnitude_l2", "random"]\n"pruning.rat
 
 def sweep_file(folder: Path, grid: str) -> Path:
     path = folder / "sweep.toml"
-    path.write_text('benchmarks = ["piqa"]\n[pruning]\nprotect_last = 2\n' + grid)
+    path.write_text('benchmarks = ["piqa"]\n[pruning]\nmin_kv_heads = 2\n' + grid)
     return path
 
 
@@ -48,13 +48,13 @@ def test_a_table_makes_every_combination_and_tables_are_joined(tmp_path: Path) -
         "random",
         "taylor_gate",
     ]
-    assert {(cell.run.pruning.protect_last, cell.run.scoring.limit) for cell in found} == {(2, 5)}
+    assert {(cell.run.pruning.min_kv_heads, cell.run.scoring.limit) for cell in found} == {(2, 5)}
 
 
 def test_cells_that_differ_have_labels_that_differ(tmp_path: Path) -> None:
-    first, last = ('[[grid]]\n"pruning.protect_' + end + '" = [1]\n' for end in ("first", "last"))
-    labels = [cell.label for cell in sweep_cells(load_sweep(sweep_file(tmp_path, first + last)))]
-    assert labels == ["protect_first=1, protect_last=2", "protect_first=0, protect_last=1"]
+    channels, heads = ('[[grid]]\n"pruning.min_' + kind + '" = [1]\n' for kind in ("channels", "kv_heads"))
+    labels = [cell.label for cell in sweep_cells(load_sweep(sweep_file(tmp_path, channels + heads)))]
+    assert labels == ["min_channels=1, min_kv_heads=2", "min_channels=64, min_kv_heads=1"]
 
 
 def test_ratios_of_the_run_are_cells_where_the_grid_names_none(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_cells_that_differ_in_their_seed_only_have_one_label(tmp_path: Path) -> 
 
 
 def test_tables_may_have_names(tmp_path: Path) -> None:
-    grid = GRID + '[[grid]]\n"pruning.criterion" = ["taylor_first"]\n"pruning.protect_first" = [2]\n'
+    grid = GRID + '[[grid]]\n"pruning.criterion" = ["taylor_first"]\n"pruning.min_channels" = [2]\n'
     found = sweep_cells(load_sweep(sweep_file(tmp_path, grid), ['labels=["cheap", "norm"]']))
     assert [cell.label for cell in found] == [
         "cheap, magnitude_l2",
@@ -117,7 +117,7 @@ def test_curves_are_drawn_over_the_axis_one_for_each_other_setting(tmp_path: Pat
             "grid, cell {'pruning.criterion': 'magnitude_l2', 'pruning.ratios': 0.1, 'healing.rank': 0}: "
             "healing.rank: got 0",
         ),
-        (GRID + '"pruning.shap" = ["any"]', "pruning.shap: unknown key; did you mean pruning.shape?"),
+        (GRID + '"pruning.kind" = [["mlp"]]', "pruning.kind: unknown key; did you mean pruning.kinds?"),
         (GRID + '[[grid]]\n"pruning.criterion" = []', "grid.1.pruning.criterion: got []; allowed: at least 1 item"),
         (
             GRID + '"seed.foo" = [1]',
@@ -268,7 +268,7 @@ def test_the_page_holds_every_cell_and_draws_those_that_have_figures(config: Swe
     assert shown == ["perplexity.png", "accuracy.png"]
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == set(shown)
     shared = page[page.index("<h2>What all cells share") :]
-    assert "protect_last = 2" in shared
+    assert "min_kv_heads = 2" in shared
     assert "<dt>Accuracy</dt>" in page
     assert "<dt>Seeds</dt>" not in page
     assert "criterion" not in shared

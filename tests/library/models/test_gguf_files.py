@@ -211,7 +211,7 @@ def test_a_model_in_several_wheels_shows_its_terms_first_and_carries_them_into_e
     build_graph(copied, settings=None, work=Work(groups))
     table = read_groups(groups)
     write_importance(groups, table, np.arange(len(table), dtype=float), "random")
-    prune(copied, groups, groups, None, ratio=0.2, pruning=PruningConfig(shape="any", min_channels=2), out=pruned)
+    prune(copied, groups, groups, None, ratio=0.2, pruning=PruningConfig(min_channels=2), out=pruned)
     export_gguf(pruned, settings=GgufSettings("f16", "own"), work=Work(exported))
     for path in (dense, copied, pruned, exported):
         assert (path / "OWN_TERMS.html").read_bytes() == b"the terms", path

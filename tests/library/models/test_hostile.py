@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tailored_llama.config import validate_config
 from tailored_llama.errors import InputError
@@ -94,21 +95,10 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         {"head_dim": None, "num_attention_heads": None},
         "num_attention_heads: got None; *",
     ),
-    "a giant layer": (
-        {"model_type": "tailored_llama", "per_layer_config": {"0": {"intermediate_size": 10**9}}},
-        "intermediate_size: got 1000000000; *",
-    ),
-    "a layer without attention": (
-        {"model_type": "tailored_llama", "per_layer_config": {"0": {"num_attention_heads": 0}}},
+    "giant layers": ({"intermediate_size": 10**9}, "intermediate_size: got 1000000000; *"),
+    "layers without attention": (
+        {"num_attention_heads": 0},
         "num_attention_heads: got 0; allowed: a whole number from 1 to *",
-    ),
-    "layers that are none": (
-        {"model_type": "tailored_llama", "per_layer_config": [24, 24]},
-        "per_layer_config is not a table of layers",
-    ),
-    "layers without numbers": (
-        {"model_type": "tailored_llama", "per_layer_config": {"first": {"intermediate_size": 24}}},
-        "per_layer_config is not a table of layers",
     ),
 }
 
@@ -121,6 +111,18 @@ def test_a_configuration_that_does_not_fit_its_weights_is_refused_before_anythin
     config = json.loads((copy / "config.json").read_text()) | changes
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=exactly(f"{copy}/config.json: {message}").replace(r"\*", ".*")):
+        read_structure(copy)
+
+
+def test_layers_of_different_widths_are_refused(tiny: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    tensors = load_file(copy / "model.safetensors")
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        weight = f"model.layers.1.mlp.{name}.weight"
+        tensors[weight] = tensors[weight][:, :20] if name == "down_proj" else tensors[weight][:20]
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, copy / "model.safetensors")
+    message = f"{copy}: its layers have different widths; allowed: layers that are all alike"
+    with pytest.raises(InputError, match=exactly(message)):
         read_structure(copy)
 
 

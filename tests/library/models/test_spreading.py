@@ -166,7 +166,7 @@ def test_importance(tiny: Path, groups: Path, text: Path, both: Any, criterion: 
 
 def test_reconstruction(tiny: Path, groups: Path, text: Path, both: Any) -> None:
     def stage(execution: ExecutionConfig, out: Path) -> None:
-        pruning, fitted = PruningConfig(shape="any", min_channels=2), ReconstructionConfig(method="static")
+        pruning, fitted = PruningConfig(min_channels=2), ReconstructionConfig(method="static")
         given: dict[str, Any] = {"ratio": 0.2, "pruning": pruning, "reconstruction": fitted}
         prune(tiny, groups, groups, text, **given, out=out, execution=execution)
 

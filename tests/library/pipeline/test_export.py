@@ -26,7 +26,7 @@ from tailored_llama.reports.parts import accuracy_of, percent, span
 ALONE = """
 import json, sys
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 assert "tailored_llama" not in sys.modules
 print(json.dumps(model(input_ids=__import__("torch").tensor([[1, 2, 3, 4]])).logits[0, -1].tolist()))
 """
@@ -67,12 +67,11 @@ def test_one_file_is_enough_and_the_run_and_the_card_say_how_it_is_divided(
     assert f"{scored} examples" in card
 
 
-@pytest.mark.parametrize("shape", ["stock", "any"])
+@pytest.mark.parametrize("half", [True, False], ids=["bfloat16", "float32"])
 def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
-    exporting: dict[str, Any], tmp_path: Path, shape: str
+    exporting: dict[str, Any], tmp_path: Path, half: bool
 ) -> None:
-    exporting["pruning"]["shape"] = shape
-    if half := shape == "stock":  # the run is in float32 all the same
+    if half:  # the run is in float32 all the same
         parent = Path(exporting["model"]["source"])
         load_model(parent).bfloat16().save_pretrained(parent)
     path = tmp_path / "run.toml"
@@ -95,13 +94,7 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
     assert run.returncode == 0, run.stderr
     torch.testing.assert_close(torch.tensor(json.loads(run.stdout)), attached, rtol=0, atol=0.05 if half else 1e-4)
     assert load_tokenizer(target)("sky")["input_ids"] == load_tokenizer(pruned)("sky")["input_ids"]
-    config = read_config(target)
-    layered = config["model_type"] != "llama"
-    assert layered == (shape == "any")
-    if layered:  # what vLLM's transformers backend needs
-        assert {"AutoConfig", "AutoModel", "AutoModelForCausalLM"} <= config["auto_map"].keys()
-        assert config["per_layer_config"].keys() == {str(i) for i in range(config["num_hidden_layers"])}
-        assert type(load_model(target).model).is_backend_compatible()
+    assert read_config(target)["model_type"] == "llama"
 
     text = (target / "README.md").read_text()
     stated = metadata_load(target / "README.md")
@@ -120,13 +113,13 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
         f"{percent(row.recovery)} ({span(row.recovery_low, row.recovery_high)})",
         f"| no skill at all (floor) | | {row.floor:.3f} |",
         "Licence of the base: llama3.2",
-        "importance taylor_gate, shape " + shape,
+        "importance taylor_gate, kinds attention, mlp",
         'source = "text.txt"',
         "`train.jsonl` to tune on, `evaluation.jsonl` to score",
         "8 examples drawn by seed 0, and 4 more held out",
         "```text\n{question}\n```",
-        "import tailored_llama" if layered else "stock transformers loads it as `llama`",
-        "vllm serve path/to/this/folder" + (" --trust-remote-code\n" if layered else "\n"),
+        "stock transformers loads it as `llama`",
+        "vllm serve path/to/this/folder\n",
         "Measured on `colours` alone",
         "Type of its weights: bfloat16, the base's own." if half else "# colours-0.2, made from parent",
         'method = "static"',

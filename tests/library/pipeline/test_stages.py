@@ -41,7 +41,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
         "benchmarks": [own, own | {"name": "shades"}],
         "model": {"source": str(save_worded_llama(place / "worded")), "dtype": "float32"},
         "calibration": {"source": [str(text), "prompts"], "samples": 4, "tokens": 16},
-        "pruning": {"ratios": [0.35], "shape": "any", "min_channels": 4},
+        "pruning": {"ratios": [0.35], "min_channels": 4},
         "tuning": {"shots": 8, "held_out": 4, "epochs": 1},
         "perplexity": {"source": str(text), "window": 32, "tokens": 128},
         "store": {"root": str(place / "store"), "downloads": str(place / "downloads")},

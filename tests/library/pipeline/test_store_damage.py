@@ -76,7 +76,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
             "benchmarks": [write_own_benchmark(place)],
             "model": {"source": str(save_tiny_llama(place / "tiny")), "dtype": "float32"},
             "calibration": {"source": text, "samples": 4, "tokens": 16},
-            "pruning": {"ratios": [0.2], "shape": "any", "min_channels": 4},
+            "pruning": {"ratios": [0.2], "min_channels": 4},
             "healing": {"tokens": 128},
             "tuning": {"shots": 8, "held_out": 4, "epochs": 2, "learning_rate": 1e-2},
             "perplexity": {"source": text, "window": 32, "tokens": 128},

@@ -100,15 +100,9 @@ def test_a_dense_tuning_that_fails_costs_no_cell(own_run: dict[str, Any], monkey
 
 
 def test_the_rows_of_the_short_recovery_study_on_a_tiny_model(own_run: dict[str, Any], tmp_path: Path) -> None:
-    """The grid is the shipped one, but for the protected layers: the tiny model has four layers in all."""
     shipped = read_config_data(SMALL, [])
     own_run["model"] = {"source": str(save_worded_llama(tmp_path / "worded")), "dtype": "float32"}
-    grid = [
-        table
-        | ({"pruning.protect_first": [1], "pruning.protect_last": [0]} if "pruning.protect_first" in table else {})
-        for table in shipped["grid"]
-    ]
-    asked = {"grid": grid, "labels": shipped["labels"], "tailored": shipped["tailored"]}
+    asked = {"grid": shipped["grid"], "labels": shipped["labels"], "tailored": shipped["tailored"]}
     config = validate_as(SweepConfig, with_dense(own_run, dense=shipped["tuning"]["dense"]) | asked)
     _, *rows = read_sweep(compose("sweep", config))
     assert [(row.label, row.ratio, row.error) for row in rows] == [

@@ -27,7 +27,6 @@ def trimmed_run(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     own_run["pruning"] = {
         "ratios": [0.35],
         "min_channels": 4,
-        "shape": "any",
         "kinds": ["attention", "mlp", "vocabulary"],
         "vocabulary": 448,
     }

@@ -44,7 +44,7 @@ def scores(checkpoint: Path, root: Path, criterion: Any, execution: ExecutionCon
 
 
 def pruned(checkpoint: Path, root: Path, method: Any, execution: ExecutionConfig) -> dict[str, bytes]:
-    """The files of a checkpoint pruned by random importances, which leave layers of different widths."""
+    """The files of a checkpoint pruned by random importances."""
     root = root / f"{method}-{execution.streaming}"
     groups, text = graph_and_text(checkpoint, root)
     found = read_groups(groups)
@@ -57,7 +57,7 @@ def pruned(checkpoint: Path, root: Path, method: Any, execution: ExecutionConfig
         groups,
         text,
         ratio=0.2,
-        pruning=PruningConfig(shape="any", min_channels=2),
+        pruning=PruningConfig(min_channels=2),
         reconstruction=ReconstructionConfig(method=method),
         out=out,
         execution=execution,

@@ -74,9 +74,7 @@ def cut(
 ) -> tuple[Path, dict[str, Any]]:
     """Prune a checkpoint with the kind vocabulary, by random importance; `prompts` are train prompts."""
     prompts = pruning.pop("prompts", {})
-    config = PruningConfig(
-        **({"kinds": KINDS, "shape": "any", "vocabulary": 448, "min_channels": 4, "criterion": "random"} | pruning)
-    )
+    config = PruningConfig(**({"kinds": KINDS, "vocabulary": 448, "min_channels": 4, "criterion": "random"} | pruning))
     graph, scores, counts, sequences, out = map(folder, ("graph", "scores", "counts", "sequences", "pruned"))
     random_scores(dense, graph, scores)
     load_calibration(dense, {}, settings=CalibrationSettings.of(text), work=Work(sequences))
@@ -92,7 +90,7 @@ def test_rows_leave_and_the_ratio_is_of_all_parameters(text: Any, folder: Make, 
     dense = save_worded_llama(folder("dense"), TOKENIZERS[tokenizer](), noise=0.1, tie_word_embeddings=tied)
     pruned, facts = cut(dense, text, folder)
     before, after = read_structure(dense).size, read_structure(pruned).size
-    assert facts["ratio"] == pytest.approx(0.4, abs=0.005)
+    assert facts["ratio"] == pytest.approx(0.4, abs=0.01)  # within a channel of every layer
     assert facts["body_ratio"] == pytest.approx(1 - after.body / before.body, abs=1e-6)
     assert (facts["tokens"], after.vocab_size, read_config(pruned)["vocab_size"]) == (448, 448, 448)
     table, weights = read_id_table(pruned), load_file(pruned / "model.safetensors")
@@ -231,7 +229,7 @@ def test_the_texts_of_a_mixture_count_by_weight_whatever_their_lengths(
 def test_impossible_numbers_are_refused(dense: Path, text: Any, folder: Make) -> None:
     with pytest.raises(InputError, match=r"pruning.vocabulary: got 64; allowed: at least 320, for bytes"):
         cut(dense, text, folder, vocabulary=64)
-    planned = Planned(dense, dense, None, 0.4, PruningConfig(shape="any", kinds=KINDS, vocabulary=704))
+    planned = Planned(dense, dense, None, 0.4, PruningConfig(kinds=KINDS, vocabulary=704))
     with pytest.raises(InputError, match=r"pruning.vocabulary: got 704; allowed: below 704, the model's tokens"):
         possible_sizes(planned, read_tokens(dense))
 
@@ -274,7 +272,7 @@ def test_the_table_stays_with_what_is_made_from_the_checkpoint_but_not_with_what
     assert read_id_table(merged) == read_id_table(pruned)
     graph, scores, again = folder("graph 2"), folder("scores 2"), folder("again")
     random_scores(pruned, graph, scores)
-    prune(pruned, graph, scores, None, ratio=0.1, pruning=PruningConfig(shape="any", min_channels=4), out=again)
+    prune(pruned, graph, scores, None, ratio=0.1, pruning=PruningConfig(min_channels=4), out=again)
     assert read_id_table(again) is None
     assert load_tokenizer(again).get_vocab() == load_tokenizer(pruned).get_vocab()
 

@@ -17,7 +17,7 @@ from llama_cpp import llama_cpp, with_ggml_gelu
 from llama_server import llama_server
 from tailored_llama.config import ExecutionConfig, GgufType
 from tailored_llama.errors import InputError
-from tailored_llama.models import Document, Layer, load_model, read_config
+from tailored_llama.models import Document, load_model, read_config
 from tailored_llama.serving import write_gguf
 from tailored_llama.serving.export import dequantise
 from tailored_llama.serving.gguf_writing import Array
@@ -29,7 +29,6 @@ from tailored_llama.serving.rounding import _CODES, rounded, with_codes
 IDS = [5, 9, 200, 31, 77, 14, 3, 8]
 kinds = pytest.mark.parametrize("kind", list(_CODES), ids=lambda kind: kind.name)
 WIDE = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 96}
-LAYERS = (Layer(8, 4, 24), Layer(4, 2, 40), Layer(8, 4, 32), Layer(4, 2, 33))
 
 
 def weights_and_moments(seed: int, rows: int = 24, inputs: int = 512) -> tuple[Array, torch.Tensor]:
@@ -89,7 +88,7 @@ def tiny(folder: Path, **changes: Any) -> Path:
 
 
 def llama(folder: Path) -> Path:
-    return helpers.save_mixed(folder, tiny(folder.with_name("dense"), **WIDE), LAYERS)
+    return tiny(folder, noise=0.1, **(WIDE | {"intermediate_size": 33}))
 
 
 def gemma(folder: Path) -> Path:
@@ -188,7 +187,7 @@ def test_an_importance_matrix_is_written_and_read_and_rounds_by_it(tmp_path: Pat
     assert (read.dataset, read.chunks, read.file) == ("my-task", 12, "my.gguf")
     assert made.squares.keys() == read.squares.keys()
     assert all(np.allclose(own, read.squares[name], rtol=1e-6) for name, own in made.squares.items())
-    assert {len(own) for name, own in made.squares.items() if "ffn_down" in name} == {24, 40, 32, 33}  # without padding
+    assert {len(own) for name, own in made.squares.items() if "ffn_down" in name} == {33}  # without padding
     write_gguf(checkpoint, gguf_type="q4_0", out=tmp_path / "model.gguf", by=read)
     reader = GGUFReader(tmp_path / "model.gguf")
     assert reader.fields["quantize.imatrix.file"].contents() == "my.gguf"
