@@ -184,7 +184,7 @@ def check_smallest(config: SmallestConfig) -> None:
             check_installed(package, "goal.runtime: got 'llama.cpp'", "transformers", "gguf")
         for own in bases_of(config):
             architecture = models.source_architecture(models.find_model(own.model))
-            if architecture and not models.FAMILIES[architecture].gguf:
+            if architecture and not models.family_of(architecture).gguf:
                 got = f"got 'llama.cpp' for architecture {architecture}, which llama.cpp lacks"
                 raise InputError(f"goal.runtime: {got}; allowed: transformers or vllm")
     for own in bases_of(config):
