@@ -124,7 +124,7 @@ def architectures() -> Iterator[str]:
     """A row for each model type: what can leave, whether GGUF files of it are read, and as what they are written."""
     rows = [["model_type", "what leaves", "read from GGUF", "llama.cpp's architecture"]]
     for name, family in FAMILIES.items():
-        leaves = "tokens, heads, channels" if family.heads else "tokens, channels"
+        leaves = {"all": "tokens, heads, channels", "channels": "tokens, channels"}.get(family.level, family.level)
         rows.append([f"`{name}`", leaves, "yes" if family.gguf and family.from_gguf else "", family.gguf])
     yield _table(rows)
 

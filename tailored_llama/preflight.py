@@ -61,7 +61,7 @@ def preflight_tailor(run: config.RunConfig) -> None:
         check_target(exported.folder, "store.export", "an exported model", [GGUF if exported.type else FINISHED])
     types = [exported.type for exported in exports if exported.type]
     architecture = models.source_architecture(models.find_model(run.model)) if types else None
-    if architecture and not models.FAMILIES[architecture].gguf:
+    if architecture and not models.family_of(architecture).gguf:
         allowed = f"safetensors, or a model of {', '.join(models.IN_GGUF)}"
         raise InputError(
             f"store.export_formats: got {list(formats)} for architecture {architecture}, which llama.cpp lacks; "

@@ -42,6 +42,7 @@ from .families import FAMILIES as FAMILIES
 from .families import IN_GGUF as IN_GGUF
 from .families import Family as Family
 from .families import check_architecture as check_architecture
+from .families import family_of as family_of
 from .gguf_reader import open_gguf as open_gguf
 from .id_table import IdTable as IdTable
 from .id_table import check_teacher as check_teacher

@@ -33,6 +33,7 @@ class Header:
 
     length: int = 0
     states: dict[int, KeysValues] = field(default_factory=dict)  # of each layer, [1, heads, length, head_dim] each
+    ids: Sequence[int] = ()  # the tokens themselves, for a model that cannot pack
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,22 @@
 import hashlib
 import json
 import math
+import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from tailored_llama.errors import InputError, one_line
-from tailored_llama.models.families import check_architecture
+from tailored_llama.models.families import ALLOWED, EMBEDDING, Family, check_architecture, family_of
 from tailored_llama.store import sha256_file
 
 WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")  # of a configuration, as in Layer
-VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")  # tensors with a row for each token
+# Tensors with a row for each token
+VOCABULARY = (EMBEDDING, "lm_head.weight", "lm_head.bias", "model.embed_tokens_per_layer.weight")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 HEADS = WIDTHS[0]
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # of Phi-3
@@ -57,7 +60,7 @@ class Structure:
     hidden_size: int
     head_dim: int
     depth: int  # layers
-    layer: Layer  # all layers are alike
+    layer: Layer  # all layers are alike; of a model of which only tokens leave, as its configuration states them
     size: Size
 
     @property
@@ -109,10 +112,11 @@ def weight_bytes(folder: Path) -> int:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a checkpoint as plain data."""
+    """`config.json` of a checkpoint as plain data; that of the text part, if a model also reads images or sound."""
     file = folder / "config.json"
     try:
-        return {**json.loads(file.read_text())}
+        config = {**json.loads(file.read_text())}
+        return {**config, **(config.get("text_config") or {})}
     except (OSError, ValueError, TypeError):
         raise InputError(f"{file}: missing or not JSON; allowed: a checkpoint folder") from None
 
@@ -124,12 +128,16 @@ def read_structure(folder: Path) -> Structure:
     """
     config = read_config(folder)
     check_architecture(config, str(folder))
-    shapes = all_tensor_shapes(folder)
+    shapes, kind = all_tensor_shapes(folder), config["model_type"]
+    family = family_of(kind)
+    if family.level == "tokens" and EMBEDDING not in shapes:
+        raise InputError(f"model.source {folder}: architecture {kind}, without {EMBEDDING}; {ALLOWED}")
     _check_sizes(config, shapes, folder)
     try:
-        head_dim = head_dim_of(config)
-        depth = config["num_hidden_layers"]
-        layer, *different = {_layer(shapes, f"model.layers.{i}.", head_dim) for i in range(depth)}
+        head_dim, depth = head_dim_of(config), config["num_hidden_layers"]
+        stated = Layer(*(config.get(name) or 1 for name in WIDTHS))
+        widths = {_layer(shapes, f"model.layers.{i}.", head_dim, stated, family) for i in range(depth)}
+        layer, *different = widths
     except KeyError as error:
         told = f"tensor {error.args[0]} is missing; allowed: a checkpoint with all of its weights"
         raise InputError(f"{folder}: {told}") from None
@@ -140,12 +148,22 @@ def read_structure(folder: Path) -> Structure:
     total = sum(math.prod(shape) for shape in shapes.values())
     tables = [shapes[name] for name in VOCABULARY if name in shapes]
     size = Size(total, total - sum(map(math.prod, tables)), tables[0][0] if tables else 0)
-    return Structure(config["model_type"], config["hidden_size"], head_dim, depth, layer, size)
+    return Structure(kind, config["hidden_size"], head_dim, depth, layer, size)
 
 
 def all_tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Name → shape of every tensor of a checkpoint; InputError if a file is missing or not whole."""
-    return {name: shape for file in weight_files(folder) for name, shape in tensor_shapes(file).items()}
+    """Name → shape of every tensor of a checkpoint, or of its text part; InputError if a file is missing or cut."""
+    shapes = {name: shape for file in weight_files(folder) for name, shape in tensor_shapes(file).items()}
+    return {name: shapes[stored] for name, stored in text_tensors(shapes).items()}
+
+
+def text_tensors(stored: Collection[str]) -> dict[str, str]:
+    """Tensors by their names in a model for text, from those in the files of one that may read images or sound, too."""
+    if not any("language_model." in name for name in stored):
+        return {name: name for name in stored}
+    names = {name: re.sub(r"^(model\.)?language_model\.(model\.)?", "model.", name) for name in stored}
+    names = {name: text.removeprefix("model.") if "lm_head." in text else text for name, text in names.items()}
+    return {text: name for name, text in names.items() if text != name or "lm_head." in name}
 
 
 def _check_sizes(config: dict[str, Any], shapes: dict[str, list[int]], folder: Path) -> None:
@@ -163,8 +181,12 @@ def _check_sizes(config: dict[str, Any], shapes: dict[str, list[int]], folder: P
             raise InputError(f"{folder / 'config.json'}: {name}: got {value!r:.80}; allowed: {allowed}")
 
 
-def _layer(shapes: dict[str, list[int]], prefix: str, head_dim: int) -> Layer:
-    """Widths of a layer by its weights."""
+def _layer(shapes: dict[str, list[int]], prefix: str, head_dim: int, stated: Layer, family: Family) -> Layer:
+    """Widths of a layer by its weights, or as they are stated where these are not known."""
+    if family.level == "tokens":
+        return stated
+    if not family.packed:
+        return replace(stated, channels=shapes[f"{prefix}mlp.down_proj.weight"][1])
     heads = shapes[f"{prefix}self_attn.o_proj.weight"][1] // head_dim
     if fused := shapes.get(f"{prefix}self_attn.qkv_proj.weight"):
         kv_heads = (fused[0] // head_dim - heads) // 2

@@ -41,6 +41,9 @@ def prepare_dense(*, settings: DenseSettings, work: Work) -> dict[str, Any]:
     else:
         checkpoints.read_structure(path)  # refuses a broken one
         if not _copy(path, dtype, out, source.name):
+            if checkpoints.read_config(path).get("text_config"):
+                told = "got a text part with other tensors than its architecture has"
+                raise InputError(f"model.source {source.name}: {told}; allowed: a whole checkpoint in safetensors")
             _convert(path, dtype, out, source.name)
         copy_licence(path, out)
     (out / CARD).write_text(dense_card(base_of(source)), encoding="utf-8")
@@ -62,14 +65,17 @@ def _copy(folder: Path, dtype: torch.dtype, out: Path, shown: str) -> bool:
         expected.pop(name, None)
     if expected != checkpoints.all_tensor_shapes(folder):
         return False
+    stored = checkpoints.text_tensors([name for file in files for name in checkpoints.tensor_shapes(file)])
+    if is_part := any(name != text for text, name in stored.items()):
+        _log.info("%s: it also reads images or sound; only its text part is taken", shown)
     tokenizer = load_tokenizer(folder, f"model.source {shown}")
-    if all(is_unchanged(file, dtype) for file in files):
+    if not is_part and all(is_unchanged(file, dtype) for file in files):
         for file in [*files, folder / "model.safetensors.index.json"]:
             if file.is_file():
                 link(file, out / file.name)
     else:
         read = tensor_reader(files)
-        write_shards(out, expected, dtype, lambda name: read(name).to(dtype))
+        write_shards(out, expected, dtype, lambda name: read(stored[name]).to(dtype))
     model.config.dtype, model.config.architectures = str(dtype).removeprefix("torch."), [type(model).__name__]
     model.config.save_pretrained(out)
     if (folder / "generation_config.json").is_file():

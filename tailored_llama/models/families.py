@@ -1,9 +1,12 @@
-"""The model types that can be pruned, a row for each. CONTRIBUTING says what a new row needs."""
+"""The model types, a row for each, and what can leave them. CONTRIBUTING says what a new row needs."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tailored_llama.errors import InputError
+
+EMBEDDING = "model.embed_tokens.weight"
+Level = Literal["all", "channels", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -11,7 +14,9 @@ class Family:
     """What sets a model type apart, in llama.cpp above all."""
 
     gguf: str = ""  # the architecture of llama.cpp that computes the same; empty: there is none
-    heads: bool = True  # heads can leave; False: only channels and tokens, as what reads all heads would change
+    # What can leave: tokens, heads and channels; tokens and channels, where heads cannot; or only tokens.
+    level: Level = "all"
+    packed: bool = True  # all its layers are attention and an MLP, so that texts that share a row stay apart
     gated: bool = True  # a channel of the MLP has a gate
     paired: bool = False  # rotary embeddings turn neighbouring channels, so that the rows of q and k change places
     norm_offset: int = 0  # is added to the weights of norms
@@ -29,6 +34,8 @@ class Family:
     twin: str = ""  # a type whose layers are coupled alike, with projections apart
 
 
+_TOKENS = Family(level="tokens", packed=False)
+_HYBRID = Family(level="channels", packed=False, twin="mistral")
 _LLAMA = Family("llama", paired=True, factors=True, from_gguf=True)
 
 FAMILIES: dict[str, Family] = {
@@ -49,21 +56,40 @@ FAMILIES: dict[str, Family] = {
     "ernie4_5": Family("ernie4_5"),
     "seed_oss": Family("seed_oss"),
     "cwm": Family(),
-    "olmo2": Family("olmo2", heads=False),  # a norm over all heads
-    "olmo3": Family("olmo2", heads=False, windows=True),
+    "olmo2": Family("olmo2", level="channels"),  # a norm over all heads
+    "olmo3": Family("olmo2", level="channels", windows=True),
     "glm": Family(twin="mistral"),
     "glm4": Family(twin="mistral"),
     "arcee": Family("arcee", gated=False, paired=True),
     "apertus": Family(gated=False),
-    "helium": Family(heads=False),  # o_proj is as wide as the hidden states
+    "helium": Family(level="channels"),  # o_proj is as wide as the hidden states
+    # Hybrids, whose layers are attention, convolutions or state-space models. The first two have an ordinary MLP.
+    "qwen3_5_text": _HYBRID,
+    "olmo_hybrid": _HYBRID,
+    **dict.fromkeys(("lfm2", "granitemoehybrid", "falcon_h1"), _TOKENS),
+    "gemma4_text": _TOKENS,  # attention of two widths, and keys that several layers share
+    "nemotron": _TOKENS,  # torch-pruning never ends on its graph
+    # Mixtures of experts
+    **dict.fromkeys(("mixtral", "qwen3_moe", "olmoe", "gpt_oss", "granitemoe", "lfm2_moe"), _TOKENS),
 }
+ALLOWED = (
+    f"allowed: {', '.join(FAMILIES)}, or another decoder of transformers with {EMBEDDING}, of which only tokens leave"
+)
 IN_GGUF = tuple(kind for kind, family in FAMILIES.items() if family.gguf)
 
 
+def family_of(model_type: str) -> Family:
+    """The row of a model type; of one without a row, only tokens can leave."""
+    return FAMILIES.get(model_type, _TOKENS)
+
+
 def check_architecture(config: dict[str, Any], shown: str) -> None:
-    """Raise InputError if an architecture is not supported, or its weights are quantized."""
+    """Raise InputError if transformers has no decoder of an architecture, or its weights are quantized."""
     kind = str(config.get("model_type"))
     if kind not in FAMILIES:
-        raise InputError(f"model.source {shown}: architecture {kind}; allowed: {', '.join(FAMILIES)}")
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # late: it takes a second
+
+        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise InputError(f"model.source {shown}: architecture {kind}; {ALLOWED}")
     if config.get("quantization_config"):
         raise InputError(f"model.source {shown}: quantized weights; allowed: float32, bfloat16 or float16")

@@ -81,7 +81,8 @@ def stored_dtype(folder: Path) -> torch.dtype:
 def empty_model(folder: Path, dtype: torch.dtype) -> Any:
     """The model that a checkpoint's `config.json` describes, with its buffers but without weights."""
     with init_empty_weights(include_buffers=False):  # buffers are not saved: rotary frequencies, scales of embeddings
-        model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+        config = AutoConfig.from_pretrained(folder).get_text_config()
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.name_or_path = model.config._name_or_path = ""
     return model
 
@@ -149,15 +150,34 @@ def head_logits(model: Any, states: Tensor) -> Tensor:
     return logits.reshape(*states.shape[:-1], logits.shape[-1])
 
 
+class _States(BaseModelOutputWithPast):
+    """What a decoder returns, with nothing in further fields, such as those of mixtures of experts."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
 class _WithStates:
     """A causal LM whose decoder is not run, but gives these states; the LM itself stays as it is for other threads."""
 
     def __init__(self, model: Any, states: Tensor) -> None:
-        output = BaseModelOutputWithPast(last_hidden_state=states)
-        self.__dict__.update(_whole=model, model=lambda **_: output)
+        self.__dict__.update(_like=model, model=_AsRun(model.get_decoder(), states))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._whole, name)
+        return getattr(self._like, name)
+
+
+class _AsRun:
+    """A decoder that has run, and gives these states."""
+
+    def __init__(self, decoder: Any, states: Tensor) -> None:
+        self._like, self._output = decoder, _States(last_hidden_state=states)
+
+    def __call__(self, **_: Any) -> _States:
+        return self._output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._like, name)
 
 
 def check_adapter(folder: Path, adapter: Path) -> dict[str, list[int]]:

@@ -3,6 +3,8 @@
 A document is a prefix and branches that continue it, such as a context and its choices; the prefix is encoded once.
 A header, such as the solved examples of a benchmark, is encoded once for all documents. The model is
 transformers' own: an attention function that is registered with it (`attention.py`) reads the blocks of the row.
+
+Layers that are not known might mix the texts of a row. A model with such layers reads every sequence as a row.
 """
 
 import logging
@@ -18,6 +20,7 @@ from torch import Tensor
 from tailored_llama.memory import out_of_memory
 from tailored_llama.models.attention import ATTENTION, Block, Header, Row
 from tailored_llama.models.devices import side_by_side, threads_each
+from tailored_llama.models.families import family_of
 from tailored_llama.models.load import head_logits
 
 Result = TypeVar("Result")
@@ -98,7 +101,10 @@ def within_memory(
 
 @contextmanager
 def packed_attention(model: Any) -> Iterator[None]:
-    """Let a transformers model (or the base of a PEFT model) read packed rows inside the `with` block."""
+    """Let a transformers model (or the base of a PEFT model) read packed rows inside the `with` block, if it can."""
+    if not can_pack(model):
+        yield
+        return
     before = model.config._attn_implementation
     model.set_attn_implementation(ATTENTION)
     try:
@@ -107,8 +113,15 @@ def packed_attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+def can_pack(model: Any) -> bool:
+    """Whether a model's layers are known to keep the texts of a packed row apart."""
+    return family_of(model.config.model_type).packed
+
+
 def encode_header(model: Any, ids: Sequence[int], budget: int) -> Header:
     """Encode the tokens before every document, `budget` per pass, fewer when memory runs out."""
+    if not can_pack(model):
+        return Header(len(ids), ids=ids)
     header = Header()
     while header.length < len(ids):
         part = Document(ids[header.length : header.length + budget])
@@ -177,9 +190,27 @@ def packed_states(
     `model` is a causal LM inside `packed_attention`. `header` precedes each document; `into` is a longer header that
     receives the row's keys and values.
     """
+    if not can_pack(model):
+        return _unpacked_states(model, documents, positions, header or Header())
     output = model.get_decoder()(**packed_inputs(model, documents, header, into), use_cache=False)
     states: Tensor = output.last_hidden_state[0]
     return states[positions.to(states.device)]
+
+
+def _unpacked_states(model: Any, documents: Sequence[Document], positions: Tensor, header: Header) -> Tensor:
+    """The same of a model that cannot pack: every sequence is a row, padded at its end, where no token before sees."""
+    rows: list[list[int]] = []
+    places: list[tuple[int, int]] = []  # of every token of the packed row: its sequence, and where it is there
+    for document in documents:
+        start, first = header.length + len(document.prefix), len(rows)
+        rows += [[*header.ids, *document.prefix, *branch] for branch in document.branches or [()]]
+        places += [(first, at) for at in range(header.length, start)]
+        places += [(first + i, start + at) for i, own in enumerate(document.branches) for at in range(len(own))]
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
+    states: Tensor = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    of, at = torch.tensor(places, device=states.device)[positions.to(states.device)].T
+    return states[of, at]
 
 
 def packed_inputs(

@@ -12,7 +12,7 @@ from tailored_llama.config import Dtype, ModelConfig
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.models.checkpoints import read_config, read_structure
 from tailored_llama.models.embedded import EMBEDDED_MODELS
-from tailored_llama.models.families import FAMILIES, check_architecture
+from tailored_llama.models.families import check_architecture, family_of
 from tailored_llama.store import hub_commit, hub_model, is_hub_id, sha256_file
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def read_gguf(path: Path, shown: str) -> "GGUFReader":
     except (KeyError, ValueError) as error:
         raise InputError(f"model.source {shown}: not a complete GGUF file ({one_line(error)})") from None
     check_architecture({"model_type": kind}, shown)
-    if not FAMILIES[kind].from_gguf:
+    if not family_of(kind).from_gguf:
         raise InputError(
             f"model.source {shown}: architecture {kind}, which transformers does not read from GGUF; allowed: "
             "the same model as a folder or Hub id with safetensors"

@@ -22,6 +22,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.memory import free_memory
 from tailored_llama.models.checkpoints import read_structure, tensor_shapes, weight_bytes, weight_files
 from tailored_llama.models.devices import devices_of
+from tailored_llama.models.families import family_of
 from tailored_llama.models.load import check_tensors, empty_model, load_model, replaced, stored_dtype
 
 _log = logging.getLogger(__name__)
@@ -43,7 +44,9 @@ def open_model(
     """
     devices, asked = devices_of(execution.device), execution.streaming
     if asked == "always" or (asked == "auto" and weight_bytes(folder) > len(devices) * min(map(free_memory, devices))):
-        if not (whole := "an adapter" if adapter else whole):
+        kind = read_structure(folder).model_type
+        whole = "an adapter" if adapter else whole if family_of(kind).packed else f"a {kind}"
+        if not whole:
             return stream_model(folder, devices[0], scratch)
         if asked == "always":
             raise InputError(f"execution.streaming: got 'always' with {whole}; allowed: auto or never")

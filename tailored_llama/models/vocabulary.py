@@ -237,7 +237,8 @@ def is_kept(left: str, right: str, tokens: Container[str]) -> bool:
 def renumbered(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
     """A configuration with the new ids of its special tokens, and the new size if it states one."""
     new = {old: index for index, old in enumerate(kept)}
-    changed: dict[str, Any] = {"vocab_size": len(kept)} if "vocab_size" in config else {}
+    sizes = ("vocab_size", "vocab_size_per_layer_input")
+    changed: dict[str, Any] = dict.fromkeys((name for name in sizes if name in config), len(kept))
     for name, value in config.items():
         if name.endswith("_token_id"):
             changed[name] = [new.get(i, i) for i in value] if isinstance(value, list) else new.get(value, value)

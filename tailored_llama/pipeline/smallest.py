@@ -205,7 +205,7 @@ def check_smallest(config: SmallestConfig) -> None:
 
 def _check_known(architecture: str | None) -> None:
     """Check that llama.cpp has an architecture, if one is known."""
-    if architecture and not models.FAMILIES[architecture].gguf:
+    if architecture and not models.family_of(architecture).gguf:
         got = f"got 'llama.cpp' for architecture {architecture}, which llama.cpp lacks"
         raise InputError(f"goal.runtime: {got}; allowed: transformers or vllm")
 

@@ -56,7 +56,7 @@ class Groups:
         keys = self.layer.astype(np.int64) * len(KINDS) + (self.kind == KINDS[1])
         order = np.argsort(keys, kind="stable")
         parts = np.split(order, np.flatnonzero(np.diff(keys[order])) + 1)
-        return {(int(self.layer[part[0]]), str(self.kind[part[0]])): part for part in parts}
+        return {(int(self.layer[part[0]]), str(self.kind[part[0]])): part for part in parts if len(part)}
 
 
 Owners = dict[str, tuple[int, Array]]  # parameter → the dimension that groups own, and each index's group, or −1
@@ -71,8 +71,8 @@ COUPLED = {
 
 def coupled(model_type: str) -> dict[str, list[tuple[str, str]]]:
     """The kinds that can leave a model type, and what each couples."""
-    family = models.FAMILIES[model_type]
-    kinds = KINDS if family.heads else KINDS[1:]
+    family = models.family_of(model_type)
+    kinds = {"all": KINDS, "channels": KINDS[1:], "tokens": ()}[family.level]
     return {
         kind: [(name, side) for name, side in COUPLED[kind] if family.gated or name != "mlp.gate_proj"]
         for kind in kinds
@@ -90,26 +90,28 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
     structure, shapes, out = models.read_structure(dense), models.all_tensor_shapes(dense), work.out
     projections, layer = coupled(structure.model_type), structure.layer
     # Four heads, as layers are wired alike whatever their number: torch-pruning 1.6 never ends on two of Gemma 3.
-    check_coupling(_first_layer(models.read_config(dense)), heads=4, channels=layer.channels)
-    rows: list[Array] = []  # of every layer and kind: layer, kind, index, parameters, [groups, 4]
-    members: list[Array] = []  # of every parameter: group, parameter, dim, start, stop, [groups, 5]
+    if projections:
+        check_coupling(_first_layer(models.read_config(dense)), heads=4, channels=layer.channels)
+    counts = {"attention": layer.kv_heads, "mlp": layer.channels}
+    rows = [np.empty((0, 4), int)]  # of every layer and kind: layer, kind, index, parameters, [groups, 4]
+    members = [np.empty((0, 5), int)]  # of every parameter: group, parameter, dim, start, stop, [groups, 5]
     names: list[str] = []
     first = 0
     for number in range(structure.depth):
-        for kind, count in enumerate((layer.kv_heads * ("attention" in projections), layer.channels)):
-            index, parameters = np.arange(count), 0
-            for name, dim, start, width in _slices(shapes, structure, number, KINDS[kind], count):
+        for kind in projections:
+            index, parameters = np.arange(counts[kind]), 0
+            for name, dim, start, width in _slices(shapes, structure, number, kind, counts[kind]):
                 starts = start + index * width
                 parameters += width * (math.prod(shapes[name]) // shapes[name][dim])
                 members.append(_columns(first + index, len(names), dim, starts, starts + width))
                 names.append(name)
-            rows.append(_columns(number, kind, index, parameters))
-            first += count
+            rows.append(_columns(number, KINDS.index(kind), index, parameters))
+            first += counts[kind]
     layer_of, kind_of, index, parameters = np.concatenate(rows).T
     columns = {"group": range(first), "layer": layer_of, "kind": np.array(KINDS)[kind_of]}
     write_table(out / "groups.parquet", columns | {"index": index, "parameters": parameters}, GROUPS_SCHEMA)
     group, name_of, dims, start, stop = np.concatenate(members).T
-    named = pa.array(np.array(names)[name_of]).dictionary_encode().cast(MEMBERS_SCHEMA.field("parameter").type)
+    named = pa.array(np.array(names, str)[name_of]).dictionary_encode().cast(MEMBERS_SCHEMA.field("parameter").type)
     columns = {"group": group, "parameter": named, "dim": dims, "start": start, "stop": stop}
     write_table(out / "members.parquet", columns, MEMBERS_SCHEMA)
     return {"groups": first}
@@ -123,7 +125,7 @@ def _columns(*columns: Array | int) -> Array:
 def read_groups(folder: Path) -> Groups:
     table = read_table(folder / "groups.parquet", GROUPS_SCHEMA)
     columns = {name: table[name].to_numpy() for name in ("layer", "index", "parameters")}
-    return Groups(kind=np.array(table["kind"].to_pylist()), **columns)
+    return Groups(kind=np.array(table["kind"].to_pylist(), str), **columns)
 
 
 def read_owners(folder: Path, shapes: dict[str, list[int]]) -> Owners:
@@ -207,7 +209,7 @@ def _slices(
     """
     head, queries = structure.head_dim, structure.layer.share * structure.head_dim
     widths = {"q_proj": queries, "k_proj": head, "v_proj": head, "o_proj": queries}
-    for projection, side in coupled(structure.model_type)[kind] if count else ():
+    for projection, side in coupled(structure.model_type)[kind]:
         parent, name = projection.split(".")
         module, start, width = f"model.layers.{number}.{projection}", 0, widths.get(name, 1)
         if f"{module}.weight" not in shapes:
@@ -221,7 +223,7 @@ def _slices(
 
 def _meta_twin(dense: dict[str, Any], layer: models.Layer) -> tuple[Any, dict[str, Any]]:
     """The model without weights, and inputs to trace it with."""
-    if twin_type := models.FAMILIES[dense["model_type"]].twin:
+    if twin_type := models.family_of(dense["model_type"]).twin:
         names = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "head_dim")
         dense = {name: dense[name] for name in names if name in dense} | {"model_type": twin_type}
     config = models.layout_config(dense, layer)

@@ -56,7 +56,9 @@ def score_importance(
     """
     table, owners = read_groups(groups), read_owners(groups, models.all_tensor_shapes(dense))
     criterion = settings.criterion
-    if criterion == "random":
+    if not owners:  # only tokens leave
+        scores = np.zeros(0)
+    elif criterion == "random":
         scores = np.random.default_rng(settings.seed).random(len(table))
     elif criterion == "magnitude_l2":
         scores = magnitude_scores(dense, owners)

@@ -46,10 +46,9 @@ def plan(
     removable = heads.spare * heads.size + channels.spare * channels.size
     if budget > removable:
         largest = np.floor((gone + removable) / total * 1e4) / 1e4
-        raise InputError(
-            f"pruning.ratios: got {ratio}; allowed: at most {largest:.4f} with min_channels {pruning.min_channels}, "
-            f"min_kv_heads {pruning.min_kv_heads}, channel_multiple {multiple} and kinds {kinds}"
-        )
+        floors = f"min_channels {pruning.min_channels}, min_kv_heads {pruning.min_kv_heads}"
+        limits = f"{floors}, channel_multiple {multiple} and kinds {kinds}" if len(groups) else "tokens alone"
+        raise InputError(f"pruning.ratios: got {ratio}; allowed: at most {largest:.4f} with {limits}")
     leaving = _split(heads, channels, budget, multiple, fits)
     reached = leaving[0] * heads.size + leaving[1] * channels.size
     if abs(reached - budget) > max(TOLERANCE * total, channels.size):

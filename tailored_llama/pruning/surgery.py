@@ -1,8 +1,10 @@
 """Surgery: plan what leaves a model, and write the checkpoint without it, tensor by tensor."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,8 +90,6 @@ def prune_checkpoint(
         kept |= {name: (0, np.array(tokens.kept)) for name in models.VOCABULARY if name in shapes}
     for name, (dim, indices) in kept.items():  # a tensor without indices stays whole
         shapes[name][dim] = len(indices)
-    pruned_config = models.layout_config(config, layer)
-    dtype = getattr(torch, str(pruned_config.dtype or "float32").removeprefix("torch."))
     read = models.tensor_reader((*models.weight_files(dense), *fitted))
     done = {name for file in fitted for name in models.tensor_shapes(file)}
 
@@ -100,12 +100,21 @@ def prune_checkpoint(
             tensor = tensor.index_select(dim, torch.from_numpy(indices))
         return tensor.contiguous()
 
-    models.write_shards(out, shapes, dtype, make)
-    pruned_config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[pruned_config.model_type]]
-    pruned_config.save_pretrained(out)
+    models.write_shards(out, shapes, models.stored_dtype(dense), make)
+    _write_config(config, layer, out)
     if tokens:
         models.trim_tokenizer(dense, tokens.kept, tokens.shares.tolist(), out)
         models.renumber_generation(dense, tokens.kept, out)
     else:
         models.copy_tokenizer(dense, out)
     models.copy_licence(dense, out)
+
+
+def _write_config(config: dict[str, Any], layer: models.Layer, out: Path) -> None:
+    """Write `config.json` for layers of these widths; where only tokens leave, what it states of layers stays."""
+    if models.family_of(config["model_type"]).level == "tokens":
+        (out / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return
+    stock = models.layout_config(config, layer)
+    stock.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[stock.model_type]]
+    stock.save_pretrained(out)

@@ -64,7 +64,7 @@ def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
     """Decide how a checkpoint is written in a type; an `InputError` if it is broken, or llama.cpp cannot express it."""
     structure, config = models.read_structure(checkpoint), models.read_config(checkpoint)
     kind = structure.model_type
-    family = models.FAMILIES[kind]
+    family = models.family_of(kind)
     if not family.gguf:
         allowed = ", ".join(models.IN_GGUF)
         raise InputError(f"checkpoint {checkpoint}: architecture {kind}, which llama.cpp lacks; allowed: {allowed}")

@@ -13,7 +13,7 @@ import torch
 from helpers import COLOURS
 from tailored_llama.config import validate_config
 from tailored_llama.errors import InputError
-from tailored_llama.models.families import FAMILIES
+from tailored_llama.models.families import ALLOWED
 from tailored_llama.preflight import preflight
 from tailored_llama.store import artifacts
 
@@ -172,8 +172,8 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
         "or a Hub id (owner/name)",
     ),
     "model unsupported": (
-        write("model/config.json", b'{"model_type": "gpt2"}'),
-        "model.source {place}/model: architecture gpt2; allowed: {supported}",
+        write("model/config.json", b'{"model_type": "t5"}'),
+        "model.source {place}/model: architecture t5; {supported}",
     ),
     "model cut short": (
         cut_weights,
@@ -305,7 +305,7 @@ def test_one_line_says_what_is_wrong_and_nothing_is_written(
     root = Path(own_run["store"]["root"])
     change(own_run, tmp_path)
     run = json.loads(json.dumps(own_run).replace("{place}", str(tmp_path)))
-    expected = message.format(place=tmp_path, supported=", ".join(FAMILIES))
+    expected = message.format(place=tmp_path, supported=ALLOWED)
     with pytest.raises(InputError, match=f"^{re.escape(expected)}$") as caught:
         check(run)
     assert "\n" not in str(caught.value)

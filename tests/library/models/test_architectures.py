@@ -24,6 +24,7 @@ from tailored_llama.pruning.groups import check_coupling, read_owners
 from tailored_llama.pruning.importance import write_importance
 
 IDS = torch.tensor([[5, 9, 200, 31, 77, 14, 3, 8]])
+LINEAR = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "LLaMA 1 and 2 (MHA, untied)": ("llama", {"num_key_value_heads": 4, "tie_word_embeddings": False}),
     "LLaMA 3.2 (GQA, tied, scaled RoPE)": ("llama", {"rope_parameters": LLAMA3_ROPE}),
@@ -73,6 +74,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Arcee (no gate)": ("arcee", {"pad_token_id": 0}),
     "Apertus (no gate, norms on q and k)": ("apertus", {"pad_token_id": 0}),
     "CWM (sliding window)": ("cwm", {"sliding_window": 64, "pad_token_id": 0}),
+    "Qwen3.5 (hybrid)": ("qwen3_5_text", LINEAR | {"pad_token_id": 0}),
+    "OLMo (hybrid)": ("olmo_hybrid", {"pad_token_id": 0}),
     "SmolLM3 (layers without RoPE)": ("smollm3", {"no_rope_layer_interval": 2, "pad_token_id": 0}),
 }
 PRUNING = PruningConfig(min_channels=2)
@@ -198,7 +201,7 @@ def test_a_clean_process_loads_checkpoints_without_the_library(tmp_path: Path) -
     assert done.stdout.split() == list(types)
 
 
-@pytest.mark.parametrize("model_type", ["mixtral", "tailored_llama"])  # the latter was of layers of different widths
+@pytest.mark.parametrize("model_type", ["t5", "tailored_llama"])  # the latter was of layers of different widths
 def test_an_architecture_that_is_not_supported_is_named(tmp_path: Path, model_type: str) -> None:
     dense = save_tiny_llama(tmp_path / "dense")
     config = json.loads((dense / "config.json").read_text()) | {"model_type": model_type}

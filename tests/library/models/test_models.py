@@ -28,7 +28,7 @@ from tailored_llama.models import (
 )
 from tailored_llama.models.checkpoints import weights_digest
 from tailored_llama.models.convert import _convert
-from tailored_llama.models.families import FAMILIES
+from tailored_llama.models.families import ALLOWED
 from tailored_llama.pipeline.graph import as_json
 
 IDS = torch.arange(1, 25)[None]
@@ -243,7 +243,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "unsupported": (
         lambda folder: GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9)).save_pretrained(folder),
-        "model.source {0}: architecture gpt2; allowed: " + ", ".join(FAMILIES),
+        "model.source {0}: architecture gpt2, without model.embed_tokens.weight; " + ALLOWED,
     ),
     "header of no known type": (
         lambda folder: replace(folder, b'"F32"', b'"F99"'),
@@ -289,10 +289,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "{0}/config.json: num_hidden_layers: got 5; allowed: a whole number from 1 to 4, since its weights are no "
         "larger",
     ),
-    "no architecture": (
-        edit_config(model_type=None),
-        "model.source {0}: architecture None; allowed: " + ", ".join(FAMILIES),
-    ),
+    "no architecture": (edit_config(model_type=None), "model.source {0}: architecture None; " + ALLOWED),
     "quantized": (
         edit_config(quantization_config={"quant_method": "gptq", "bits": 4}),
         "model.source {0}: quantized weights; allowed: float32, bfloat16 or float16",

@@ -1,0 +1,165 @@
+"""Model types whose layers are no plain decoder's, such as hybrids; and the text part of those that read images."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from helpers import byte_tokenizer, plain_loglikelihood, save_tiny_llama
+from tailored_llama.config import ExecutionConfig, ModelConfig, Work
+from tailored_llama.data import Prompt, encode_prompt, loglikelihoods, shared_header
+from tailored_llama.errors import InputError
+from tailored_llama.evaluation import WrittenAnswer, generate
+from tailored_llama.models import (
+    DenseSettings,
+    find_model,
+    load_model,
+    load_tokenizer,
+    open_model,
+    prepare_dense,
+    read_config,
+    read_structure,
+)
+from tailored_llama.models.families import FAMILIES, family_of
+from tailored_llama.pruning import build_graph, read_groups
+from tailored_llama.pruning.surgery import prune_checkpoint
+from tailored_llama.pruning.vocabulary import VocabularyPlan
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LINEAR = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+MODELS: dict[str, dict[str, Any]] = {
+    "qwen3_5_text": LINEAR,
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "block_ff_dim": 24, "block_auto_adjust_ff_dim": False},
+    "granitemoehybrid": MAMBA
+    | {"layer_types": ["mamba", "attention"] * 2, "num_local_experts": 0, "num_experts_per_tok": 0}
+    | {"shared_intermediate_size": 24, "mamba_expand": 2},
+    "falcon_h1": MAMBA | {"mamba_d_ssm": 64},
+    "olmo_hybrid": {},
+    "gemma4_text": {
+        "vocab_size_per_layer_input": 260,
+        "hidden_size_per_layer_input": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "global_head_dim": 8,
+        "num_kv_shared_layers": 0,
+    },
+    "nemotron": {},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": EXPERTS,
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "lfm2_moe": EXPERTS | {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
+    "cohere": {},  # without a row
+    "phi": {"num_key_value_heads": 4, "tie_word_embeddings": False},  # without a row; its head has a bias
+}
+KEPT = (*range(0, 100, 3), 119, 256)
+every_model = pytest.mark.parametrize("architecture", MODELS)
+
+
+def test_every_row_of_this_kind_is_tested() -> None:
+    assert {name for name, family in FAMILIES.items() if not family.packed} <= MODELS.keys()
+
+
+def save(folder: Path, architecture: str) -> Path:
+    changes = {"pad_token_id": 0} | MODELS[architecture]
+    return save_tiny_llama(folder, architecture=architecture, noise=0.1, **changes)
+
+
+@every_model
+@pytest.mark.parametrize("header", ["", "Solved before: yes. " * 5], ids=["no header", "header"])
+def test_prompts_score_as_plain_passes_do(tmp_path: Path, architecture: str, header: str) -> None:
+    folder = save(tmp_path / "dense", architecture)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    questions = [("The sky over the land is", " blue", " a very long way up"), ("Is it?", " no", " yes", " no!")]
+    prompts = [
+        Prompt(i, (header + context,) * len(choices), choices, 0, (1,) * len(choices))
+        for i, (context, *choices) in enumerate(questions)
+    ]
+    encoded = [encode_prompt(tokenizer, prompt, 256) for prompt in prompts]
+    assert len(shared_header(encoded)) == len(header)
+    for prompt, row in zip(prompts, loglikelihoods(model, encoded, 256), strict=True):
+        pairs = zip(prompt.contexts, prompt.continuations, strict=True)
+        assert row == pytest.approx([plain_loglikelihood(model, tokenizer, *pair) for pair in pairs], abs=1e-4)
+
+
+@every_model
+def test_without_some_tokens_the_others_have_the_same_logits(tmp_path: Path, architecture: str) -> None:
+    dense = save(tmp_path / "dense", architecture)
+    (groups := tmp_path / "groups").mkdir()
+    build_graph(dense, settings=None, work=Work(groups))
+    assert (len(read_groups(groups)) == 0) == (family_of(architecture).level == "tokens")
+    (out := tmp_path / "pruned").mkdir()
+    prune_checkpoint(dense, read_structure(dense).layer, {}, out, tokens=VocabularyPlan(KEPT, torch.ones(260).numpy()))
+    model, size = load_model(out), read_structure(out).size
+    assert size.vocab_size == len(KEPT) == read_config(out)["vocab_size"]
+    new = torch.tensor([[3, 1, 7, 20, 5, 11]])
+    with torch.no_grad():
+        logits = model(new).logits
+        expected = load_model(dense)(torch.tensor(KEPT)[new]).logits[..., list(KEPT)]
+    torch.testing.assert_close(logits, expected, rtol=0, atol=5e-5)
+    model.requires_grad_(True)
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+    tuned(new, labels=new).loss.backward()
+    assert all(p.grad is not None for name, p in tuned.named_parameters() if "lora_" in name)
+
+
+@every_model
+def test_answers_written_side_by_side_are_those_written_alone(tmp_path: Path, architecture: str) -> None:
+    """Shorter prompts are padded at their start, which convolutions and states must not see."""
+    folder = save(tmp_path / "dense", architecture)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    contexts, until = ["Is it?", "The sky over the land is as blue as"], WrittenAnswer(6, ())
+    alone = [generate(model, tokenizer, [context], until)[0] for context in contexts]
+    assert generate(model, tokenizer, contexts, until) == alone
+
+
+def test_a_decoder_with_another_embedding_is_refused(tmp_path: Path) -> None:
+    folder = save_tiny_llama(tmp_path / "dense", architecture="gpt_neox")
+    with pytest.raises(InputError, match=f"^model.source {folder}: architecture gpt_neox, without model.embed_tokens"):
+        read_structure(folder)
+
+
+def test_such_a_model_is_not_streamed(tmp_path: Path) -> None:
+    folder = save(tmp_path / "dense", "lfm2")
+    said = "execution.streaming: got 'always' with a lfm2; allowed: auto or never"
+    with pytest.raises(InputError, match=f"^{said}$"):
+        open_model(folder, ExecutionConfig(device="cpu", streaming="always"), tmp_path)
+
+
+VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+WRAPPERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "qwen3_5": (
+        {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 32},
+        MODELS["qwen3_5_text"],
+    ),
+    "gemma3": (VISION | {"image_size": 28, "patch_size": 14}, {"query_pre_attn_scalar": 8}),
+    "gemma4": (VISION | {"num_key_value_heads": 2, "head_dim": 16}, MODELS["gemma4_text"]),
+}
+
+
+@pytest.mark.parametrize("architecture", WRAPPERS)
+def test_of_a_model_that_reads_images_the_text_part_is_taken(
+    tmp_path: Path, architecture: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    vision, text = WRAPPERS[architecture]
+    small = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 4, "head_dim": 8}
+    small |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0}
+    config = AutoConfig.for_model(architecture, text_config=small | text, vision_config=vision)
+    if architecture == "gemma4":
+        config.audio_config = None
+    torch.manual_seed(0)
+    whole = AutoModelForImageTextToText.from_config(config).eval()
+    whole.save_pretrained(folder := tmp_path / "whole")
+    byte_tokenizer().save_pretrained(folder)
+    (out := tmp_path / "dense").mkdir()
+    with caplog.at_level("INFO"):
+        prepare_dense(settings=DenseSettings(find_model(ModelConfig(source=str(folder))), "float32"), work=Work(out))
+    assert f"{folder}: it also reads images or sound; only its text part is taken" in caplog.messages
+    ids = torch.tensor([[5, 9, 200, 31, 77]])
+    with torch.no_grad():
+        assert torch.equal(load_model(out)(ids).logits, whole(ids).logits)
+    assert read_config(out)["model_type"] == f"{architecture}_text"

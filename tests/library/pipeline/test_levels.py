@@ -1,0 +1,77 @@
+"""Models of which only tokens, or tokens and channels, leave, through the whole of a run and of a search."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from compositions import compose
+from helpers import bpe_tokenizer, save_worded_llama, write_jsonl
+from tailored_llama.config import SmallestConfig, build_config, validate_config
+from tailored_llama.errors import InputError
+from tailored_llama.evaluation import read_answer
+from tailored_llama.models import read_structure
+
+KINDS: dict[str, dict[str, Any]] = {
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "block_ff_dim": 24, "block_auto_adjust_ff_dim": False},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+}
+
+
+@pytest.fixture(params=KINDS)
+def dense(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    changes = {"architecture": request.param, "pad_token_id": 0} | KINDS[request.param]
+    return save_worded_llama(tmp_path / "worded", bpe_tokenizer(4096), **changes)
+
+
+def test_a_run_removes_tokens_tunes_and_exports(own_run: dict[str, Any], dense: Path, tmp_path: Path) -> None:
+    size = read_structure(dense).size
+    kept = 64 * (size.vocab_size // 64 - 3)
+    ratio = (size.vocab_size - kept) * size.row / size.parameters
+    own_run |= {"model": {"source": str(dense), "dtype": "float32"}, "pruning": {"ratios": [ratio]}}
+    own_run["store"]["export"] = str(tmp_path / "finished")
+    own_run["tuning"]["keep"] = "always"
+    compose("tailor", validate_config(own_run))
+    (finished,) = (tmp_path / "finished").iterdir()
+    assert read_structure(finished).size.vocab_size == kept
+    model = AutoModelForCausalLM.from_pretrained(finished)
+    assert model.generate(torch.tensor([[5, 9, 20]]), max_new_tokens=4).shape[1] > 3
+    own_run["pruning"] = {"ratios": [0.9]}
+    with pytest.raises(InputError, match=r"^pruning.ratios: got 0.9; allowed: at most 0.\d+ with tokens alone$"):
+        compose("tailor", validate_config(own_run))
+
+
+def test_a_run_removes_channels_of_a_hybrid(own_run: dict[str, Any], tmp_path: Path) -> None:
+    sizes = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "pad_token_id": 0}
+    dense = save_worded_llama(tmp_path / "worded", architecture="qwen3_5_text", linear_num_value_heads=4, **sizes)
+    own_run |= {"model": {"source": str(dense), "dtype": "float32"}}
+    own_run["pruning"] = {"ratios": [0.1], "kinds": ["attention", "mlp"], "min_channels": 4}
+    own_run["store"]["export"] = str(tmp_path / "finished")
+    own_run["tuning"]["keep"] = "always"
+    compose("tailor", validate_config(own_run))
+    (finished,) = (tmp_path / "finished").iterdir()
+    before, after = read_structure(dense), read_structure(finished)
+    assert after.parameters == pytest.approx(0.9 * before.parameters, rel=0.01)
+    assert (after.layer.heads, after.layer.channels < before.layer.channels) == (before.layer.heads, True)
+    model = AutoModelForCausalLM.from_pretrained(finished)
+    assert model.generate(torch.tensor([[5, 9, 20]]), max_new_tokens=4).shape[1] > 3
+
+
+def test_a_search_tries_the_tokens_that_can_leave(own_run: dict[str, Any], dense: Path, tmp_path: Path) -> None:
+    things = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black"}
+    rows = [{"text": f"number {i}: the {t} is", "label": things[t]} for i, t in enumerate([*things] * 75)]
+    config = {
+        "benchmarks": [{"name": "colours", "data": write_jsonl(tmp_path / "rows.jsonl", rows)}],
+        "model": {"source": str(dense), "dtype": "float32"},
+        "calibration": {"samples": 4, "tokens": 64, "source": own_run["calibration"]["source"]},
+        "tuning": {"epochs": 1},
+        "goal": {"lose_at_most": 60, "runtime": "transformers", "even_if_unprovable": True},
+        "store": own_run["store"] | {"export": str(tmp_path / "smallest")},
+    }
+    answer = read_answer(compose("smallest", build_config(SmallestConfig, config)))
+    assert answer.proven is not None
+    assert "trimmed" in answer.candidates[answer.proven].label
+    assert all(told.endswith("with tokens alone") for told in answer.failed.values())
+    assert (tmp_path / "smallest" / "colours" / "model.safetensors").is_file()
