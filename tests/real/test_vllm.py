@@ -9,26 +9,30 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from functools import partial
 from io import StringIO
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 
 from compositions import compose
-from helpers import CPU, load_and_render, tune, write_jsonl
+from helpers import CPU, load_and_render, save_worded_llama, tune, write_jsonl
 from services import children, free_port, until
 from tailored_llama.config import BenchmarkConfig, RunConfig, SmallestConfig, build_config
 from tailored_llama.data import read_chat, read_prompts
 from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.evaluation import ScoreSettings, read_answer
-from tailored_llama.models import encode_pair, load_model, load_tokenizer
+from tailored_llama.models import encode_pair, family_of, load_model, load_tokenizer, read_structure
 from tailored_llama.pipeline import FolderExecutor, read_certificate, verify_server
 from tailored_llama.pipeline.proven import certified_rows
+from tailored_llama.pruning.surgery import prune_checkpoint
+from tailored_llama.pruning.vocabulary import VocabularyPlan
 from tailored_llama.serving import ChatServer, requests_of
 
 pytestmark = pytest.mark.vllm
@@ -111,6 +115,33 @@ def test_a_pruned_model_says_the_same(pruned_smollm2: Path, vllm: str, tmp_path:
             said = complete(ask, "base", prompt)
             assert said[0] == tokens
             assert said[1] == pytest.approx(logprobs, abs=1e-3)
+
+
+WIDE = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 96, "pad_token_id": 0, "max_position_embeddings": 512}
+LEVELS: dict[str, dict[str, Any]] = {
+    "olmo2": {"tie_word_embeddings": False},  # tokens and channels
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": False},  # tokens
+}
+
+
+@pytest.mark.parametrize("architecture", LEVELS)
+def test_a_pruned_model_of_another_level_says_the_same(vllm: str, architecture: str, tmp_path: Path) -> None:
+    dense = save_worded_llama(tmp_path / "dense", architecture=architecture, **WIDE, **LEVELS[architecture])
+    (pruned := tmp_path / "pruned").mkdir()
+    structure, kept = read_structure(dense), VocabularyPlan(tuple(range(448)), np.ones(704))
+    channels = torch.arange(structure.layer.channels) % 3 > 0  # a third leaves
+    stays, layer = {}, structure.layer
+    if family_of(architecture).level == "channels":
+        layer = replace(layer, channels=int(channels.sum()))
+        for number, name in product(range(structure.depth), ("gate_proj", "up_proj", "down_proj")):
+            stays[f"model.layers.{number}.mlp.{name}.weight"] = int(name == "down_proj"), channels.numpy()
+    prune_checkpoint(dense, layer, stays, pruned, tokens=kept)
+    prompt = [5, 9, 200, 31, 77, 14]
+    with served(vllm, pruned, tmp_path / "vllm.log") as ask:
+        tokens, logprobs = by_transformers(pruned, None, prompt)
+        said = complete(ask, "base", prompt)
+        assert said[0] == tokens
+        assert said[1] == pytest.approx(logprobs, abs=1e-3)
 
 
 @pytest.mark.parametrize("form", ["labels", "messages"])
