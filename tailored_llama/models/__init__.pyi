@@ -1,5 +1,6 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
 from .adapters import add_adapter as add_adapter
+from .adapters import carry_adapter as carry_adapter
 from .adapters import merge_adapter as merge_adapter
 from .adapters import save_adapter as save_adapter
 from .adapters import save_changed as save_changed

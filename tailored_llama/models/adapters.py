@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from tailored_llama.config import Dtype, ExecutionConfig, TrainingConfig
+from tailored_llama.config import Dtype, ExecutionConfig, TrainingConfig, Work
 from tailored_llama.models.cards import merged_card
 from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, drop_paths, weights_digest
 from tailored_llama.models.id_table import TABLE
-from tailored_llama.models.load import BASE_FILE, load_model
+from tailored_llama.models.load import BASE_FILE, check_adapter, load_model
 from tailored_llama.models.sources import CARD, copy_licence
+from tailored_llama.store import MANIFEST
 
 
 def add_adapter(base: Any, training: TrainingConfig, execution: ExecutionConfig) -> Any:
@@ -47,11 +48,26 @@ def save_adapter(model: Any, checkpoint: Path, out: Path) -> None:
     config["target_modules"].sort()  # a set in PEFT, whose order differs between processes
     config["base_model_name_or_path"] = None  # no local path; base.json identifies the weights
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    (out / BASE_FILE).write_text(json.dumps({"weights": weights_digest(checkpoint)}) + "\n")
+    _write_base(checkpoint, out)
     (out / "README.md").write_text(
         "An adapter in PEFT's layout. Load it onto its checkpoint with `PeftModel.from_pretrained`; `base.json` "
         "holds the SHA-256 of that checkpoint's weights.\n"
     )
+
+
+def _write_base(checkpoint: Path, out: Path) -> None:
+    (out / BASE_FILE).write_text(json.dumps({"weights": weights_digest(checkpoint)}) + "\n")
+
+
+def carry_adapter(adapter: Path, dense: Path, trimmed: Path, *, settings: None, work: Work) -> None:
+    """Stage: give a dense model's adapter to the same model with fewer tokens, whose layers are the same.
+
+    Raises:
+        InputError: the adapter is not of the dense model.
+    """
+    check_adapter(dense, adapter)
+    shutil.copytree(adapter, work.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+    _write_base(trimmed, work.out)
 
 
 def merge_adapter(

@@ -17,6 +17,7 @@ from tailored_llama.pipeline.graph import Artifact, Artifacts
 from tailored_llama.pipeline.steps import Dense, Prompts
 
 LEAST_STEP = 0.02  # of the parameters, by which neighbours on a ladder differ
+WHOLE = (0.9999, 0.999)  # of further tokens, that are expected to stay whole where only tokens leave
 
 ScoredSplit = Literal["selection", "evaluation"]  # the rows to choose with, and those to prove on
 
@@ -30,7 +31,7 @@ class Step:
 
     @property
     def label(self) -> str:
-        return "trimmed" if self.tokens else f"@ {self.ratio:.2f}" if self.ratio else "dense"
+        return f"trimmed to {self.tokens:,}" if self.tokens else f"@ {self.ratio:.2f}" if self.ratio else "dense"
 
 
 @dataclass(frozen=True)
@@ -120,16 +121,18 @@ def prepare(run: Executor, config: SmallestConfig) -> Base:
 
 
 def _steps(run: Executor, config: SmallestConfig, dense: Dense) -> tuple[tuple[Step, ...], dict[str, str]]:
-    """Nothing removed; only the tokens that the job does not need; and the ratios that remove more.
+    """Nothing removed; only tokens that the job hardly needs; and the ratios that remove more.
 
     Why a ratio cannot be reached comes second.
     """
     reached, unreachable = [Step(0.0)], {}
     if dense.counts is not None:
         size = models.read_structure(run.open(dense.checkpoint)).size
-        tokens = pruning.enough_tokens(run.open(dense.checkpoint), run.open(dense.counts))
-        if (ratio := (size.vocab_size - tokens) * size.row / size.parameters) >= LEAST_STEP:
-            reached.append(Step(ratio, tokens))
+        for whole in WHOLE:
+            tokens = pruning.enough_tokens(run.open(dense.checkpoint), run.open(dense.counts), whole)
+            ratio = (size.vocab_size - tokens) * size.row / size.parameters
+            if ratio >= reached[-1].ratio + LEAST_STEP:
+                reached.append(Step(ratio, tokens))
     for ratio in sorted(config.pruning.ratios):
         if ratio < reached[-1].ratio + LEAST_STEP:
             continue

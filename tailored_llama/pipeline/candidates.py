@@ -56,7 +56,10 @@ class Candidate:
 
 
 def make(base: Base, step: Step, kind: FileType, whole: Whole) -> Candidate:
-    """Prune and tune, or take the whole base model as it is best."""
+    """Prune and tune, or take the whole base model as it is best.
+
+    Where only tokens leave, the layers are those of the whole model, and so is its adapter.
+    """
     config, dense = base.config, base.dense.checkpoint
     if kind == "source":
         return Candidate(base, step, kind, f"{config.model.short_name} dense", dense, None)
@@ -64,20 +67,27 @@ def make(base: Base, step: Step, kind: FileType, whole: Whole) -> Candidate:
         return Candidate(base, step, kind, whole.label, dense, whole.adapter)
     if step.tokens:
         config = config.model_copy(update={"pruning": config.pruning.model_copy(update={"vocabulary": step.tokens})})
-    pruned = steps.prune_to(config, base.dense, step.ratio, base.prompts)
+    name, pruned = (
+        f"{config.model.short_name} {step.label}",
+        steps.prune_to(config, base.dense, step.ratio, base.prompts),
+    )
+    if step.tokens:
+        adapter = whole.adapter and stages.carried(
+            f"adapter of {name}", adapter=whole.adapter, dense=dense, trimmed=pruned
+        )
+        return Candidate(base, step, kind, name, pruned, adapter)
     healed = steps.heal_if_asked(config, dense, step.ratio, pruned, base.prompts)
     adapters = steps.tune_adapters(config, step.ratio, healed, base.prompts)
-    name = f"{config.model.short_name} {step.label}"
     return Candidate(base, step, kind, name, healed, next(iter(adapters.values()), None))
 
 
 def score(run: Executor, candidate: Candidate) -> Candidate:
     """Score a candidate on the choosing rows, and time it if time is to be small.
 
-    An adapter that held-out examples show to be no better than none is left out.
+    An adapter of its own that held-out examples show to be no better than none is left out.
     """
-    config = candidate.base.config
-    if candidate.step.ratio and candidate.adapter is not None:
+    config, step = candidate.base.config, candidate.step
+    if step.ratio and not step.tokens and candidate.adapter is not None:
         comparison = training.read_comparison(run.open(candidate.adapter))
         if not training.ships_adapter(config.tuning, comparison):
             candidate = replace(candidate, adapter=None)

@@ -87,6 +87,10 @@ def healed(*, settings: training.HealSettings, pruned: Artifact, teacher: Artifa
 def adapter(*, settings: training.TuneSettings, pruned: Artifact, prompts: Artifacts) -> None: ...
 
 
+@stage("carried", 1, lambda: models.carry_adapter)
+def carried(*, settings: None = None, adapter: Artifact, dense: Artifact, trimmed: Artifact) -> None: ...
+
+
 @stage("scores", 5, lambda: evaluation.score_benchmark, on_device=True, shared=True)
 def scores(
     *, settings: evaluation.ScoreSettings, checkpoint: Artifact, adapter: Artifact | None, prompts: Artifact

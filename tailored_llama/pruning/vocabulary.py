@@ -33,6 +33,7 @@ COUNTS_SCHEMA = pa.schema(
 # General text counts as much as this many tokens of the run's own. With 100 rows each of the eight embedded benchmarks,
 # this foretells the tokens of the others best (tests/performance/coverage.py).
 GENERAL_TOKENS = 10_000
+_WHOLE = 0.999  # of further tokens, that a file without the others is expected to keep whole
 _CHARACTERS = 20_000_000  # counted at most of a text: evenly spaced documents of it
 
 Counts = np.ndarray[Any, Any]
@@ -190,18 +191,18 @@ def tokens_for_texts(tokens: Tokens, tokenizer: Any, texts: Iterable[str], size:
     return VocabularyPlan(choose_tokens(tokens, shares + (counts > 0), size).kept, used)  # the texts' own come first
 
 
-def enough_tokens(dense: Path, counts: Path) -> int:
-    """The tokens that a job needs: all that its counted texts use, and so many of general text that 99.9 % of further
-    tokens are expected to stay whole. A multiple of 64.
+def enough_tokens(dense: Path, counts: Path, whole: float = _WHOLE) -> int:
+    """The tokens that a job needs: all that its counted texts use, and so many of general text that a share of further
+    tokens is expected to stay whole. A multiple of 64.
     """
     table = read_table(counts / "tokens.parquet", COUNTS_SCHEMA)
-    return whole_rows(_needed(read_tokens(dense), read_shares(counts), table["prompts"].to_numpy()))
+    return whole_rows(_needed(read_tokens(dense), read_shares(counts), table["prompts"].to_numpy(), whole))
 
 
-def _needed(tokens: Tokens, shares: Counts, counts: Counts) -> int:
-    """Count the tokens that texts use, and the likeliest further ones up to 99.9 %, with all that they are made of."""
+def _needed(tokens: Tokens, shares: Counts, counts: Counts, whole: float = _WHOLE) -> int:
+    """Count the tokens that texts use, and the likeliest further ones up to a share, with all that they are made of."""
     order = np.argsort(-shares, kind="stable")
-    likely = order[: int(np.searchsorted(np.cumsum(shares[order]), 0.999)) + 1].tolist()
+    likely = order[: int(np.searchsorted(np.cumsum(shares[order]), whole)) + 1].tolist()
     return len(tokens.made_of({*tokens.always, *np.flatnonzero(counts).tolist(), *likely}))
 
 
