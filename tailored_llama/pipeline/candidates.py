@@ -67,14 +67,11 @@ def make(base: Base, step: Step, kind: FileType, whole: Whole) -> Candidate:
         return Candidate(base, step, kind, whole.label, dense, whole.adapter)
     if step.tokens:
         config = config.model_copy(update={"pruning": config.pruning.model_copy(update={"vocabulary": step.tokens})})
-    name, pruned = (
-        f"{config.model.short_name} {step.label}",
-        steps.prune_to(config, base.dense, step.ratio, base.prompts),
-    )
+    pruned = steps.prune_to(config, base.dense, step.ratio, base.prompts)
+    name, adapter = f"{config.model.short_name} {step.label}", whole.adapter
     if step.tokens:
-        adapter = whole.adapter and stages.carried(
-            f"adapter of {name}", adapter=whole.adapter, dense=dense, trimmed=pruned
-        )
+        if adapter:
+            adapter = stages.carried(f"adapter of {name}", adapter=adapter, dense=dense, trimmed=pruned)
         return Candidate(base, step, kind, name, pruned, adapter)
     healed = steps.heal_if_asked(config, dense, step.ratio, pruned, base.prompts)
     adapters = steps.tune_adapters(config, step.ratio, healed, base.prompts)

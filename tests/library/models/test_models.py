@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -19,17 +20,21 @@ from tailored_llama.errors import InputError
 from tailored_llama.evaluation import WrittenAnswer, generate
 from tailored_llama.models import (
     DenseSettings,
+    carry_adapter,
     find_model,
     load_model,
     load_tokenizer,
     merge_adapter,
     pick_device,
     prepare_dense,
+    read_structure,
 )
 from tailored_llama.models.checkpoints import weights_digest
 from tailored_llama.models.convert import _convert
 from tailored_llama.models.families import ALLOWED
 from tailored_llama.pipeline.graph import as_json
+from tailored_llama.pruning.surgery import prune_checkpoint
+from tailored_llama.pruning.vocabulary import VocabularyPlan
 
 IDS = torch.arange(1, 25)[None]
 
@@ -388,6 +393,20 @@ def test_merging_keeps_the_adapter_s_logits_in_a_stock_checkpoint(
     assert (tuned - logits(stock(tiny))).abs().max() > 0.1
     assert load_tokenizer(out)("sky")["input_ids"] == load_tokenizer(tiny)("sky")["input_ids"]
     assert not list(out.glob("adapter*"))
+
+
+def test_a_model_with_fewer_tokens_takes_the_adapter_of_the_whole_one(
+    tiny: Path, adapter: Path, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    kept, trimmed, carried = (*range(0, 100, 3), 256), folder("trimmed"), folder("carried")
+    prune_checkpoint(tiny, read_structure(tiny).layer, {}, trimmed, tokens=VocabularyPlan(kept, np.ones(260)))
+    carry_adapter(adapter, tiny, trimmed, settings=None, work=Work(carried))
+    new = torch.tensor([[3, 1, 7, 20, 5, 11]])
+    with torch.no_grad():
+        expected = load_model(tiny, adapter)(torch.tensor(kept)[new]).logits[..., list(kept)]
+        torch.testing.assert_close(load_model(trimmed, carried)(new).logits, expected, rtol=0, atol=1e-4)
+    with pytest.raises(InputError, match="trained on weights"):
+        carry_adapter(adapter, save_tiny_llama(tmp_path / "other", seed=1), trimmed, settings=None, work=Work(carried))
 
 
 def test_an_adapter_for_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:
