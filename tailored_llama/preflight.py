@@ -138,7 +138,7 @@ def _check_device(run: config.RunConfig, does: Collection[str]) -> None:
     if source.kind != "folder":
         return
     if "prune" in does:
-        structure, left = models.read_structure(source.path), 1 - max(run.pruning.ratios)
+        structure, left = models.read_structure(source.path, part=True), 1 - max(run.pruning.ratios)
         if run.healing.tokens and run.healing.variant == "full":
             models.check_whole_training(int(left * structure.parameters), execution.device)
         if any(run.pruning.ratios):
@@ -153,6 +153,9 @@ def _check_streaming(run: config.RunConfig, does: Collection[str]) -> None:
         [benchmark.name for benchmark in run.benchmarks if config.is_written(benchmark)] if "score" in does else []
     )
     whole = [f"the written answers of {name}" for name in written]
+    kind = models.source_architecture(models.find_model(run.model))
+    if kind and not models.family_of(kind).packed:
+        whole.insert(0, f"a model of type {kind}")
     if run.healing.tokens and "prune" in does:
         whole.append(f"healing.tokens = {run.healing.tokens}")
     if run.tuning.examples != "none" and "tune" in does:

@@ -66,6 +66,7 @@ from .packing import packed_attention as packed_attention
 from .packing import packed_states as packed_states
 from .packing import target_logprobs as target_logprobs
 from .packing import token_budget as token_budget
+from .packing import tokens_read as tokens_read
 from .packing import within_memory as within_memory
 from .passes import Encoded as Encoded
 from .passes import PackedRow as PackedRow

@@ -108,4 +108,4 @@ and MLP channels were removed (importance {pruning.criterion}, kinds
 
 def loading(folder: Path) -> str:
     """Say how to load a checkpoint."""
-    return f"All layers are alike: stock transformers loads it as `{read_config(folder)['model_type']}`."
+    return f"Stock transformers loads it as `{read_config(folder)['model_type']}`."

@@ -5,7 +5,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")  # 
 VOCABULARY = (EMBEDDING, "lm_head.weight", "lm_head.bias", "model.embed_tokens_per_layer.weight")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 HEADS = WIDTHS[0]
+ATTENDING = ("full", "sliding", "chunked", "attention")  # types of layers that keep keys and values
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # of Phi-3
 
 
@@ -61,6 +62,7 @@ class Structure:
     head_dim: int
     depth: int  # layers
     layer: Layer  # all layers are alike; of a model of which only tokens leave, as its configuration states them
+    attending: int  # layers that keep keys and values
     size: Size
 
     @property
@@ -71,7 +73,7 @@ class Structure:
 
 def cache_bytes(structure: Structure) -> int:
     """The bytes of the keys and values of 4,096 tokens, in 16 bits; a sliding window is not counted on."""
-    return 2 * 2 * 4096 * structure.head_dim * structure.layer.kv_heads * structure.depth
+    return 2 * 2 * 4096 * structure.head_dim * structure.layer.kv_heads * structure.attending
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -116,26 +118,34 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     try:
         config = {**json.loads(file.read_text())}
-        return {**config, **(config.get("text_config") or {})}
+        if not config.get("text_config"):
+            return config
+        from transformers import AutoConfig  # late: it takes seconds, and knows what is not stated
+
+        return {**config, **AutoConfig.from_pretrained(folder).get_text_config().to_dict()}
     except (OSError, ValueError, TypeError):
         raise InputError(f"{file}: missing or not JSON; allowed: a checkpoint folder") from None
 
 
-def read_structure(folder: Path) -> Structure:
+def read_structure(folder: Path, part: bool = False) -> Structure:
     """A checkpoint's widths and true parameter count, by its headers; tied tensors are stored, and counted, once.
 
-    Raises InputError if the checkpoint is not complete, or its architecture is not supported.
+    With `part`, that of the text part of a model that also reads images or sound. Raises InputError if the checkpoint
+    is not complete, or its architecture is not supported.
     """
     config = read_config(folder)
     check_architecture(config, str(folder))
+    if config.get("text_config") and not part:
+        allowed = "its text part, as `tailored-llama convert` writes it"
+        raise InputError(f"{folder}: got a model that also reads images or sound; allowed: {allowed}")
     shapes, kind = all_tensor_shapes(folder), config["model_type"]
     family = family_of(kind)
-    if family.level == "tokens" and EMBEDDING not in shapes:
+    if EMBEDDING not in shapes and (config.get("text_config") or family.level == "tokens"):
         raise InputError(f"model.source {folder}: architecture {kind}, without {EMBEDDING}; {ALLOWED}")
-    _check_sizes(config, shapes, folder)
+    _check_sizes(config, shapes, folder, () if family.level == "tokens" else WIDTHS)
     try:
         head_dim, depth = head_dim_of(config), config["num_hidden_layers"]
-        stated = Layer(*(config.get(name) or 1 for name in WIDTHS))
+        stated = Layer(*(value if type(value := config.get(name)) is int else 1 for name in WIDTHS))
         widths = {_layer(shapes, f"model.layers.{i}.", head_dim, stated, family) for i in range(depth)}
         layer, *different = widths
     except KeyError as error:
@@ -147,8 +157,11 @@ def read_structure(folder: Path) -> Structure:
         raise InputError(f"{folder}: its layers have different widths; allowed: layers that are all alike")
     total = sum(math.prod(shape) for shape in shapes.values())
     tables = [shapes[name] for name in VOCABULARY if name in shapes]
+    if len({rows for rows, *_ in tables}) > 1:
+        raise InputError(f"{folder}: got tables of tokens with different numbers of rows; allowed: one row a token")
+    attending = sum(str(kind).removesuffix("_attention") in ATTENDING for kind in config.get("layer_types") or ())
     size = Size(total, total - sum(map(math.prod, tables)), tables[0][0] if tables else 0)
-    return Structure(kind, config["hidden_size"], head_dim, depth, layer, size)
+    return Structure(kind, config["hidden_size"], head_dim, depth, layer, attending or depth, size)
 
 
 def all_tensor_shapes(folder: Path) -> dict[str, list[int]]:
@@ -166,12 +179,14 @@ def text_tensors(stored: Collection[str]) -> dict[str, str]:
     return {text: name for name, text in names.items() if text != name or "lm_head." in name}
 
 
-def _check_sizes(config: dict[str, Any], shapes: dict[str, list[int]], folder: Path) -> None:
+def _check_sizes(
+    config: dict[str, Any], shapes: dict[str, list[int]], folder: Path, widths: Sequence[str] = WIDTHS
+) -> None:
     """Reject sizes larger than those of the weights: transformers would allocate a model of the stated sizes."""
     required = ("hidden_size", "num_hidden_layers", HEADS if HEADS in config else "head_dim")
     largest = max((size for shape in shapes.values() for size in shape), default=0)
     layers = {name.split(".")[2] for name in shapes if name.startswith("model.layers.")}
-    limits = dict.fromkeys(("vocab_size", "hidden_size", "head_dim", *WIDTHS), largest)
+    limits = dict.fromkeys(("vocab_size", "hidden_size", "head_dim", *widths), largest)
     for name, limit in (limits | {"num_hidden_layers": len(layers)}).items():
         value = config.get(name)
         if value is None and name not in required:

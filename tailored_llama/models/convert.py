@@ -39,11 +39,11 @@ def prepare_dense(*, settings: DenseSettings, work: Work) -> dict[str, Any]:
     elif source.kind == "gguf":
         _convert(path, dtype, out, source.name)
     else:
-        checkpoints.read_structure(path)  # refuses a broken one
+        checkpoints.read_structure(path, part=True)  # refuses a broken one
         if not _copy(path, dtype, out, source.name):
             if checkpoints.read_config(path).get("text_config"):
-                told = "got a text part with other tensors than its architecture has"
-                raise InputError(f"model.source {source.name}: {told}; allowed: a whole checkpoint in safetensors")
+                told = "its text part cannot be read as a model of its own, as its tensors are others"
+                raise InputError(f"model.source {source.name}: {told}; allowed: a model for text")
             _convert(path, dtype, out, source.name)
         copy_licence(path, out)
     (out / CARD).write_text(dense_card(base_of(source)), encoding="utf-8")
@@ -61,12 +61,15 @@ def _copy(folder: Path, dtype: torch.dtype, out: Path, shown: str) -> bool:
     except Exception:  # of many types, for a wrong config.json, which `_convert` explains
         return False
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes, is_part = checkpoints.all_tensor_shapes(folder), bool(checkpoints.read_config(folder).get("text_config"))
     for name in model.all_tied_weights_keys:
         expected.pop(name, None)
-    if expected != checkpoints.all_tensor_shapes(folder):
+        if is_part:  # what is stored twice is written once
+            shapes.pop(name, None)
+    if expected != shapes:
         return False
     stored = checkpoints.text_tensors([name for file in files for name in checkpoints.tensor_shapes(file)])
-    if is_part := any(name != text for text, name in stored.items()):
+    if is_part:
         _log.info("%s: it also reads images or sound; only its text part is taken", shown)
     tokenizer = load_tokenizer(folder, f"model.source {shown}")
     if not is_part and all(is_unchanged(file, dtype) for file in files):

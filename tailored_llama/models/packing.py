@@ -118,6 +118,14 @@ def can_pack(model: Any) -> bool:
     return family_of(model.config.model_type).packed
 
 
+def tokens_read(model: Any, document: Document, header: int = 0) -> int:
+    """How many tokens a pass reads for a document after a header, which a model that cannot pack reads anew."""
+    if can_pack(model):
+        return len(document)
+    longest = header + len(document.prefix) + max(map(len, document.branches), default=0)
+    return longest * max(1, len(document.branches))
+
+
 def encode_header(model: Any, ids: Sequence[int], budget: int) -> Header:
     """Encode the tokens before every document, `budget` per pass, fewer when memory runs out."""
     if not can_pack(model):

@@ -69,7 +69,8 @@ def run_packed(
     `model` is inside `packed_attention`; each layer of a streamed one is read once for many rows. The token ids
     `shared` precede every document. `finish` makes a result of a row and its states at `distinct(row.positions)`.
     """
-    at_once, lengths = passes_at_once(model, budget), [len(item.document) for item in items]
+    lengths = [packing.tokens_read(model, item.document, len(shared)) for item in items]
+    at_once = passes_at_once(model, budget)
     if at_once > 1:  # few documents are enough for as many shorter passes
         budget = min(budget, max(_LEAST_TOKENS, math.ceil(sum(lengths) / at_once)))
     if layers_of(model).streamed:

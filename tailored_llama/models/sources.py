@@ -12,7 +12,7 @@ from tailored_llama.config import Dtype, ModelConfig
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.models.checkpoints import read_config, read_structure
 from tailored_llama.models.embedded import EMBEDDED_MODELS
-from tailored_llama.models.families import check_architecture, family_of
+from tailored_llama.models.families import FAMILIES, family_of
 from tailored_llama.store import hub_commit, hub_model, is_hub_id, sha256_file
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def find_model(model: ModelConfig) -> ModelSource:
         read_gguf(path, model.source)
         return ModelSource("gguf", model.source)
     if path.is_dir():
-        read_structure(path)
+        read_structure(path, part=True)
         if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
             allowed = "a folder with tokenizer.json, tokenizer.model or vocab.json"
             raise InputError(f"model.source {model.source}: no tokenizer; allowed: {allowed}")
@@ -130,12 +130,10 @@ def read_gguf(path: Path, shown: str) -> "GGUFReader":
             raise ValueError("tensors missing")
     except (KeyError, ValueError) as error:
         raise InputError(f"model.source {shown}: not a complete GGUF file ({one_line(error)})") from None
-    check_architecture({"model_type": kind}, shown)
     if not family_of(kind).from_gguf:
-        raise InputError(
-            f"model.source {shown}: architecture {kind}, which transformers does not read from GGUF; allowed: "
-            "the same model as a folder or Hub id with safetensors"
-        )
+        known = ", ".join(name for name, family in FAMILIES.items() if family.from_gguf)
+        allowed = f"{known}, or the same model as a folder or Hub id with safetensors"
+        raise InputError(f"model.source {shown}: architecture {kind} in GGUF; allowed: {allowed}")
     return reader
 
 

@@ -45,7 +45,7 @@ def open_model(
     devices, asked = devices_of(execution.device), execution.streaming
     if asked == "always" or (asked == "auto" and weight_bytes(folder) > len(devices) * min(map(free_memory, devices))):
         kind = read_structure(folder).model_type
-        whole = "an adapter" if adapter else whole if family_of(kind).packed else f"a {kind}"
+        whole = "an adapter" if adapter else whole if family_of(kind).packed else f"a model of type {kind}"
         if not whole:
             return stream_model(folder, devices[0], scratch)
         if asked == "always":

@@ -1,4 +1,4 @@
-"""The plan: which groups leave. Every layer loses as many, and each its own of least importance."""
+"""The plan: which groups leave. The same number leaves every layer, and of each layer its least important ones."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +46,8 @@ def plan(
     removable = heads.spare * heads.size + channels.spare * channels.size
     if budget > removable:
         largest = np.floor((gone + removable) / total * 1e4) / 1e4
+        if not len(groups) and "vocabulary" not in pruning.kinds:
+            raise InputError(f"pruning.kinds: got {kinds}; allowed: with vocabulary, as only tokens leave this model")
         floors = f"min_channels {pruning.min_channels}, min_kv_heads {pruning.min_kv_heads}"
         limits = f"{floors}, channel_multiple {multiple} and kinds {kinds}" if len(groups) else "tokens alone"
         raise InputError(f"pruning.ratios: got {ratio}; allowed: at most {largest:.4f} with {limits}")

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult
 from tailored_llama.config import GENERIC, BenchmarkConfig, RunConfig, SmallestConfig, is_written
 from tailored_llama.data import find_turns, headline_metric, in_braces, load_template, named_example, render
 from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, Answer, CandidateFigures, LossTest, is_proven
-from tailored_llama.models import Base, Size, loading, lost_words, read_config, what_was_removed, write_card
+from tailored_llama.models import Base, Size, family_of, loading, lost_words, read_config, what_was_removed, write_card
 from tailored_llama.reports import text
 from tailored_llama.reports.inputs import RunResults
 from tailored_llama.reports.pages import from_template, settings_of
@@ -174,6 +174,7 @@ def tailored_card(
         gained_by=text.gained_by(config),
         lost=lost_words(checkpoint),
         loading=loading(checkpoint),
+        in_gguf=bool(family_of(read_config(checkpoint)["model_type"]).gguf),
         notes=text.floor_notes([table]),
         prompt=prompt_of(config, benchmark, tuned, checkpoint),
         pruned=pruned,

@@ -134,7 +134,8 @@ def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig, bu
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     with torch.no_grad(), models.packed_attention(base):  # FSDP cannot train weights that it gathered in inference mode
-        lengths, at_once = [len(sample) for sample in samples], models.passes_at_once(model, budget)
+        lengths = [models.tokens_read(base, sample.encoded.document) for sample in samples]
+        at_once = models.passes_at_once(model, budget)
         for part, results in models.within_memory(lengths, budget, run, at_once=at_once):
             by_number |= dict(zip(part, results, strict=True))
     return [by_number[i] for i in range(len(samples))]

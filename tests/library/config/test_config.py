@@ -270,3 +270,11 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, content: bytes | None, 
         file.write_bytes(content)
     with pytest.raises(InputError, match=exactly(f"configuration {file}: {message}")):
         load_config(file)
+
+
+def test_a_file_of_rows_is_no_configuration(tmp_path: Path) -> None:
+    (rows := tmp_path / "my.csv").write_text("text,label\na,b\n")
+    told = f"a TOML file, or `tailored-llama smallest {rows}`, which needs none"
+    said = f"configuration {rows}: not TOML, but a file of rows; allowed: {told}"
+    with pytest.raises(InputError, match=exactly(said)):
+        load_config(rows)

@@ -144,8 +144,8 @@ def test_a_file_of_another_architecture_is_refused(tiny: Path, tmp_path: Path) -
     path = write_file(tmp_path / "tiny.gguf", tiny)
     path.write_bytes(path.read_bytes().replace(b"llama", b"mamba"))
     message = (
-        f"model.source {path}: architecture mamba, which transformers does not read from GGUF; allowed: the same model "
-        "as a folder or Hub id with safetensors"
+        f"model.source {path}: architecture mamba in GGUF; allowed: llama, mistral, qwen2, qwen3, gemma2, gemma3_text, "
+        "phi3, or the same model as a folder or Hub id with safetensors"
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         find_model(ModelConfig(source=str(path)))
@@ -157,8 +157,8 @@ def test_what_transformers_does_not_read_is_one_line(tmp_path: Path, name: str) 
         tmp_path / "tiny.gguf", save_tiny_llama(tmp_path / "tiny", architecture=name, pad_token_id=0), name
     )
     said = (
-        f"model.source {file}: architecture {name}, which transformers does not read from GGUF; "
-        "allowed: the same model as a folder or Hub id with safetensors"
+        f"model.source {file}: architecture {name} in GGUF; allowed: llama, mistral, qwen2, qwen3, gemma2, "
+        "gemma3_text, phi3, or the same model as a folder or Hub id with safetensors"
     )
     with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
         find_model(ModelConfig(source=str(file)))

@@ -1,5 +1,6 @@
 """Model types whose layers are no plain decoder's, such as hybrids; and the text part of those that read images."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from tailored_llama.errors import InputError
 from tailored_llama.evaluation import WrittenAnswer, generate
 from tailored_llama.models import (
     DenseSettings,
+    Document,
+    cache_bytes,
     find_model,
     load_model,
     load_tokenizer,
@@ -22,6 +25,7 @@ from tailored_llama.models import (
     prepare_dense,
     read_config,
     read_structure,
+    tokens_read,
 )
 from tailored_llama.models.families import FAMILIES, family_of
 from tailored_llama.pruning import build_graph, read_groups
@@ -48,7 +52,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "nemotron": {},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "qwen3_moe": EXPERTS,
+    "qwen3_moe": EXPERTS | {"intermediate_size": 4096},  # of which no tensor is, without a dense layer
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
@@ -125,7 +129,7 @@ def test_a_decoder_with_another_embedding_is_refused(tmp_path: Path) -> None:
 
 def test_such_a_model_is_not_streamed(tmp_path: Path) -> None:
     folder = save(tmp_path / "dense", "lfm2")
-    said = "execution.streaming: got 'always' with a lfm2; allowed: auto or never"
+    said = "execution.streaming: got 'always' with a model of type lfm2; allowed: auto or never"
     with pytest.raises(InputError, match=f"^{said}$"):
         open_model(folder, ExecutionConfig(device="cpu", streaming="always"), tmp_path)
 
@@ -163,3 +167,32 @@ def test_of_a_model_that_reads_images_the_text_part_is_taken(
     with torch.no_grad():
         assert torch.equal(load_model(out)(ids).logits, whole(ids).logits)
     assert read_config(out)["model_type"] == f"{architecture}_text"
+    said = (
+        f"^{folder}: got a model that also reads images or sound; allowed: its text part, as `tailored-llama convert`"
+    )
+    with pytest.raises(InputError, match=said):
+        load_model(folder)
+
+
+def test_a_text_part_may_leave_sizes_to_the_defaults_of_its_type(tmp_path: Path) -> None:
+    """As that of Gemma 3 4B does, which states neither heads nor their width."""
+    text = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "pad_token_id": 0}
+    vision = VISION | {"image_size": 28, "patch_size": 14}
+    whole = AutoModelForImageTextToText.from_config(
+        AutoConfig.for_model("gemma3", text_config=text, vision_config=vision)
+    )
+    whole.save_pretrained(folder := tmp_path / "whole")
+    byte_tokenizer().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] = text | {"model_type": "gemma3_text"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (out := tmp_path / "dense").mkdir()
+    prepare_dense(settings=DenseSettings(find_model(ModelConfig(source=str(folder))), "float32"), work=Work(out))
+    assert (read_structure(out).head_dim, read_structure(out).layer.heads) == (256, 8)
+
+
+def test_a_budget_counts_what_a_model_that_cannot_pack_reads_anew(tmp_path: Path) -> None:
+    model = load_model(save(tmp_path / "dense", "lfm2"))
+    assert tokens_read(model, Document([1] * 30, [[2] * 3, [2] * 5]), header=100) == 2 * 135
+    assert tokens_read(model, Document([1] * 30), header=100) == 130
+    assert cache_bytes(read_structure(tmp_path / "dense")) == 2 * 2 * 4096 * 8 * 2 * 2  # two of four layers attend

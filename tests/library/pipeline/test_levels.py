@@ -13,6 +13,7 @@ from tailored_llama.config import SmallestConfig, build_config, validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import read_answer
 from tailored_llama.models import read_structure
+from tailored_llama.pipeline.smallest import check_smallest
 
 KINDS: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "block_ff_dim": 24, "block_auto_adjust_ff_dim": False},
@@ -59,6 +60,16 @@ def test_a_run_removes_channels_of_a_hybrid(own_run: dict[str, Any], tmp_path: P
     assert model.generate(torch.tensor([[5, 9, 20]]), max_new_tokens=4).shape[1] > 3
 
 
+def test_a_search_for_llama_cpp_is_refused_before_any_work(own_run: dict[str, Any], dense: Path) -> None:
+    own_run |= {"model": {"source": str(dense)}, "goal": {"runtime": "llama.cpp"}}
+    kind = read_structure(dense).model_type
+    said = (
+        f"goal.runtime: got 'llama.cpp' for architecture {kind}, which llama.cpp lacks; allowed: transformers or vllm"
+    )
+    with pytest.raises(InputError, match=f"^{said}$"):
+        check_smallest(build_config(SmallestConfig, own_run))
+
+
 def test_a_search_tries_the_tokens_that_can_leave(own_run: dict[str, Any], dense: Path, tmp_path: Path) -> None:
     things = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black"}
     rows = [{"text": f"number {i}: the {t} is", "label": things[t]} for i, t in enumerate([*things] * 75)]
@@ -73,5 +84,6 @@ def test_a_search_tries_the_tokens_that_can_leave(own_run: dict[str, Any], dense
     answer = read_answer(compose("smallest", build_config(SmallestConfig, config)))
     assert answer.proven is not None
     assert "trimmed" in answer.candidates[answer.proven].label
+    assert answer.failed
     assert all(told.endswith("with tokens alone") for told in answer.failed.values())
     assert (tmp_path / "smallest" / "colours" / "model.safetensors").is_file()
