@@ -128,7 +128,7 @@ def test_layers_are_whole_and_all_else_is_on_the_first_device(checkpoint: Path) 
     assert outside == {"lazy:0"}
 
 
-@pytest.mark.parametrize("checkpoint", ["untied", "gemma2", "per-layer"], indirect=True)
+@pytest.mark.parametrize("checkpoint", ["untied", "gemma2"], indirect=True)
 def test_scores(checkpoint: Path, benchmark: tuple[ScoreSettings, Path, Path], both: Any) -> None:
     settings, _, prompts = benchmark
 

@@ -193,7 +193,7 @@ def test_an_importance_matrix_is_written_and_read_and_rounds_by_it(tmp_path: Pat
     assert reader.fields["quantize.imatrix.file"].contents() == "my.gguf"
     stored = load_file(checkpoint / "model.safetensors")["model.layers.0.mlp.gate_proj.weight"].numpy()
     (gate,) = (t for t in reader.tensors if t.name == "blk.0.ffn_gate.weight")
-    expected = quantise_rows(np.pad(stored, ((0, 8), (0, 0))), Kind.Q4_0, read.squares[gate.name])
+    expected = quantise_rows(np.pad(stored, ((0, 31), (0, 0))), Kind.Q4_0, read.squares[gate.name])
     assert np.array_equal(gate.data, expected)
 
 
