@@ -1,10 +1,16 @@
 """A search whose rows to prove on have no labels."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from helpers import words
+from tailored_llama.pipeline import candidates, steps
+from tailored_llama.pipeline.bases import Base, Step, Whole
+from tailored_llama.pipeline.candidates import Candidate
 
 
 def write_job(folder: Path) -> None:
@@ -27,3 +33,17 @@ def few_label_search(folder: Path, model: Path) -> dict[str, Any]:
         "goal": {"lose_at_most": 10, "types": ["q8_0"], "labels": str(folder / "to-label.csv")},
         "store": {"root": str(folder / "store"), "reports": None, "export": str(folder / "small")},
     }
+
+
+def tune_trimmed_models(patch: pytest.MonkeyPatch) -> None:
+    """Let candidates of which only tokens leave be tuned apart, so that they answer some rows otherwise."""
+    make = candidates.make
+
+    def tuned(base: Base, step: Step, kind: Any, whole: Whole) -> Candidate:
+        candidate = make(base, step, kind, whole)
+        if not step.tokens:
+            return candidate
+        adapters = steps.tune_adapters(base.config, step.ratio, candidate.checkpoint, base.prompts)
+        return replace(candidate, adapter=next(iter(adapters.values())))
+
+    patch.setattr(candidates, "make", tuned)

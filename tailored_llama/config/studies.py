@@ -171,7 +171,7 @@ class GoalConfig(Section):
     time to read a prompt; or the time to write a token. Times are measured on this machine."""
     runtime: Literal["llama.cpp", "transformers", "vllm"] = "llama.cpp"
     """What will run the model: llama.cpp gets a GGUF file in one of `types`, the others a checkpoint in 16 bits."""
-    types: tuple[GgufType, ...] = Field(("q4_0", "q5_0", "q8_0"), min_length=1)
+    types: tuple[GgufType, ...] = Field(("iq4_nl", "q5_0", "q8_0"), min_length=1)
     """Types of GGUF file to choose from, for llama.cpp."""
     models: tuple[str, ...] = ()
     """Further base models to start from. The reference is model.source, as it is or tuned."""

@@ -76,7 +76,8 @@ def _losses(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder], number
 def next_positions(ladder: Ladder, losses: Mapping[int, float], margin: float, best: float, rungs: int) -> list[int]:
     """The positions of a ladder to measure next: between the last that passes and the first that does not.
 
-    `best` is the cost of the best candidate so far, of any ladder. Only the first `rungs` come into question.
+    At last comes the position before the last that passes, if that loses more than half of the margin. `best`
+    is the cost of the best candidate so far, of any ladder. Only the first `rungs` come into question.
     """
     if not losses:
         return [0] if rungs else []
@@ -84,8 +85,11 @@ def next_positions(ladder: Ladder, losses: Mapping[int, float], margin: float, b
     failing = min([rungs, *(position for position, loss in smoothed.items() if loss > margin)])
     passing = max((position for position in smoothed if position < failing), default=failing)
     open_positions = [position for position in range(passing + 1, failing) if ladder.costs[position] < best]
+    if not open_positions:  # what loses much may not be proven, so that one that loses less has to be known, too
+        safer = passing - 1
+        return [safer] if passing in smoothed and smoothed[passing] > margin / 2 and safer not in {-1, *losses} else []
     step = len(open_positions) / (AT_ONCE + 1)
-    return sorted({open_positions[int(step * (turn + 1))] for turn in range(AT_ONCE)}) if open_positions else []
+    return sorted({open_positions[int(step * (turn + 1))] for turn in range(AT_ONCE)})
 
 
 def smooth(losses: Mapping[int, float]) -> dict[int, float]:

@@ -118,7 +118,7 @@ def test_an_exported_model_stands_alone_and_its_card_says_what_it_is(
         "`train.jsonl` to tune on, `evaluation.jsonl` to score",
         "8 examples drawn by seed 0, and 4 more held out",
         "```text\n{question}\n```",
-        "stock transformers loads it as `llama`",
+        "Stock transformers loads it as `llama`",
         "vllm serve path/to/this/folder\n",
         "Measured on `colours` alone",
         "Type of its weights: bfloat16, the base's own." if half else "# colours-0.2, made from parent",

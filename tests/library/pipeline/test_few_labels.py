@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from compositions import compose, run_command
-from few_labels import few_label_search
+from few_labels import few_label_search, tune_trimmed_models
 from helpers import as_toml, save_worded_llama
 from llama_server import llama_server
 from tailored_llama import evaluation
@@ -35,6 +35,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     """The folder of a search that has made its candidates and has labels to choose with; nothing is proven yet."""
     run = few_label_search(folder := tmp_path_factory.mktemp("searched"), model)
     with pytest.MonkeyPatch.context() as patch:
+        tune_trimmed_models(patch)
         patch.setattr(evaluation, "sequence", lambda found, margin: [])
         if asked_by(run):
             label(folder / "to-label.csv")
@@ -43,8 +44,9 @@ def searched(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path, model: Path, searched: Path) -> dict[str, Any]:
+def run(tmp_path: Path, model: Path, searched: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A search that finds its candidates, and any labels to choose with."""
+    tune_trimmed_models(monkeypatch)
     shutil.copytree(searched, tmp_path, dirs_exist_ok=True)
     return few_label_search(tmp_path, model)
 

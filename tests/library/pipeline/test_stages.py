@@ -22,7 +22,7 @@ from tailored_llama.config import (
     build_config,
     validate_config,
 )
-from tailored_llama.pipeline import COMPOSITIONS, STAGES, Executor, FolderExecutor, Node, StoreExecutor, steps
+from tailored_llama.pipeline import COMPOSITIONS, STAGES, Executor, FolderExecutor, Node, StoreExecutor, stages, steps
 from tailored_llama.pipeline.graph import stage
 from tailored_llama.store import MANIFEST, ArtifactRef, file_lock
 
@@ -73,6 +73,9 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
             COMPOSITIONS[name].make(run, config)
             for node in run.begun():
                 calls[node.stage.name].append(run.ready(node))
+    adapter = next(call for call in calls["adapter"] if call.inputs["pruned"].stage == "dense")
+    made: dict[str, Any] = {"dense": adapter.inputs["pruned"], "trimmed": adapter.inputs["pruned"]}
+    calls["carried"].append(run.ready(stages.carried("carry", adapter=adapter, **made)))
     return calls
 
 

@@ -21,8 +21,7 @@ MADE = (  # by the run below
     "pruned", "reach", "report", "scores", "split", "tailored", "teacher", "tokens",
 )  # fmt: skip
 STUDIES = (  # by other runs: the store treats stand-ins alike
-    "answer", "gguf", "profile", "quantised-scores", "served-scores", "smallest", "source", "speed",
-    "sweep",
+    "answer", "carried", "gguf", "profile", "quantised-scores", "served-scores", "smallest", "source", "speed", "sweep",
 )  # fmt: skip
 KINDS = (*MADE, *STUDIES)
 Damage = Callable[[Path, Path], Any]
