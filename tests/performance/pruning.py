@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 import typer
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from helpers import CPU, prune
 from tailored_llama.config import ReconstructionConfig, Work
@@ -49,6 +49,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
         "num_key_value_heads": 32, "vocab_size": 32000,
     },
+    # OLMo 2 1B, of which tokens and channels leave
+    "olmo2-1b": {
+        "model_type": "olmo2", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 100352, "pad_token_id": 0,
+    },
+    # Qwen3.5's text part at 2B: the same, but a hybrid, which is not streamed
+    "qwen3_5-2b": {
+        "model_type": "qwen3_5_text", "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 256, "vocab_size": 248320, "pad_token_id": 0,
+    },
 }  # fmt: skip
 SAMPLES, TOKENS = 10, 64
 
@@ -57,10 +67,12 @@ def write_checkpoint(folder: Path, shape: dict[str, Any]) -> None:
     """Random weights, one shard for each layer and one for the rest; in bfloat16, unless the shape has a dtype."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    shape = {"dtype": "bfloat16"} | shape
-    config = LlamaConfig(**shape, tie_word_embeddings=False, architectures=["LlamaForCausalLM"])
+    shape = {"dtype": "bfloat16", "model_type": "llama"} | shape
+    config = AutoConfig.for_model(**shape, tie_word_embeddings=False)
     with torch.device("meta"):
-        shapes = {name: p.shape for name, p in AutoModelForCausalLM.from_config(config).named_parameters()}
+        model = AutoModelForCausalLM.from_config(config)
+    config.architectures = [type(model).__name__]
+    shapes = {name: p.shape for name, p in model.named_parameters()}
     torch.manual_seed(0)
     where: dict[str, str] = {}
     for name in shapes:
