@@ -28,7 +28,7 @@ def test_what_a_goal_fills_in_and_what_was_given_stays() -> None:
 
 
 def test_the_types_of_file_are_those_of_the_runtime() -> None:
-    assert configure().file_types == ("q4_0", "q5_0", "q8_0")
+    assert configure().file_types == ("iq4_nl", "q5_0", "q8_0")
     assert configure(goal={"runtime": "transformers"}).file_types == (None,)
 
 
