@@ -125,7 +125,8 @@ def architectures() -> Iterator[str]:
     rows = [["model_type", "what leaves", "read from GGUF", "llama.cpp's architecture"]]
     for name, family in FAMILIES.items():
         leaves = {"all": "tokens, heads, channels", "channels": "tokens, channels"}.get(family.level, family.level)
-        rows.append([f"`{name}`", leaves, "yes" if family.gguf and family.from_gguf else "", family.gguf])
+        written = f"{family.gguf}, by its converter" if family.converted else family.gguf
+        rows.append([f"`{name}`", leaves, "yes" if family.gguf and family.from_gguf else "", written])
     yield _table(rows)
 
 

@@ -64,16 +64,24 @@ class _GgmlGelu(torch.nn.Module):
 def with_ggml_gelu(model: Any) -> Any:
     """A transformers model that computes GELU as ggml does on a CPU: between -10 and 10 by a table of float16."""
     for layer in model.model.layers:
-        if "gelu" in type(getattr(layer.mlp, "act_fn", None)).__name__.lower():
-            layer.mlp.act_fn = _GgmlGelu()
+        for module in layer.modules():
+            if "gelu" in type(getattr(module, "act_fn", None)).__name__.lower():
+                module.act_fn = _GgmlGelu()
     return model
 
 
 @contextmanager
 def llama_cpp(path: Path, context: int = 256) -> Iterator[LlamaCpp]:
-    model: Any = Llama(str(path), n_ctx=context, n_batch=context, n_ubatch=context, type_k="f32", type_v="f32")
-    # One thread: several spin where they wait, and starve each other where tests run side by side.
-    get_lib().llama_set_n_threads(model._ctx, 1, 1)
+    model: Any = Llama(str(path), n_ctx=8)
+    library = get_lib()
+    # Its own context has embeddings, with which LFM2 computes no logits. This one is exact. It has one thread: several
+    # spin where they wait, and starve each other where tests run side by side.
+    library.llama_free(model._ctx)
+    parameters = library.llama_context_default_params()
+    parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = context
+    parameters.type_k = parameters.type_v = parameters.flash_attn_type = 0
+    parameters.n_threads = parameters.n_threads_batch = 1
+    model._ctx = library.llama_init_from_model(model._model, parameters)
     try:
         yield LlamaCpp(model)
     finally:

@@ -14,6 +14,7 @@ class Family:
     """What sets a model type apart, in llama.cpp above all."""
 
     gguf: str = ""  # the architecture of llama.cpp that computes the same; empty: there is none
+    converted: bool = False  # llama.cpp's own converter writes its GGUF files
     # What can leave: tokens, heads and channels; tokens and channels, where heads cannot; or only tokens.
     level: Level = "all"
     packed: bool = True  # all its layers are attention and an MLP, so that texts that share a row stay apart
@@ -35,6 +36,7 @@ class Family:
 
 
 _TOKENS = Family(level="tokens", packed=False)
+_CONVERTED = replace(_TOKENS, converted=True)
 _HYBRID = Family(level="channels", packed=False, twin="mistral")
 _LLAMA = Family("llama", paired=True, factors=True, from_gguf=True)
 
@@ -64,13 +66,21 @@ FAMILIES: dict[str, Family] = {
     "apertus": Family(gated=False),
     "helium": Family(level="channels"),  # o_proj is as wide as the hidden states
     # Hybrids, whose layers are attention, convolutions or state-space models. The first two have an ordinary MLP.
-    "qwen3_5_text": _HYBRID,
+    "qwen3_5_text": replace(_HYBRID, gguf="qwen35", converted=True),
     "olmo_hybrid": _HYBRID,
-    **dict.fromkeys(("lfm2", "granitemoehybrid", "falcon_h1"), _TOKENS),
-    "gemma4_text": _TOKENS,  # attention of two widths, and keys that several layers share
-    "nemotron": _TOKENS,  # torch-pruning never ends on its graph
+    "lfm2": replace(_CONVERTED, gguf="lfm2"),
+    "granitemoehybrid": replace(_CONVERTED, gguf="granitehybrid"),
+    "falcon_h1": replace(_CONVERTED, gguf="falcon-h1"),
+    # Attention of two widths, and keys that several layers share
+    "gemma4_text": replace(_CONVERTED, gguf="gemma4"),
+    "nemotron": replace(_CONVERTED, gguf="nemotron"),  # torch-pruning never ends on its graph
     # Mixtures of experts
-    **dict.fromkeys(("mixtral", "qwen3_moe", "olmoe", "gpt_oss", "granitemoe", "lfm2_moe"), _TOKENS),
+    "mixtral": replace(_CONVERTED, gguf="llama"),
+    "qwen3_moe": replace(_CONVERTED, gguf="qwen3moe"),
+    "olmoe": replace(_CONVERTED, gguf="olmoe"),
+    "gpt_oss": replace(_CONVERTED, gguf="gpt-oss"),
+    "granitemoe": replace(_CONVERTED, gguf="granitemoe"),
+    "lfm2_moe": replace(_CONVERTED, gguf="lfm2moe"),
 }
 ALLOWED = (
     f"allowed: {', '.join(FAMILIES)}, or another decoder of transformers with {EMBEDDING}, of which only tokens leave"

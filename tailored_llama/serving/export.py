@@ -18,11 +18,13 @@ from tailored_llama.models import (
     CARD,
     EMBEDDED_MODELS,
     copy_licence,
+    family_of,
     fetch_model,
     link,
     load_tokenizer,
     merge_adapter,
     open_gguf,
+    read_structure,
     stored_dtype,
     weight_files,
     write_shards,
@@ -64,7 +66,8 @@ def export_gguf(
                 link(path, source / path.name)
         if chat:
             write_chat_template(source, chat)
-        job = job_of(source, prompts or {}, work.execution) if settings.type in FEW_BITS else None
+        ours = not family_of(read_structure(source).model_type).converted
+        job = job_of(source, prompts or {}, work.execution) if ours and settings.type in FEW_BITS else None
         written = write_gguf(source, gguf_type=settings.type, out=out / file, name=name, by=job, progress=work.progress)
     copy_licence(checkpoint, out)
     _write_around(out / file, chat, load_tokenizer(checkpoint), _about(written))

@@ -68,6 +68,11 @@ def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
     if not family.gguf:
         allowed = ", ".join(models.IN_GGUF)
         raise InputError(f"checkpoint {checkpoint}: architecture {kind}, which llama.cpp lacks; allowed: {allowed}")
+    if family.converted:
+        allowed = "a whole model, merged with its adapter, and rounded for no job"
+        raise InputError(
+            f"checkpoint {checkpoint}: architecture {kind}, which only llama.cpp writes; allowed: {allowed}"
+        )
     if step := family.no_rope_step:
         rotated = [int((number + 1) % step != 0) for number in range(structure.depth)]
         if (got := config.get("no_rope_layers") or rotated) != rotated:

@@ -71,14 +71,15 @@ def quantise_rows(values: Array, kind: GGMLQuantizationType, importance: Array |
 
 
 def requantise(source: Path, gguf_type: str, out: Path, importance: Mapping[str, Array]) -> None:
-    """Write an F16 or F32 file anew with a K-quant, by llama.cpp's own `llama_model_quantize`.
+    """Write an F16 or F32 file anew in a type, by llama.cpp's own `llama_model_quantize`.
 
     It gives a matrix whose rows are no multiple of 256 another type of about as many bits. `importance` has that of
     the inputs of some tensors, by name.
     """
     ffi, library = load_llama_cpp(f"type {gguf_type}")
     parameters = ffi.new("llama_model_quantize_params *", library.llama_model_quantize_default_params())
-    parameters.ftype = getattr(library, f"LLAMA_FTYPE_MOSTLY_{gguf_type.upper()}")
+    kind = f"LLAMA_FTYPE_MOSTLY_{gguf_type.upper()}"
+    parameters.ftype = getattr(library, kind if hasattr(library, kind) else f"{kind}_S")
     names = [ffi.new("char[]", name.encode()) for name in importance]
     values = [ffi.from_buffer("float[]", np.ascontiguousarray(own, np.float32)) for own in importance.values()]
     entries = [(name, own, len(own)) for name, own in zip(names, values, strict=True)]
@@ -116,13 +117,16 @@ def _context(file: Path, purpose: str, tokens: int, sequences: int = 1) -> Itera
 def file_loglikelihoods(file: Path, encoded: Sequence[Encoded], progress: Progress) -> list[list[float]]:
     """Summed log-probability of every choice of every prompt, by llama.cpp; as `data.loglikelihoods`.
 
-    A batch is a prompt with as many of its choices as llama.cpp takes sequences, which share the tokens before them.
+    A batch is a prompt with as many of its choices as llama.cpp takes sequences, which share the tokens before them. In
+    models with states, it is a prompt with one choice.
     """
     _, library = load_llama_cpp("scoring")
     most = min(max(len(item.targets) for item in encoded), library.llama_max_parallel_sequences())
     parts = [[*_parts(item, most)] for item in encoded]
     longest, sums = max(len(part.document) for item in parts for part in item), []
     with _context(file, "scoring", longest, most) as (ffi, library, model, context):
+        if library.llama_model_is_recurrent(model) or library.llama_model_is_hybrid(model):
+            parts = [[*_parts(item, 1)] for item in encoded]  # a state is of one sequence
         size = 4 * library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
         batch = library.llama_batch_init(longest, 0, most)
 

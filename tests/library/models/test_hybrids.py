@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from helpers import byte_tokenizer, plain_loglikelihood, save_tiny_llama
+from hybrids import HYBRIDS, save_hybrid
 from tailored_llama.config import ExecutionConfig, ModelConfig, Work
 from tailored_llama.data import Prompt, encode_prompt, loglikelihoods, shared_header
 from tailored_llama.errors import InputError
@@ -32,51 +33,18 @@ from tailored_llama.pruning import build_graph, read_groups
 from tailored_llama.pruning.surgery import prune_checkpoint
 from tailored_llama.pruning.vocabulary import VocabularyPlan
 
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-LINEAR = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
-MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
-MODELS: dict[str, dict[str, Any]] = {
-    "qwen3_5_text": LINEAR,
-    "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "block_ff_dim": 24, "block_auto_adjust_ff_dim": False},
-    "granitemoehybrid": MAMBA
-    | {"layer_types": ["mamba", "attention"] * 2, "num_local_experts": 0, "num_experts_per_tok": 0}
-    | {"shared_intermediate_size": 24, "mamba_expand": 2},
-    "falcon_h1": MAMBA | {"mamba_d_ssm": 64},
-    "olmo_hybrid": {},
-    "gemma4_text": {
-        "vocab_size_per_layer_input": 260,
-        "hidden_size_per_layer_input": 8,
-        "layer_types": ["sliding_attention", "full_attention"] * 2,
-        "global_head_dim": 8,
-        "num_kv_shared_layers": 0,
-    },
-    "nemotron": {},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "qwen3_moe": EXPERTS | {"intermediate_size": 4096},  # of which no tensor is, without a dense layer
-    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
-    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "lfm2_moe": EXPERTS | {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
-    "cohere": {},  # without a row
-    "phi": {"num_key_value_heads": 4, "tie_word_embeddings": False},  # without a row; its head has a bias
-}
 KEPT = (*range(0, 100, 3), 119, 256)
-every_model = pytest.mark.parametrize("architecture", MODELS)
+every_model = pytest.mark.parametrize("architecture", HYBRIDS)
 
 
 def test_every_row_of_this_kind_is_tested() -> None:
-    assert {name for name, family in FAMILIES.items() if not family.packed} <= MODELS.keys()
-
-
-def save(folder: Path, architecture: str) -> Path:
-    changes = {"pad_token_id": 0} | MODELS[architecture]
-    return save_tiny_llama(folder, architecture=architecture, noise=0.1, **changes)
+    assert {name for name, family in FAMILIES.items() if not family.packed} <= HYBRIDS.keys()
 
 
 @every_model
 @pytest.mark.parametrize("header", ["", "Solved before: yes. " * 5], ids=["no header", "header"])
 def test_prompts_score_as_plain_passes_do(tmp_path: Path, architecture: str, header: str) -> None:
-    folder = save(tmp_path / "dense", architecture)
+    folder = save_hybrid(tmp_path / "dense", architecture)
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     questions = [("The sky over the land is", " blue", " a very long way up"), ("Is it?", " no", " yes", " no!")]
     prompts = [
@@ -92,7 +60,7 @@ def test_prompts_score_as_plain_passes_do(tmp_path: Path, architecture: str, hea
 
 @every_model
 def test_without_some_tokens_the_others_have_the_same_logits(tmp_path: Path, architecture: str) -> None:
-    dense = save(tmp_path / "dense", architecture)
+    dense = save_hybrid(tmp_path / "dense", architecture)
     (groups := tmp_path / "groups").mkdir()
     build_graph(dense, settings=None, work=Work(groups))
     assert (len(read_groups(groups)) == 0) == (family_of(architecture).level == "tokens")
@@ -114,7 +82,7 @@ def test_without_some_tokens_the_others_have_the_same_logits(tmp_path: Path, arc
 @every_model
 def test_answers_written_side_by_side_are_those_written_alone(tmp_path: Path, architecture: str) -> None:
     """Shorter prompts are padded at their start, which convolutions and states must not see."""
-    folder = save(tmp_path / "dense", architecture)
+    folder = save_hybrid(tmp_path / "dense", architecture)
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     contexts, until = ["Is it?", "The sky over the land is as blue as"], WrittenAnswer(6, ())
     alone = [generate(model, tokenizer, [context], until)[0] for context in contexts]
@@ -128,7 +96,7 @@ def test_a_decoder_with_another_embedding_is_refused(tmp_path: Path) -> None:
 
 
 def test_such_a_model_is_not_streamed(tmp_path: Path) -> None:
-    folder = save(tmp_path / "dense", "lfm2")
+    folder = save_hybrid(tmp_path / "dense", "lfm2")
     said = "execution.streaming: got 'always' with a model of type lfm2; allowed: auto or never"
     with pytest.raises(InputError, match=f"^{said}$"):
         open_model(folder, ExecutionConfig(device="cpu", streaming="always"), tmp_path)
@@ -138,10 +106,10 @@ VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "n
 WRAPPERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qwen3_5": (
         {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 32},
-        MODELS["qwen3_5_text"],
+        HYBRIDS["qwen3_5_text"],
     ),
     "gemma3": (VISION | {"image_size": 28, "patch_size": 14}, {"query_pre_attn_scalar": 8}),
-    "gemma4": (VISION | {"num_key_value_heads": 2, "head_dim": 16}, MODELS["gemma4_text"]),
+    "gemma4": (VISION | {"num_key_value_heads": 2, "head_dim": 16}, HYBRIDS["gemma4_text"]),
 }
 
 
@@ -192,7 +160,7 @@ def test_a_text_part_may_leave_sizes_to_the_defaults_of_its_type(tmp_path: Path)
 
 
 def test_a_budget_counts_what_a_model_that_cannot_pack_reads_anew(tmp_path: Path) -> None:
-    model = load_model(save(tmp_path / "dense", "lfm2"))
+    model = load_model(save_hybrid(tmp_path / "dense", "lfm2"))
     assert tokens_read(model, Document([1] * 30, [[2] * 3, [2] * 5]), header=100) == 2 * 135
     assert tokens_read(model, Document([1] * 30), header=100) == 130
     assert cache_bytes(read_structure(tmp_path / "dense")) == 2 * 2 * 4096 * 8 * 2 * 2  # two of four layers attend

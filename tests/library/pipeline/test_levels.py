@@ -14,6 +14,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.evaluation import read_answer
 from tailored_llama.models import read_structure
 from tailored_llama.pipeline.smallest import check_smallest
+from tailored_llama.serving import load
 
 KINDS: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "block_ff_dim": 24, "block_auto_adjust_ff_dim": False},
@@ -60,13 +61,11 @@ def test_a_run_removes_channels_of_a_hybrid(own_run: dict[str, Any], tmp_path: P
     assert model.generate(torch.tensor([[5, 9, 20]]), max_new_tokens=4).shape[1] > 3
 
 
-def test_a_search_for_llama_cpp_is_refused_before_any_work(own_run: dict[str, Any], dense: Path) -> None:
+def test_a_search_for_llama_cpp_is_refused_before_any_work(own_run: dict[str, Any], tmp_path: Path) -> None:
+    dense = save_worded_llama(tmp_path / "worded", architecture="olmo_hybrid", pad_token_id=0)
     own_run |= {"model": {"source": str(dense)}, "goal": {"runtime": "llama.cpp"}}
-    kind = read_structure(dense).model_type
-    said = (
-        f"goal.runtime: got 'llama.cpp' for architecture {kind}, which llama.cpp lacks; allowed: transformers or vllm"
-    )
-    with pytest.raises(InputError, match=f"^{said}$"):
+    said = "goal.runtime: got 'llama.cpp' for architecture olmo_hybrid, which llama.cpp lacks; allowed: transformers or"
+    with pytest.raises(InputError, match=f"^{said} vllm$"):
         check_smallest(build_config(SmallestConfig, own_run))
 
 
@@ -78,7 +77,7 @@ def test_a_search_tries_the_tokens_that_can_leave(own_run: dict[str, Any], dense
         "model": {"source": str(dense), "dtype": "float32"},
         "calibration": {"samples": 4, "tokens": 64, "source": own_run["calibration"]["source"]},
         "tuning": {"epochs": 1},
-        "goal": {"lose_at_most": 60, "runtime": "transformers", "even_if_unprovable": True},
+        "goal": {"lose_at_most": 60, "types": ["q8_0"], "even_if_unprovable": True},
         "store": own_run["store"] | {"export": str(tmp_path / "smallest")},
     }
     answer = read_answer(compose("smallest", build_config(SmallestConfig, config)))
@@ -86,4 +85,6 @@ def test_a_search_tries_the_tokens_that_can_leave(own_run: dict[str, Any], dense
     assert "trimmed" in answer.candidates[answer.proven].label
     assert answer.failed
     assert all(told.endswith("with tokens alone") for told in answer.failed.values())
-    assert (tmp_path / "smallest" / "colours" / "model.safetensors").is_file()
+    assert (tmp_path / "smallest" / "colours" / "colours-q8_0.gguf").is_file()
+    model = load(tmp_path / "smallest" / "colours")
+    assert str(model.answer("number 1: the sky")) in things.values()

