@@ -44,7 +44,6 @@ class Base:
     dense: Dense
     steps: tuple[Step, ...]  # by size
     unreachable: Mapping[str, str]  # why further ratios are not among them
-    converted: bool  # its GGUF files are written by llama.cpp's own converter
 
     @property
     def name(self) -> str:
@@ -118,8 +117,7 @@ def prepare(run: Executor, config: SmallestConfig) -> Base:
     for check in steps.checks(unasked, dense, prompts):
         run.result(check)
     rows_of: dict[ScoredSplit, Artifacts] = {"selection": choosing, "evaluation": prompts.evaluation}
-    family = models.family_of(models.read_structure(run.open(dense.checkpoint)).model_type)
-    return Base(config, prompts, rows_of, dense, *_steps(run, config, dense), family.converted)
+    return Base(config, prompts, rows_of, dense, *_steps(run, config, dense))
 
 
 def _steps(run: Executor, config: SmallestConfig, dense: Dense) -> tuple[tuple[Step, ...], dict[str, str]]:

@@ -102,15 +102,13 @@ def scores(candidate: Candidate, split: ScoredSplit) -> dict[str, Artifact]:
     """The scores of a candidate on one set of rows of every benchmark, with the weights of its file.
 
     To prove, llama.cpp itself answers with a GGUF file. To choose, the file's weights are scored in transformers, which
-    takes less time; but not if llama.cpp's own converter wrote it. Those of a file as it is are in the dense
-    checkpoint, which was made from it.
+    takes less time, if they can be. Those of a file as it is are in the dense checkpoint, which was made from it.
     """
     config, kind, scored = candidate.base.config, candidate.kind, dict[str, Artifact]()
-    by_llama_cpp = split == "evaluation" or candidate.base.converted
     for name, prompts in candidate.base.rows[split].items():
         title = f"{candidate.model}, {candidate.bits}, {'to choose' if split == 'selection' else 'to prove'}"
         benchmark = named_benchmark(config, name)
-        if kind and by_llama_cpp:
+        if kind and split == "evaluation":
             scored[name] = stages.served(
                 f"score {name} {title}",
                 settings=ScoreSettings.of(benchmark, split),

@@ -34,6 +34,7 @@ from tailored_llama.serving.gguf import Written, write_gguf
 from tailored_llama.serving.gguf_layout import layout_of, restored, unfused, written_shapes
 from tailored_llama.serving.gguf_writing import gguf_file
 from tailored_llama.serving.job import job_of
+from tailored_llama.serving.served import score_served
 from tailored_llama.serving.settings import GgufSettings, QuantisedSettings, SourceSettings
 
 _NOT_COPIED = ("manifest.json", "model.safetensors.index.json")
@@ -125,12 +126,16 @@ def score_quantised(
 
     It writes what `score_benchmark` does, and raises its errors; `metrics.json` also has the file's type and bytes. The
     forward passes are those of transformers, in the checkpoint's type. llama.cpp also rounds states to the type of the
-    weights, which is not measured here. While it scores, the dequantised checkpoint takes room in `work.out`.
+    weights, which is not measured here. While it scores, the dequantised checkpoint takes room in `work.out`. What
+    llama.cpp's own converter wrote is not dequantised: llama.cpp answers, as in `score_served`.
     """
     file = gguf_file(gguf)
     with tempfile.TemporaryDirectory(dir=work.out) as scratch:
-        dequantise(checkpoint, file, settings.type, dequantised := Path(scratch))
-        measured = score_benchmark(dequantised, None, prompts, settings=settings.score, work=work)
+        if family_of(read_structure(checkpoint).model_type).converted:
+            measured = score_served(checkpoint, gguf, prompts, settings=settings.score, work=work)
+        else:
+            dequantise(checkpoint, file, settings.type, dequantised := Path(scratch))
+            measured = score_benchmark(dequantised, None, prompts, settings=settings.score, work=work)
     result = read_metrics(work.out) | {"type": settings.type, "bytes": file.stat().st_size}
     (work.out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
     return measured

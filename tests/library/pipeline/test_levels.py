@@ -9,6 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from compositions import compose
 from helpers import bpe_tokenizer, save_worded_llama, write_jsonl
+from hybrids import HYBRIDS
+from llama_cpp import llama_cpp
 from tailored_llama.config import SmallestConfig, build_config, validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import read_answer
@@ -16,15 +18,10 @@ from tailored_llama.models import read_structure
 from tailored_llama.pipeline.smallest import check_smallest
 from tailored_llama.serving import load
 
-KINDS: dict[str, dict[str, Any]] = {
-    "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "block_ff_dim": 24, "block_auto_adjust_ff_dim": False},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-}
 
-
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=["lfm2", "mixtral"])
 def dense(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    changes = {"architecture": request.param, "pad_token_id": 0} | KINDS[request.param]
+    changes = {"architecture": request.param, "pad_token_id": 0} | HYBRIDS[request.param]
     return save_worded_llama(tmp_path / "worded", bpe_tokenizer(4096), **changes)
 
 
@@ -46,19 +43,22 @@ def test_a_run_removes_tokens_tunes_and_exports(own_run: dict[str, Any], dense: 
 
 
 def test_a_run_removes_channels_of_a_hybrid(own_run: dict[str, Any], tmp_path: Path) -> None:
-    sizes = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "pad_token_id": 0}
-    dense = save_worded_llama(tmp_path / "worded", architecture="qwen3_5_text", linear_num_value_heads=4, **sizes)
+    sizes = HYBRIDS["qwen3_5_text"] | {"pad_token_id": 0}
+    dense = save_worded_llama(tmp_path / "worded", architecture="qwen3_5_text", **sizes)
     own_run |= {"model": {"source": str(dense), "dtype": "float32"}}
     own_run["pruning"] = {"ratios": [0.1], "kinds": ["attention", "mlp"], "min_channels": 4}
-    own_run["store"]["export"] = str(tmp_path / "finished")
+    own_run["store"] |= {"export": str(tmp_path / "finished"), "export_formats": ["safetensors", "gguf:bf16"]}
     own_run["tuning"]["keep"] = "always"
     compose("tailor", validate_config(own_run))
-    (finished,) = (tmp_path / "finished").iterdir()
+    written, finished = sorted((tmp_path / "finished").iterdir(), key=lambda folder: not list(folder.glob("*.gguf")))
     before, after = read_structure(dense), read_structure(finished)
     assert after.parameters == pytest.approx(0.9 * before.parameters, rel=0.01)
     assert (after.layer.heads, after.layer.channels < before.layer.channels) == (before.layer.heads, True)
-    model = AutoModelForCausalLM.from_pretrained(finished)
-    assert model.generate(torch.tensor([[5, 9, 20]]), max_new_tokens=4).shape[1] > 3
+    model, ids = AutoModelForCausalLM.from_pretrained(finished), [5, 9, 20]
+    assert model.generate(torch.tensor([ids]), max_new_tokens=4).shape[1] > 3
+    with llama_cpp(next(written.glob("*.gguf"))) as runtime, torch.no_grad():
+        alike = torch.cosine_similarity(runtime.logits(ids), model(torch.tensor([ids])).logits[0])
+    assert alike.min() > 0.99
 
 
 def test_a_search_for_llama_cpp_is_refused_before_any_work(own_run: dict[str, Any], tmp_path: Path) -> None:
