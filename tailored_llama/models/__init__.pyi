@@ -27,6 +27,7 @@ from .checkpoints import weight_bytes as weight_bytes
 from .checkpoints import weight_files as weight_files
 from .convert import load_gguf_tokenizer as load_gguf_tokenizer
 from .convert import prepare_dense as prepare_dense
+from .convert import read_tokenizer as read_tokenizer
 from .convert import source_tokenizer as source_tokenizer
 from .devices import busy_threads as busy_threads
 from .devices import check_solver as check_solver

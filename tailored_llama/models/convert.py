@@ -1,6 +1,7 @@
 """The dense model: find the source that a configuration names, and convert it to a checkpoint."""
 
 import functools
+import json
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from tailored_llama.memory import without_gc
 from tailored_llama.models import checkpoints
 from tailored_llama.models.cards import base_of, dense_card
 from tailored_llama.models.embedded import EMBEDDED_MODELS
+from tailored_llama.models.gguf_reader import open_gguf
 from tailored_llama.models.load import empty_model, load_tokenizer, load_weights, replaced
 from tailored_llama.models.sources import CARD, DenseSettings, ModelSource, copy_licence, fetch_model, read_gguf
 from tailored_llama.models.tokens import pre_tokenizer
@@ -119,6 +121,18 @@ def source_tokenizer(source: ModelSource, downloads: str) -> Any:
             path = Path(scratch) / "model.gguf"
             EMBEDDED_MODELS[source.name].write(downloads, path, path.parent)
         return load_gguf_tokenizer(path, read_gguf(path, source.name), f"model.source {source.name}")
+
+
+def read_tokenizer(gguf: Path, *, settings: None, work: Work) -> None:
+    """Stage: write the tokenizer of the GGUF file in a folder, of any architecture, with the length of its context.
+
+    This is what a file is asked with: a checkpoint without weights.
+    """
+    (file,) = gguf.glob("*.gguf")
+    fields = (reader := open_gguf(file, str(file))).fields
+    length = fields[f"{fields['general.architecture'].contents()}.context_length"].contents()
+    load_gguf_tokenizer(file, reader, str(file)).save_pretrained(work.out)
+    (work.out / "config.json").write_text(json.dumps({"max_position_embeddings": int(length)}))
 
 
 @without_gc()

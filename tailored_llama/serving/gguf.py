@@ -24,16 +24,9 @@ from transformers import AutoConfig
 from tailored_llama.config import K_QUANTS, GgufType
 from tailored_llama.errors import InputError
 from tailored_llama.files import unfinished
-from tailored_llama.models import (
-    all_tensor_shapes,
-    check_adapter,
-    family_of,
-    read_structure,
-    tensor_reader,
-    weight_files,
-)
+from tailored_llama.models import all_tensor_shapes, check_adapter, tensor_reader, weight_files
 from tailored_llama.progress import Progress, silent
-from tailored_llama.serving.converter import convert
+from tailored_llama.serving.converter import convert, is_converted
 from tailored_llama.serving.gguf_layout import (
     EMBEDDING,
     HEAD,
@@ -85,12 +78,12 @@ def write_gguf(
     matrix; without, in 3 to 5 bits, the embedding and the head are Q8_0. Mixtures of K-quants are made by llama.cpp
     itself from an F16 file. The file appears when it is complete. By default, the model's name in the metadata is the
     folder's. `progress` is called after every tensor. Errors as `layout_of`, `write_metadata` and `load_llama_cpp`.
-    Some families are written by llama.cpp's own `convert`, without padding, and rounded by nothing.
+    Some families are written by llama.cpp's own converter, and rounded by nothing (`convert`).
     """
-    family, name = family_of(read_structure(checkpoint).model_type), name or checkpoint.resolve().name
-    if family.converted and not by:
-        convert(checkpoint, gguf_type=gguf_type, out=out, name=name)
-        return Written(family.gguf, out.stat().st_size, 0, 0)
+    name = name or checkpoint.resolve().name
+    if is_converted(checkpoint) and not by:
+        kind, wide = convert(checkpoint, gguf_type=gguf_type, out=out, name=name, progress=progress)
+        return Written(kind, out.stat().st_size, 0, wide)
     layout = layout_of(checkpoint, gguf_type)
     mixed = gguf_type in K_QUANTS and not (isinstance(by, Job) and gguf_type == "q6_k")  # which is uniform
     own_type: GgufType = "f16" if mixed else gguf_type

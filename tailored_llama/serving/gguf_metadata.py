@@ -17,7 +17,7 @@ from tailored_llama.serving.gguf_writing import Array
 from tailored_llama.serving.imatrix import Importance
 from tailored_llama.serving.job import Job
 
-_UNBOUNDED = 1e6  # x → c · tanh(x ÷ c) is x in float32 for such a c
+UNBOUNDED = 1e6  # x → c · tanh(x ÷ c) is x in float32 for such a c
 
 
 def write_metadata(
@@ -56,8 +56,8 @@ def write_metadata(
         writer.add_residual_scale(config.residual_multiplier)
         writer.add_logit_scale(config.logits_scaling)
     if family.capped:
-        writer.add_attn_logit_softcapping(config.attn_logit_softcapping or _UNBOUNDED)
-        writer.add_final_logit_softcapping(config.final_logit_softcapping or _UNBOUNDED)
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping or UNBOUNDED)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping or UNBOUNDED)
     write_tokenizer(writer, load_tokenizer(checkpoint), checkpoint, config.vocab_size)
 
 

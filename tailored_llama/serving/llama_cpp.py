@@ -70,16 +70,20 @@ def quantise_rows(values: Array, kind: GGMLQuantizationType, importance: Array |
     return out
 
 
-def requantise(source: Path, gguf_type: str, out: Path, importance: Mapping[str, Array]) -> None:
+def requantise(source: Path, gguf_type: str, out: Path, importance: Mapping[str, Array], uniform: bool = False) -> None:
     """Write an F16 or F32 file anew in a type, by llama.cpp's own `llama_model_quantize`.
 
-    It gives a matrix whose rows are no multiple of 256 another type of about as many bits. `importance` has that of
-    the inputs of some tensors, by name.
+    A K-quant is a mixture, if it is not to be `uniform`: then all matrices have the type, but embedding and head Q8_0.
+    llama.cpp gives a matrix whose rows are no multiple of 256 another type of about as many bits. `importance` has that
+    of the inputs of some tensors, by name.
     """
     ffi, library = load_llama_cpp(f"type {gguf_type}")
     parameters = ffi.new("llama_model_quantize_params *", library.llama_model_quantize_default_params())
     kind = f"LLAMA_FTYPE_MOSTLY_{gguf_type.upper()}"
     parameters.ftype = getattr(library, kind if hasattr(library, kind) else f"{kind}_S")
+    if uniform:
+        parameters.pure, wide = True, int(GGMLQuantizationType.Q8_0)
+        parameters.token_embedding_type = parameters.output_tensor_type = wide
     names = [ffi.new("char[]", name.encode()) for name in importance]
     values = [ffi.from_buffer("float[]", np.ascontiguousarray(own, np.float32)) for own in importance.values()]
     entries = [(name, own, len(own)) for name, own in zip(names, values, strict=True)]
@@ -87,19 +91,21 @@ def requantise(source: Path, gguf_type: str, out: Path, importance: Mapping[str,
     if importance:
         parameters.imatrix = listed
     if library.llama_model_quantize(str(source).encode(), str(out).encode(), parameters):
-        raise InputError(f"{source}: llama.cpp could not write it as {gguf_type}; allowed: a whole GGUF file, room")
+        raise InputError(f"{out}: llama.cpp could not write it as {gguf_type}; allowed: a model that it has, and room")
 
 
 @contextmanager
 def _context(file: Path, purpose: str, tokens: int, sequences: int = 1) -> Iterator[tuple[Any, Any, Any, Any]]:
     """The interface, the library, a model, and a context that reads so many tokens at once, on torch's threads.
 
-    A token may belong to several sequences.
+    A token may belong to several sequences, but not in a model with states, which are of one.
     """
     ffi, library = load_llama_cpp(purpose)
     model = library.llama_model_load_from_file(str(file).encode(), library.llama_model_default_params())
     if model == ffi.NULL:
         raise InputError(f"{file}: llama.cpp cannot load it; allowed: a whole GGUF file of an architecture that it has")
+    if library.llama_model_is_recurrent(model) or library.llama_model_is_hybrid(model):
+        sequences = 1
     parameters = library.llama_context_default_params()
     parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = tokens
     parameters.n_seq_max, parameters.kv_unified = sequences, True
@@ -122,11 +128,10 @@ def file_loglikelihoods(file: Path, encoded: Sequence[Encoded], progress: Progre
     """
     _, library = load_llama_cpp("scoring")
     most = min(max(len(item.targets) for item in encoded), library.llama_max_parallel_sequences())
-    parts = [[*_parts(item, most)] for item in encoded]
-    longest, sums = max(len(part.document) for item in parts for part in item), []
+    longest, sums = max(len(part.document) for item in encoded for part in _parts(item, most)), []
     with _context(file, "scoring", longest, most) as (ffi, library, model, context):
-        if library.llama_model_is_recurrent(model) or library.llama_model_is_hybrid(model):
-            parts = [[*_parts(item, 1)] for item in encoded]  # a state is of one sequence
+        most = library.llama_n_seq_max(context)
+        parts = [[*_parts(item, most)] for item in encoded]
         size = 4 * library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
         batch = library.llama_batch_init(longest, 0, most)
 
@@ -156,6 +161,16 @@ def file_loglikelihoods(file: Path, encoded: Sequence[Encoded], progress: Progre
         finally:
             library.llama_batch_free(batch)
     return sums
+
+
+def next_logits(file: Path, tokens: Sequence[int]) -> Array:
+    """The logits [vocabulary] after some tokens, by llama.cpp."""
+    with _context(file, "logits", len(tokens)) as (ffi, library, model, context):
+        ids = ffi.new("llama_token[]", tokens)
+        if library.llama_decode(context, library.llama_batch_get_one(ids, len(tokens))):
+            raise RuntimeError("llama.cpp could not compute a batch")
+        size = 4 * library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
+        return np.frombuffer(bytearray(ffi.buffer(library.llama_get_logits_ith(context, -1), size)), np.float32)
 
 
 def _parts(item: Encoded, most: int) -> Iterator[Encoded]:

@@ -15,6 +15,7 @@ from tailored_llama.config import SmallestConfig, build_config, validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import read_answer
 from tailored_llama.models import read_structure
+from tailored_llama.pipeline import FolderExecutor, read_certificate, verify_certificate
 from tailored_llama.pipeline.smallest import check_smallest
 from tailored_llama.serving import load
 
@@ -88,3 +89,7 @@ def test_a_search_tries_the_tokens_that_can_leave(own_run: dict[str, Any], dense
     assert (tmp_path / "smallest" / "colours" / "colours-q8_0.gguf").is_file()
     model = load(tmp_path / "smallest" / "colours")
     assert str(model.answer("number 1: the sky")) in things.values()
+    certificate = read_certificate(tmp_path / "smallest" / "colours", [str(tmp_path / "rows.jsonl")])
+    (tmp_path / "again").mkdir()
+    executor = FolderExecutor(tmp_path / "again", certificate.config.store.downloads, certificate.config.execution)
+    assert verify_certificate(executor, certificate)["colours"].loss == certificate.content.benchmarks["colours"].loss

@@ -18,7 +18,7 @@ from helpers import as_toml, save_worded_llama, worded_gguf, words
 from llama_server import llama_server
 from tailored_llama import evaluation
 from tailored_llama.cli.main import app
-from tailored_llama.config import SmallestConfig, build_config
+from tailored_llama.config import LLAMA_CPP, SmallestConfig, build_config
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer, loss_bound, read_answer
 from tailored_llama.files import read_file
@@ -530,7 +530,7 @@ def test_a_margin_that_the_rows_cannot_prove_is_refused_with_the_rows_that_could
 
 
 def test_a_search_for_llama_cpp_needs_it_installed(run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in ("xllamacpp", "llama_cpp_py_sync"):
+    for package in LLAMA_CPP:
         with monkeypatch.context() as without:
             without.setattr("tailored_llama.config.execution.find_spec", lambda name, gone=package: name != gone)
             told = (

@@ -76,6 +76,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
     adapter = next(call for call in calls["adapter"] if call.inputs["pruned"].stage == "dense")
     made: dict[str, Any] = {"dense": adapter.inputs["pruned"], "trimmed": adapter.inputs["pruned"]}
     calls["carried"].append(run.ready(stages.carried("carry", adapter=adapter, **made)))
+    calls["tokenizer"].append(run.ready(stages.tokenizer("read", gguf=calls["gguf"][0])))
     return calls
 
 

@@ -22,6 +22,7 @@ MADE = (  # by the run below
 )  # fmt: skip
 STUDIES = (  # by other runs: the store treats stand-ins alike
     "answer", "carried", "gguf", "profile", "quantised-scores", "served-scores", "smallest", "source", "speed", "sweep",
+    "tokenizer",
 )  # fmt: skip
 KINDS = (*MADE, *STUDIES)
 Damage = Callable[[Path, Path], Any]
