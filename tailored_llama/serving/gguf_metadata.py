@@ -58,7 +58,7 @@ def write_metadata(
     if family.capped:
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping or UNBOUNDED)
         writer.add_final_logit_softcapping(config.final_logit_softcapping or UNBOUNDED)
-    write_tokenizer(writer, load_tokenizer(checkpoint), checkpoint, config.vocab_size)
+    write_tokenizer(writer, checkpoint, config.vocab_size)
 
 
 def write_origin(writer: GGUFWriter, by: Job | Importance, matrices: int) -> None:
@@ -149,8 +149,9 @@ def rope_factors(config: Any, head_dim: int) -> Array | None:
     return factors.astype(np.float32)
 
 
-def write_tokenizer(writer: GGUFWriter, tokenizer: Any, checkpoint: Path, vocab_size: int) -> None:
-    """Write the tokenizer of a checkpoint; rows of the embedding without a token become unused tokens."""
+def write_tokenizer(writer: GGUFWriter, checkpoint: Path, vocab_size: int) -> None:
+    """Write the tokenizer; rows of the embedding without a token become unused tokens."""
+    tokenizer = load_tokenizer(checkpoint)
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     model = state["model"]
     if model["type"] != "BPE":
