@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,15 +9,13 @@ from tailored_llama import config, data, models
 from tailored_llama.errors import InputError
 from tailored_llama.store import FINISHED, GGUF, ArtifactStore, check_target, check_writable
 
-WHOLE = frozenset({"prune", "tune", "score"})  # what a run does; a sweep may do less
 
-
-def preflight(run: config.RunConfig, does: Collection[str] = WHOLE) -> None:
-    """Check model, data, templates, device and store of a run, for what it does.
+def preflight(run: config.RunConfig) -> None:
+    """Check model, data, templates, device and store of a run.
 
     Raises:
         InputError: the first problem that would make the run fail, such as reconstruction that needs more memory than
-            the device has free, or models that must be streamed where the run needs a whole one.
+            the device has free.
     """
     models.find_model(run.model)
     template = data.load_template(run.prompts.template)
@@ -28,8 +25,7 @@ def preflight(run: config.RunConfig, does: Collection[str] = WHOLE) -> None:
     for benchmark in run.benchmarks:  # after all names: it reads files
         _check_rows(benchmark, run)
     check_texts(run)
-    _check_device(run, does)  # with torch, which takes seconds to load
-    _check_streaming(run, does)
+    _check_device(run)  # with torch, which takes seconds to load
     if (store := ArtifactStore(run.store.root)).remote:
         check_writable(store.remote)
         _check_writable("working copy of store.root", str(store.local))
@@ -81,9 +77,8 @@ def preflight_tailor(run: config.RunConfig) -> None:
 def preflight_sweep(sweep: config.SweepConfig) -> None:
     """Check every cell of a sweep, and its dense models, as `preflight` does."""
     cells = config.sweep_cells(sweep)
-    does = WHOLE if sweep.tailored else WHOLE - {"tune"} if sweep.scored else {"prune"}
     for run in [*config.dense_runs(sweep, cells).values(), *(cell.run for cell in cells)]:
-        preflight(run, does)
+        preflight(run)
 
 
 def texts_of(run: config.RunConfig) -> list[tuple[str, config.TextConfig]]:
@@ -121,7 +116,7 @@ def _check_rows(benchmark: config.BenchmarkConfig, run: config.RunConfig) -> Non
         data.draw_train(data.PromptSettings.of(run, benchmark, "train"), train)
 
 
-def _check_device(run: config.RunConfig, does: Collection[str]) -> None:
+def _check_device(run: config.RunConfig) -> None:
     """Check that the device exists, and has the libraries and room that are needed, as far as that is known.
 
     Dispatched stages work on another machine, of which nothing is known. Models that are not folders tell their size
@@ -136,38 +131,14 @@ def _check_device(run: config.RunConfig, does: Collection[str]) -> None:
     if execution.dispatch:
         return
     models.pick_device(execution.device)
-    if run.tuning.examples != "none" or run.healing.tokens:
-        config.check_logs(execution)
     source = models.find_model(run.model)
     if source.kind != "folder":
         return
-    if "prune" in does:
-        structure, left = models.read_structure(source.path, part=True), 1 - max(run.pruning.ratios)
-        if run.healing.tokens and run.healing.variant == "full":
-            models.check_whole_training(int(left * structure.parameters), execution.device)
-        if any(run.pruning.ratios):
-            models.check_solver(structure, run.reconstruction.method, execution.device)
-
-
-def _check_streaming(run: config.RunConfig, does: Collection[str]) -> None:
-    """Check that a run in which every model must be streamed does nothing that needs a whole model."""
-    if run.execution.streaming != "always":
-        return
-    written = (
-        [benchmark.name for benchmark in run.benchmarks if config.is_written(benchmark)] if "score" in does else []
-    )
-    whole = [f"the written answers of {name}" for name in written]
-    kind = models.source_architecture(models.find_model(run.model))
-    if kind and not models.family_of(kind).packed:
-        whole.insert(0, f"a model of type {kind}")
-    if run.healing.tokens and "prune" in does:
-        whole.append(f"healing.tokens = {run.healing.tokens}")
-    if run.tuning.examples != "none" and "tune" in does:
-        whole.append(f"tuning.examples = {run.tuning.examples!r}")
-    if whole:
-        raise InputError(
-            f"execution.streaming: got 'always' with {whole[0]}, which needs the whole model; allowed: auto or never"
-        )
+    structure, left = models.read_structure(source.path, part=True), 1 - max(run.pruning.ratios)
+    if run.healing.tokens and run.healing.variant == "full":
+        models.check_whole_training(int(left * structure.parameters), execution.device)
+    if any(run.pruning.ratios):
+        models.check_solver(structure, run.reconstruction.method, execution.device)
 
 
 def _check_writable(field: str, root: str) -> None:

@@ -28,4 +28,3 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or balanced.")]
 Against = Annotated[
     Path | None, typer.Option(help="Checkpoint to alternate with: the dense one.", callback=checkpoint_folder)
 ]
-Dense = Annotated[Path, typer.Option(help="Dense checkpoint: the teacher.", callback=checkpoint_folder)]

@@ -8,27 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tailored_llama.cli.arguments import (
-    BenchmarkName,
-    Checkpoint,
-    Config,
-    Dense,
-    Model,
-    Out,
-    Overrides,
-    checkpoint_folder,
-)
+from tailored_llama.cli.arguments import BenchmarkName, Checkpoint, Config, Model, Out, Overrides, checkpoint_folder
 from tailored_llama.cli.folders import check_new_file, new_folder, room_for, scratch_runner, with_benchmarks
-from tailored_llama.config import (
-    FEW_BITS,
-    GGUF_TYPES,
-    PROMPTS,
-    GgufType,
-    StoreConfig,
-    as_gguf_type,
-    healing_text,
-    load_config,
-)
+from tailored_llama.config import FEW_BITS, GGUF_TYPES, PROMPTS, GgufType, StoreConfig, as_gguf_type, load_config
 from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import steps
@@ -126,26 +108,6 @@ def prune(
         by = f"the calibration text{prompts_read} and general text"
         whole = f"{facts['tokens_whole']:.2%} of further tokens are expected to stay whole"
         print(f"{tokens:,} of {before.vocab_size:,} tokens kept, by {by}; {whole}")
-
-
-@making.command(epilog="Example: `tailored-llama heal pruned healed --dense dense --set healing.tokens=131072`")
-def heal(checkpoint: Checkpoint, out: Out, dense: Dense, config: Config = None, overrides: Overrides = None) -> None:
-    """Train a pruned checkpoint towards its dense model's predictions on plain text; write the healed checkpoint."""
-    run = load_config(config, overrides)
-    if not run.healing.tokens:
-        raise InputError("healing.tokens: got 0; allowed: at least 1")
-    from tailored_llama.models import check_teacher, pick_device
-
-    pick_device(run.execution.device)
-    check_texts(run, "healing" if run.healing.source else "calibration")
-    check_teacher(dense, checkpoint)
-    asked = config or healing_text(run).calibration.reads(PROMPTS)
-    run = with_benchmarks(run, [configured.name for configured in run.benchmarks] if asked else [], dense)
-    with new_folder(out) as folder, scratch_runner(run) as runner:
-        prompts = steps.render_train(run)
-        healed = steps.heal_if_asked(run, dense, 0.0, checkpoint, prompts)
-        facts = runner.move(healed, folder)
-    print(f"{out}: {facts['tokens']:,} tokens, {facts['tokens_per_second']} tokens/s")
 
 
 @making.command(epilog="Example: `tailored-llama tune pruned adapter --benchmark arc_easy --set tuning.epochs=5`")

@@ -26,7 +26,6 @@ from .execution import StoreRoot as StoreRoot
 from .execution import Work as Work
 from .execution import as_gguf_type as as_gguf_type
 from .execution import check_installed as check_installed
-from .execution import check_logs as check_logs
 from .forms import UNKNOWN as UNKNOWN
 from .forms import WRITTEN as WRITTEN
 from .forms import Metric as Metric

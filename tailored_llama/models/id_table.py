@@ -10,8 +10,6 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from tailored_llama.errors import InputError
-from tailored_llama.models.checkpoints import read_config
 from tailored_llama.models.load import load_tokenizer
 from tailored_llama.store import read_table, write_table
 
@@ -46,7 +44,6 @@ def write_id_table(
 class IdTable:
     """From the dense model's tokens to those of a trimmed model."""
 
-    dense: Mapping[int, str]  # the texts of the dense model's tokens by id
     pieces: Mapping[int, tuple[int, ...]]  # the new tokens that write each of them
     kept: frozenset[int]  # those that stay whole
 
@@ -62,9 +59,8 @@ def read_id_table(checkpoint: Path) -> IdTable | None:
     """The table of a checkpoint whose vocabulary was trimmed, else None."""
     if not (checkpoint / TABLE).is_file():
         return None
-    rows = read_table(checkpoint / TABLE, TABLE_SCHEMA).select(["token", "text", "kept", "pieces"]).to_pylist()
+    rows = read_table(checkpoint / TABLE, TABLE_SCHEMA).select(["token", "kept", "pieces"]).to_pylist()
     return IdTable(
-        dense={row["token"]: row["text"] for row in rows},
         pieces={row["token"]: tuple(row["pieces"]) for row in rows},
         kept=frozenset(row["token"] for row in rows if row["kept"]),
     )
@@ -85,20 +81,3 @@ def lost_words(checkpoint: Path) -> str | None:
         f"It hardly writes words whose tokens left. The one that was met most often is “{word}”, which it now spells "
         f"{pieces}."
     )
-
-
-def check_teacher(dense: Path, checkpoint: Path) -> None:
-    """Raise InputError unless two models have one vocabulary, or the other's was trimmed from the teacher's."""
-    table, vocabulary = read_id_table(checkpoint), _vocabulary(dense)
-    expected = {text: index for index, text in table.dense.items()} if table else _vocabulary(checkpoint)
-    if vocabulary != expected:
-        raise InputError(
-            f"{dense}: its vocabulary has {len(vocabulary)} tokens; allowed: the {len(expected)} that {checkpoint} was "
-            f"{'trimmed from' if table else 'made with'}"
-        )
-
-
-def _vocabulary(checkpoint: Path) -> dict[str, int]:
-    """The tokens that have a row."""
-    rows = int(read_config(checkpoint)["vocab_size"])
-    return {text: index for text, index in load_tokenizer(checkpoint).get_vocab().items() if index < rows}

@@ -22,7 +22,7 @@ from tailored_llama.models import packed_attention, token_budget
 from tailored_llama.store import write_table
 from tailored_llama.training.losses import Sample, add_gradients, in_bfloat16, outcomes, training_loss
 from tailored_llama.training.processes import gathered, passes, put, rank_and_count, share_out, trained, whole
-from tailored_llama.training.records import LOG, LOG_SCHEMA, Outcome, step_log
+from tailored_llama.training.records import LOG, LOG_SCHEMA, Outcome
 from tailored_llama.training.state import Training, load_state, save_state
 
 _log = logging.getLogger(__name__)
@@ -78,9 +78,9 @@ def train(
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     # Autocast rounds what an adapter reads. PEFT would cast it to float32 before.
     uncast = disable_input_dtype_casting(model, in_bfloat16(model, training))
-    with packed_attention(base), uncast, step_log(work, now.step + 1) as show:
+    with packed_attention(base), uncast:
         if held_out and not now.step:
-            show(_append(now.log, step=0, epoch=0, held_out_loss=_evaluate(now, held_out)), 0)
+            _append(now.log, step=0, epoch=0, held_out_loss=_evaluate(now, held_out))
             tokens += sum(map(len, held_out))
         while now.step < steps and now.worse < course.patience:
             now.step += 1
@@ -99,7 +99,7 @@ def train(
                 _log.info("epoch %d of %d, step %d of %d: loss %.4f, held out %.4f", *figures)
             elif not held_out and now.step % math.ceil(steps / 10) == 0:
                 _log.info("step %d of %d: loss %.4f", now.step, steps, row["loss"])
-            show(_append(now.log, **row), now.step)
+            _append(now.log, **row)
             if work.resume and (every := work.execution.keep_state_every) and now.step % every == 0:
                 save_state(work.resume, now)
     if now.best_weights:
@@ -181,7 +181,6 @@ def _copy(model: Any) -> dict[str, Tensor]:
     return {name: whole(parameter).clone() for name, parameter in trained(model).items()}
 
 
-def _append(log: dict[str, list[Any]], **row: Any) -> dict[str, Any]:
+def _append(log: dict[str, list[Any]], **row: Any) -> None:
     for name, column in log.items():
         column.append(row.get(name))
-    return row

@@ -65,8 +65,7 @@ def _member(
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // len(devices)))
     (out := scratch / str(rank)).mkdir()
-    update = {"device": "cpu"} | ({"log_to": "none"} if rank else {})  # until the weights are shared out
-    execution = work.execution.model_copy(update=update)
+    execution = work.execution.model_copy(update={"device": "cpu"})  # until the weights are shared out
     work = replace(work, out=out if rank else work.out, execution=execution, progress=progress)
     backend, meeting = "nccl" if device.type == "cuda" else "gloo", f"file://{scratch / 'meeting'}"
     distributed.init_process_group(backend, init_method=meeting, rank=rank, world_size=len(devices))

@@ -5,9 +5,7 @@ compared on the same examples, by what the metric counts.
 """
 
 import math
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tailored_llama.config import TuningConfig, Work
+from tailored_llama.config import TuningConfig
 from tailored_llama.store import read_table, write_table
 
 LOG = "log.parquet"
@@ -108,17 +106,14 @@ def _exceeds(gain: float, error: float) -> bool:
     return gain > error and not math.isclose(gain, error)
 
 
-def write_comparison(
-    out: Path, examples: Sequence[int], untuned: Sequence[Outcome], tuned: Sequence[Outcome]
-) -> Comparison | None:
-    """Write both models' outcomes as `held_out.parquet` and compare them; nothing without examples."""
+def write_comparison(out: Path, examples: Sequence[int], untuned: Sequence[Outcome], tuned: Sequence[Outcome]) -> None:
+    """Write both models' outcomes as `held_out.parquet`; nothing without examples."""
     if not examples:
-        return None
+        return
     columns: dict[str, Any] = {"example": examples}
     for name, model in (("untuned", untuned), ("tuned", tuned)):
         columns |= {f"{name}_loss": [row.loss for row in model], f"{name}_right": [row.right for row in model]}
     write_table(out / FILE, columns, HELD_OUT_SCHEMA)
-    return read_comparison(out)
 
 
 def read_comparison(adapter: Path) -> Comparison | None:
@@ -137,27 +132,3 @@ def _paired(untuned: Sequence[float], tuned: Sequence[float]) -> tuple[float, fl
     before, after = np.array(untuned, float), np.array(tuned, float)
     error = float(np.std(after - before, ddof=1)) / math.sqrt(len(before)) if len(before) > 1 else None
     return float(before.mean()), float(after.mean()), error
-
-
-@contextmanager
-def step_log(work: Work, first: int) -> Iterator[Callable[[dict[str, Any], int], None]]:
-    """Yield a function that logs a step's figures by accelerate's trackers, as `execution.log_to` says; None is none.
-
-    A training that is resumed at the step `first` goes on with the log of its name.
-    """
-    execution = work.execution
-    if execution.log_to == "none":
-        yield lambda figures, step: None
-        return
-    from accelerate.tracking import TensorBoardTracker, WandBTracker  # late: most trainings need none
-
-    run = re.sub(r"[^\w.-]+", "-", work.name)
-    if execution.log_to == "tensorboard":
-        tracker: Any = TensorBoardTracker(run, execution.log_folder, purge_step=first)
-    else:
-        tracker = WandBTracker("tailored-llama", name=run, id=run, resume="allow", dir=execution.log_folder)
-    tracker.start()
-    try:
-        yield lambda figures, step: tracker.log({k: v for k, v in figures.items() if v is not None}, step=step)
-    finally:
-        tracker.finish()

@@ -4,7 +4,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tailored_llama import models
-from tailored_llama.config import WRITTEN, Metric, Work, check_logs, part_of
+from tailored_llama.config import WRITTEN, Metric, Work, part_of
 from tailored_llama.data import Prompt, encode_answer, encode_prompt, end_of, is_ended, read_prompts
 from tailored_llama.training.distillation import Teacher
 from tailored_llama.training.loop import Course, train
 from tailored_llama.training.losses import Sample, TextSamples
 from tailored_llama.training.processes import gather, in_processes, on_first, rank_and_count, trained
-from tailored_llama.training.records import LOG, Comparison, is_better, write_comparison
+from tailored_llama.training.records import LOG, write_comparison
 from tailored_llama.training.settings import HealSettings, TuneSettings
 
 _log = logging.getLogger(__name__)
@@ -42,7 +42,6 @@ def tune(pruned: Path, prompts: Mapping[str, Path], *, settings: TuneSettings, w
             is demanded.
         FloatingPointError: the loss is not finite; the message names the step.
     """
-    check_logs(work.execution)
     return in_processes(partial(_tune, pruned, prompts, settings), work)
 
 
@@ -55,10 +54,10 @@ def _tune(pruned: Path, prompts: Mapping[str, Path], settings: TuneSettings, wor
     model = models.add_adapter(base, adapter, execution)
     course = Course(shots, held_out, settings.seed, adapter.epochs, adapter.patience)
     measured, (untuned, kept) = train(model, course, adapter, work)  # a new adapter changes nothing
-    comparison = write_comparison(work.out, examples, untuned, kept)
+    write_comparison(work.out, examples, untuned, kept)
     gather(model)
     models.save_adapter(model, pruned, work.out)
-    return measured | (_figures(comparison) if comparison else {})
+    return measured
 
 
 def _samples(
@@ -82,14 +81,6 @@ def _samples(
     text = tokenizer.decode([*first.document.prefix, first.targets[0][-1]])
     _log.info("%d shots; the first one, with special tokens: %r", len(shots), text)
     return shots, held_out, examples
-
-
-def _figures(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as measurements of the stage, rounded, without what was not measured."""
-    figures = {name: value for name, value in asdict(comparison).items() if name != "examples"}
-    figures |= {"accuracy_gain": comparison.accuracy_gain, "loss_gain": comparison.loss_gain}
-    named = {f"held_out_{name}": round(value, 4) for name, value in figures.items() if value is not None}
-    return named | ({} if (better := is_better(comparison)) is None else {"better_than_untuned": better})
 
 
 def encode_sample(tokenizer: Any, limit: int, ranked: Metric | None, prompt: Prompt, ends: bool = False) -> Sample:
@@ -118,7 +109,6 @@ def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> 
         InputError: streaming is demanded, or all weights need more memory than is free.
         FloatingPointError: the loss is not finite; the message names the step.
     """
-    check_logs(work.execution)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         measured = in_processes(partial(_heal, pruned, teacher, settings), replace(work, out=scratch))

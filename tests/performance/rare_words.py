@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 import typer
 
-from tailored_llama.models import check_teacher, load_model, load_tokenizer, read_id_table
+from tailored_llama.models import load_model, load_tokenizer, read_id_table
 
 STRETCH = 2000  # characters
 
@@ -58,7 +58,6 @@ def main(
     table = read_id_table(checkpoint)
     if table is None:
         raise typer.BadParameter(f"CHECKPOINT: {checkpoint} has no vocabulary.parquet; allowed: a trimmed vocabulary")
-    check_teacher(dense, checkpoint)
     models = {
         name: (load_model(path), load_tokenizer(path)) for name, path in (("dense", dense), ("pruned", checkpoint))
     }

@@ -127,12 +127,6 @@ def test_prune_tune_score_merge(command: Command, config: Path, tiny: Path, tmp_
     assert re.fullmatch(r"adapter: \d epochs, [\d.]+ tokens/s", done)
     assert re.match(r"(Better than no adapter|Tuning brought nothing here): on \d+ held-out train examples", verdict)
 
-    text = ("--config", config, "--set", "healing.tokens=64")
-    status, out, _ = command("heal", "pruned", "healed", "--dense", tiny, *text)
-    assert status == 0
-    assert re.fullmatch(r"healed: 64 tokens, [\d.]+ tokens/s\n", out)
-    assert read_structure(tmp_path / "healed").parameters == left
-
     score = ("score", "pruned", "-b", "colours", "--adapter", "adapter", "--config", config)
     status, out, _ = command(*score, "--out", "scores", "--set", "scoring.limit=6")
     metrics = json.loads(out)
@@ -167,7 +161,7 @@ def test_prune_tune_score_merge(command: Command, config: Path, tiny: Path, tmp_
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert sum(p.numel() for p in merged.parameters()) == left
 
-    made = {"adapter", "before", "dense", "healed", "merged", "pruned", "scores"}
+    made = {"adapter", "before", "dense", "merged", "pruned", "scores"}
     assert {path.name for path in tmp_path.iterdir()} == {"data", "run.toml", "rows.csv", "own", *made}
 
 
@@ -175,7 +169,6 @@ def test_prune_removes_tokens_and_says_by_what_they_were_chosen(command: Command
     dense = save_worded_llama(tmp_path / "worded")
     Path(tomllib.loads(config.read_text())["calibration"]["source"]).write_text(words(2000, seed=2))
     kinds = ("--set", 'pruning.kinds=["attention","mlp","vocabulary"]', "--set", "pruning.vocabulary=448")
-    taught = ("--set", "healing.tokens=64")
     start = ("prune", dense)
     status, text, error = command(*start, "alone", "--ratio", 0.35, "--config", config, *kinds)
     assert status == 0, error
@@ -185,9 +178,6 @@ def test_prune_removes_tokens_and_says_by_what_they_were_chosen(command: Command
     status, text, error = command(*start, "asked", "--ratio", 0.35, "-b", "colours", "--config", config, *kinds)
     assert status == 0, error
     assert "448 of 704 tokens kept, by the calibration text, the train prompts of colours, and general text; " in text
-    status, _, error = command("heal", "alone", "no", "--dense", "alone", "--config", config, *kinds, *taught)
-    assert (status, error.count("\n")) == (2, 1)
-    assert "its vocabulary has 448 tokens; allowed: the 704 that alone was trimmed from" in error
 
 
 def test_prune_on_a_text_alone_and_on_a_mixture(command: Command, config: Path, tmp_path: Path) -> None:
@@ -239,7 +229,6 @@ WRONG = {
     "(colours has 24 train examples to draw from, and tuning.held_out takes 4)",
     "tune {tiny} out -b colours --config run.toml --set tuning.examples=mixture": "tuning.examples: got 'mixture'; "
     "allowed: 'benchmark' in this command",
-    "heal {tiny} out --dense {tiny} --config run.toml": "healing.tokens: got 0; allowed: at least 1",
     "tune nowhere out -b colours --config run.toml": "nowhere/config.json: missing; allowed: a checkpoint folder",
     "score {tiny} -b colours --config run.toml --adapter out --out out": "adapter out: adapter_config.json is missing; "
     "allowed: a PEFT adapter in safetensors",

@@ -14,16 +14,14 @@ from tailored_llama.config import (
     BenchmarkConfig,
     ExecutionConfig,
     PerplexityConfig,
-    SweepConfig,
     TuningConfig,
     Work,
-    validate_as,
     validate_config,
 )
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import PerplexitySettings, ScoreSettings, measure_perplexity, score_benchmark
 from tailored_llama.models import add_adapter, devices, load_model, passes, save_adapter, streaming, using_threads
-from tailored_llama.preflight import preflight, preflight_sweep, preflight_tailor
+from tailored_llama.preflight import preflight_tailor
 
 RESIDENT, STREAMED, AUTO = (
     ExecutionConfig(device="cpu", batch_tokens=64, streaming=streaming) for streaming in ("never", "always", "auto")
@@ -131,20 +129,9 @@ def test_auto_streams_what_does_not_fit(tiny: Path, folder: Folder, monkeypatch:
         assert streaming.layers_of(model).streamed is streamed
 
 
-def test_a_run_that_cannot_be_streamed_or_fitted_is_refused_before_it_begins(
+def test_a_run_that_cannot_be_fitted_is_refused_before_it_begins(
     own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own_run["execution"] = {"device": "cpu", "streaming": "always"}
-    message = (
-        r"^execution\.streaming: got 'always' with tuning\.examples = 'benchmark', which needs the whole model; allo"
-    )
-    with pytest.raises(InputError, match=message):
-        preflight(validate_config(own_run))
-    grid = {"grid": [{"pruning.criterion": ["random"]}]}
-    with pytest.raises(InputError, match=message):
-        preflight_sweep(validate_as(SweepConfig, own_run | grid | {"tailored": True}))
-    preflight_sweep(validate_as(SweepConfig, own_run | grid))
-    own_run["tuning"]["examples"] = "none"
     preflight_tailor(validate_config(own_run))
     monkeypatch.setattr(devices, "free_memory", lambda device: 1000)
     with pytest.raises(InputError, match=r"^reconstruction\.method: got 'static', whose fits need about"):

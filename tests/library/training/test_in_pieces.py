@@ -12,7 +12,6 @@ from tailored_llama.config import HealingConfig, TrainingConfig, Work, narrow, v
 from tailored_llama.data import CalibrationSettings, load_calibration, read_calibration
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
-    check_teacher,
     load_model,
     read_id_table,
     read_tokens,
@@ -134,13 +133,3 @@ def test_outputs_of_another_model_are_refused(student: Path) -> None:
     assert table
     with pytest.raises(InputError, match="teacher: got token 9999; allowed: outputs of the model that"):
         in_pieces(SoftTargets((9999,), torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1)), table)
-
-
-def test_only_the_model_that_a_vocabulary_was_trimmed_from_may_teach(dense: Path, student: Path, tiny: Path) -> None:
-    check_teacher(dense, student)
-    check_teacher(tiny, tiny)
-    for other in (student, tiny):
-        with pytest.raises(InputError, match=r"allowed: the 704 that .* was trimmed from"):
-            check_teacher(other, student)
-    with pytest.raises(InputError, match=r"its vocabulary has 704 tokens; allowed: the 257 that .* was made with"):
-        check_teacher(dense, tiny)

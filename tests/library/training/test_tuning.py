@@ -1,7 +1,6 @@
 """Tuning: learns, repeats, stops, and writes adapters that PEFT loads."""
 
 import math
-import re
 import shutil
 from collections.abc import Callable
 from itertools import count
@@ -17,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from helpers import CPU, save_tiny_llama, tune
+from helpers import save_tiny_llama, tune
 from tailored_llama.config import ExecutionConfig, TuningConfig
 from tailored_llama.data import Prompt, read_prompts
 from tailored_llama.errors import InputError
@@ -299,43 +298,6 @@ def test_the_learning_rate_warms_up_then_follows_its_schedule() -> None:
     assert rates(schedule="linear") == pytest.approx([0.25, 0.5, *(0.5 * (1 - step / 8) for step in range(8))])
     assert rates(schedule="constant_with_warmup") == pytest.approx([0.25] + [0.5] * 9)
     assert rates(schedule="constant") == [0.5] * 10
-
-
-def test_steps_are_logged_for_tensorboard_and_the_adapter_is_the_same(
-    tiny: Path, prompts: Path, folder: Callable[[str], Path]
-) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    plain, logged, runs = folder("plain"), folder("logged"), folder("runs")
-    tune(tiny, prompts, QUICK, plain)
-    tune(
-        tiny,
-        prompts,
-        QUICK,
-        logged,
-        execution=CPU.model_copy(update={"log_to": "tensorboard", "log_folder": str(runs)}),
-    )
-    for path in plain.iterdir():
-        assert path.read_bytes() == (logged / path.name).read_bytes(), path.name
-    (run,) = runs.iterdir()
-    events = EventAccumulator(str(run)).Reload()
-    log = log_of(logged)
-    for name in ("loss", "learning_rate", "held_out_loss"):
-        rows = [(step, value) for step, value in zip(log["step"], log[name], strict=True) if value is not None]
-        assert [(event.step, event.value) for event in events.Scalars(name)] == [
-            (step, pytest.approx(value)) for step, value in rows
-        ]
-
-
-def test_a_library_that_is_not_installed_is_named(
-    tiny: Path, prompts: Path, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    message = (
-        "execution.log_to: got 'wandb', which needs wandb; allowed: 'none', or after pip install 'tailored-llama[logs]'"
-    )
-    monkeypatch.setattr("tailored_llama.config.execution.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        tune(tiny, prompts, QUICK, folder("adapter"), execution=CPU.model_copy(update={"log_to": "wandb"}))
 
 
 def test_a_continuation_longer_than_the_context_is_named(tiny: Path) -> None:
