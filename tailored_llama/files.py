@@ -23,27 +23,10 @@ def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
     """
     with _readable(path), pq.ParquetFile(path) as file:
         _check(file, path, schema)
-        return _whole(file.read(), file.metadata.num_rows)
-
-
-def open_table(path: Path, schema: pa.Schema) -> pq.ParquetFile:
-    """Open a Parquet file, to read one row group after another. Errors as `read_table`."""
-    with _readable(path):
-        file = pq.ParquetFile(path)
-        _check(file, path, schema)
-        return file
-
-
-def read_row_group(file: pq.ParquetFile, number: int, path: Path) -> pa.Table:
-    """Read a row group of an open Parquet file. Errors as `read_table`."""
-    with _readable(path):
-        return _whole(file.read_row_group(number), file.metadata.row_group(number).num_rows)
-
-
-def _whole(table: pa.Table, claimed: int) -> pa.Table:
-    if table.num_rows != claimed:
-        raise OSError(f"{table.num_rows} rows, but it claims {claimed}")
-    return table
+        table = file.read()
+        if table.num_rows != file.metadata.num_rows:
+            raise OSError(f"{table.num_rows} rows, but it claims {file.metadata.num_rows}")
+        return table
 
 
 @contextmanager

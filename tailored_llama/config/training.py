@@ -35,9 +35,9 @@ class TrainingConfig(Section):
 class HealingConfig(TrainingConfig):
     """General recovery before tailoring, by LoRA or in all weights, towards the dense model (arXiv 1503.02531)."""
 
-    tokens: int = Field(0, ge=0, le=20_000_000)
-    """Tokens to train on, in whole sequences of calibration.tokens; 0: no healing. The teacher outputs take about 200
-    bytes of disk per token, at the default healing.top."""
+    tokens: int = Field(0, ge=0, le=4_000_000)
+    """Tokens to train on, in whole sequences of calibration.tokens; 0: no healing. The teacher outputs are
+    read whole: 256 bytes of memory a token, at the default healing.top."""
     source: Sources | None = None
     """The text to train on, with the same values as calibration.source; absent: the calibration text. A column of its
     own stands in a table, such as [{source = "hellaswag", column = "query"}]."""

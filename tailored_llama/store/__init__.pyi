@@ -45,10 +45,7 @@ from .publishing import place as place
 from .publishing import publish as publish
 from .publishing import published_file as published_file
 from .remote import check_writable as check_writable
-from .tables import open_table as open_table
-from .tables import read_row_group as read_row_group
 from .tables import read_rows as read_rows
 from .tables import read_table as read_table
-from .tables import table_parts as table_parts
 from .tables import write_rows as write_rows
 from .tables import write_table as write_table

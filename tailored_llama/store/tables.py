@@ -1,7 +1,6 @@
 """Parquet tables with declared schemas, checked on writing and on reading."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -9,8 +8,6 @@ from typing import Any, TypeVar, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailored_llama.files import open_table as open_table
-from tailored_llama.files import read_row_group as read_row_group
 from tailored_llama.files import read_table as read_table
 
 Row = TypeVar("Row")
@@ -35,17 +32,6 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
 
 def write_table(path: Path, columns: Mapping[str, Any], schema: pa.Schema) -> None:
     """Write a Parquet file whose columns are exactly the declared schema's."""
-    pq.write_table(_table(path, columns, schema), path)
-
-
-@contextmanager
-def table_parts(path: Path, schema: pa.Schema) -> Iterator[Callable[[Mapping[str, Any], int], None]]:
-    """Write a table larger than memory by a function that appends columns, in row groups of so many rows at most."""
-    with pq.ParquetWriter(path, schema) as writer:
-        yield lambda columns, rows: writer.write_table(_table(path, columns, schema), row_group_size=rows)
-
-
-def _table(path: Path, columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
     if set(columns) != set(schema.names):
         raise ValueError(f"{path.name}: columns {sorted(columns)}, declared {sorted(schema.names)}")
-    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+    pq.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema), path)

@@ -1,10 +1,8 @@
 """Distillation: the dense model's next-token distributions along a text, for a pruned model to learn from."""
 
 import itertools
-from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from tailored_llama import models
 from tailored_llama.config import Work
 from tailored_llama.data import read_calibration
 from tailored_llama.errors import InputError
-from tailored_llama.store import open_table, read_row_group, table_parts
+from tailored_llama.store import write_table
 from tailored_llama.training.settings import TeachSettings
 
 TEACHER_SCHEMA = pa.schema(
@@ -29,9 +27,8 @@ TEACHER_SCHEMA = pa.schema(
     }
 )
 
+TEACHER = "teacher.parquet"
 ABSENT = -100.0  # log-probability of what is no target: e⁻¹⁰⁰ counts as nothing in float32
-_AT_ONCE = 2**18  # tokens whose outputs are in memory while they are written: 64 MB at 32 a token
-_ROW_GROUP = 2**13  # tokens in a row group, the least that is read at once: 2 MB of outputs
 
 
 @dataclass(frozen=True)
@@ -55,21 +52,15 @@ def teach(dense: Path, text: Path, *, settings: TeachSettings, work: Work) -> di
     if settings.top >= (size := model.config.vocab_size):
         raise InputError(f"healing.top: got {settings.top}; allowed: less than {size}, the vocabulary size")
     (count, length), budget, done = sequences.shape, models.token_budget(work.execution.batch_tokens, model), 0
-    file, finish = work.out / "teacher.parquet", partial(_likeliest, model, settings)
-    with torch.inference_mode(), models.packed_attention(model), table_parts(file, TEACHER_SCHEMA) as write:
-        for part in sequences.split(max(1, _AT_ONCE // length)):
-            tokens, logprobs = (np.empty((len(part), length * settings.top), kind) for kind in (np.int32, np.float32))
-            items = [models.Encoded(models.Document(ids), [range(length)]) for ids in part.tolist()]
-            for batch, outputs in models.run_packed(model, items, budget, finish):
-                tokens[batch], logprobs[batch] = (output.reshape(len(batch), -1) for output in outputs)
-                work.progress(done := done + len(batch), count)
-            starts = pa.array(np.arange(len(part) + 1) * length * settings.top, pa.int32())
-            columns = {
-                "input_ids": part.tolist(),
-                "tokens": pa.ListArray.from_arrays(starts, tokens.reshape(-1)),  # no copy
-                "logprobs": pa.ListArray.from_arrays(starts, logprobs.reshape(-1)),
-            }
-            write(columns, max(1, _ROW_GROUP // length))
+    finish = partial(_likeliest, model, settings)
+    tokens, logprobs = (np.empty((count, length * settings.top), kind) for kind in (np.int32, np.float32))
+    items = [models.Encoded(models.Document(ids), [range(length)]) for ids in sequences.tolist()]
+    with torch.inference_mode(), models.packed_attention(model):
+        for batch, outputs in models.run_packed(model, items, budget, finish):
+            tokens[batch], logprobs[batch] = (output.reshape(len(batch), -1) for output in outputs)
+            work.progress(done := done + len(batch), count)
+    columns = {"input_ids": sequences.tolist(), "tokens": list(tokens), "logprobs": list(logprobs)}
+    write_table(work.out / TEACHER, columns, TEACHER_SCHEMA)
     return {"tokens": count * length}
 
 
@@ -85,31 +76,11 @@ def _likeliest(
     return tokens.cpu().numpy(), logprobs.cpu().numpy()
 
 
-class Teacher(Sequence[SoftTargets]):
-    """The teacher outputs that `teach` wrote, in the order of its text; a sequence is read from disk on access.
-
-    Raises:
-        InputError: `teacher.parquet` is missing, unreadable, or has another schema.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        path = folder / "teacher.parquet"
-        file = open_table(path, TEACHER_SCHEMA)
-        groups = map(file.metadata.row_group, range(file.num_row_groups))
-        self._starts: list[int] = list(itertools.accumulate((group.num_rows for group in groups), initial=0))
-        self._read = lru_cache(1)(partial(read_row_group, file, path=path))  # keeps the last row group
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    def __getitem__(self, index: Any) -> Any:
-        position = range(len(self))[index]
-        group = bisect_right(self._starts, position) - 1
-        row = self._read(group).slice(position - self._starts[group], 1)
-        ids, tokens, logprobs = (row[name].combine_chunks().flatten() for name in ("input_ids", "tokens", "logprobs"))
-        likeliest = torch.from_numpy(tokens.to_numpy().astype(np.int64)).reshape(len(ids), -1)
-        values = torch.from_numpy(logprobs.to_numpy().copy()).view_as(likeliest)
-        return SoftTargets(tuple(ids.to_pylist()), likeliest, values)
+def targets_of(teacher: pa.Table, number: int) -> SoftTargets:
+    """The teacher's outputs along one of the sequences of its table."""
+    ids, *outputs = (teacher[name][number].values.to_numpy() for name in TEACHER_SCHEMA.names)
+    tokens, logprobs = (torch.tensor(values).reshape(len(ids), -1) for values in outputs)
+    return SoftTargets(tuple(ids.tolist()), tokens.long(), logprobs)
 
 
 def in_pieces(targets: SoftTargets, table: models.IdTable) -> SoftTargets:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -15,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from tailored_llama import models
 from tailored_llama.config import TrainingConfig
 from tailored_llama.memory import out_of_memory
-from tailored_llama.training.distillation import SoftTargets, Teacher, divergence, in_pieces
+from tailored_llama.training.distillation import SoftTargets, divergence, in_pieces, targets_of
 from tailored_llama.training.processes import gathered, passes, rank_and_count
 from tailored_llama.training.records import Outcome
 from tailored_llama.training.state import Training
@@ -36,9 +37,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class TextSamples(Sequence[Sample]):
-    """The samples of a text, one for each sequence in `numbers`. Teacher outputs are read from disk on access."""
+    """The samples of a text, one for each sequence in `numbers` of the teacher's table."""
 
-    teacher: Teacher
+    teacher: pa.Table
     table: models.IdTable | None  # from the teacher's tokens to the samples', if the vocabulary was trimmed
     numbers: range  # of the sequences
 
@@ -46,7 +47,7 @@ class TextSamples(Sequence[Sample]):
         return len(self.numbers)
 
     def __getitem__(self, index: Any) -> Any:
-        targets = self.teacher[self.numbers[index]]
+        targets = targets_of(self.teacher, self.numbers[index])
         targets = in_pieces(targets, self.table) if self.table else targets
         return Sample(models.Encoded(models.Document(targets.input_ids), ()), teacher=targets)
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from tailored_llama import models
 from tailored_llama.config import WRITTEN, Metric, Work, part_of
 from tailored_llama.data import Prompt, encode_answer, encode_prompt, end_of, is_ended, read_prompts
-from tailored_llama.training.distillation import Teacher
+from tailored_llama.store import read_table
+from tailored_llama.training.distillation import TEACHER, TEACHER_SCHEMA
 from tailored_llama.training.loop import Course, train
 from tailored_llama.training.losses import Sample, TextSamples
 from tailored_llama.training.processes import gather, in_processes, on_first, rank_and_count, trained
@@ -132,7 +133,7 @@ def _heal(pruned: Path, teacher: Path, settings: HealSettings, work: Work) -> di
     model = base.float().requires_grad_(True) if full else models.add_adapter(base, training, execution)
     if full and execution.recompute_activations:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    outputs, table = Teacher(teacher), models.read_id_table(pruned)
+    outputs, table = read_table(teacher / TEACHER, TEACHER_SCHEMA), models.read_id_table(pruned)
     texts = range(len(outputs))
     trained_on = len(texts) - min(settings.held_out, len(texts) // 10)
     samples, held_out = (TextSamples(outputs, table, numbers) for numbers in (texts[:trained_on], texts[trained_on:]))

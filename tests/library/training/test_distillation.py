@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import kl_div
 
-from helpers import CPU, render_split, tune, tune_settings, write_own_benchmark
+from helpers import CPU, render_split, taught, tune, tune_settings, write_own_benchmark
 from tailored_llama import training
 from tailored_llama.config import (
     BenchmarkConfig,
@@ -35,7 +35,7 @@ from tailored_llama.models import (
 )
 from tailored_llama.store import write_table
 from tailored_llama.training import HealSettings, TeachSettings, heal, teach, tuning
-from tailored_llama.training.distillation import Teacher, divergence
+from tailored_llama.training.distillation import divergence
 from tailored_llama.training.loop import Course
 
 WHOLE = TeachSettings(top=259)  # of the tiny model's 260 tokens
@@ -83,7 +83,7 @@ def test_with_almost_all_tokens_kept_it_is_the_divergence_of_the_whole_distribut
 ) -> None:
     execution = ExecutionConfig(device="cpu", batch_tokens=64)
     teach(tiny, text, settings=TeachSettings(259), work=Work(folder("teacher"), execution))
-    for targets in Teacher(text.parent / "teacher"):
+    for targets in taught(text.parent / "teacher"):
         model, states = states_of(student, targets.input_ids)
         found = float(divergence(model, states, targets))
         theirs, mine = (along(m, targets.input_ids) for m in (tiny, student))
@@ -93,7 +93,7 @@ def test_with_almost_all_tokens_kept_it_is_the_divergence_of_the_whole_distribut
 
 def test_with_few_tokens_kept_the_others_count_as_one(tiny: Path, student: Path, text: Path, folder: Make) -> None:
     teach(tiny, text, settings=TeachSettings(4), work=Work(folder("teacher"), CPU))
-    targets = Teacher(text.parent / "teacher")[3]
+    targets = taught(text.parent / "teacher")[3]
     model, states = states_of(student, targets.input_ids)
     expected = 0.0
     for theirs, mine in zip(along(tiny, targets.input_ids), along(student, targets.input_ids), strict=True):
@@ -124,38 +124,6 @@ def test_logits_are_held_for_a_bounded_number_of_positions(tiny: Path, folder: M
     assert (max(rows), sum(rows)) == (256, 1024)
 
 
-def test_a_long_text_is_taught_and_read_in_parts(
-    tiny: Path, text: Path, folder: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = TeachSettings(8)
-    teach(tiny, text, settings=settings, work=Work(folder("whole"), CPU))
-    monkeypatch.setattr("tailored_llama.training.distillation._AT_ONCE", 5 * 24)
-    monkeypatch.setattr("tailored_llama.training.distillation._ROW_GROUP", 2 * 24)
-    seen: list[tuple[int, int]] = []
-    work = Work(folder("parts"), CPU, progress=lambda done, total: seen.append((done, total)))
-    teach(tiny, text, settings=settings, work=work)
-    metadata = pq.read_metadata(text.parent / "parts" / "teacher.parquet")
-    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [2, 2, 1] * 3 + [1]
-    assert seen == sorted(seen)
-    assert seen[-1] == (16, 16)
-    whole, parts = Teacher(text.parent / "whole"), Teacher(text.parent / "parts")
-    assert len(whole) == len(parts) == 16
-    for row in reversed(range(16)):
-        assert parts[row].input_ids == whole[row].input_ids
-        torch.testing.assert_close(parts[row].tokens, whole[row].tokens)
-        torch.testing.assert_close(parts[row].logprobs, whole[row].logprobs)
-    with pytest.raises(IndexError):
-        parts[16]
-
-    path = text.parent / "parts" / "teacher.parquet"
-    start = metadata.row_group(3).column(1).data_page_offset
-    damaged = bytearray(path.read_bytes())
-    damaged[start : start + 64] = b"\xff" * 64
-    path.write_bytes(damaged)
-    with pytest.raises(InputError, match=r"teacher.parquet: not a readable Parquet file"):
-        list(Teacher(text.parent / "parts"))
-
-
 @pytest.mark.parametrize(("full", "rate"), [(False, 2e-2), (True, 3e-3)])
 def test_healing_draws_the_student_to_the_teacher(
     tiny: Path, student: Path, text: Path, folder: Make, full: bool, rate: float
@@ -166,7 +134,7 @@ def test_healing_draws_the_student_to_the_teacher(
     measured = heal(student, text.parent / "teacher", settings=settings, work=Work(folder("healed"), CPU))
     assert measured["tokens"] == 384
     healed = text.parent / "healed"
-    targets = Teacher(text.parent / "teacher")
+    targets = taught(text.parent / "teacher")
 
     def distance(folder: Path) -> float:
         pairs = (states_of(folder, t.input_ids) for t in targets)
@@ -192,7 +160,7 @@ def test_healing_ends_when_the_divergence_on_texts_held_out_does_not_fall(
     losses = [loss for loss in logs["good"]["held_out_loss"] if loss is not None]
     assert losses[-1] < losses[0]
     assert logs["bad"]["step"] == [*range(5)]  # two checks after two steps each
-    held_out = Teacher(text.parent / "teacher")[15]
+    held_out = taught(text.parent / "teacher")[15]
     model, states = states_of(text.parent / "bad", held_out.input_ids)
     expected = pytest.approx(float(divergence(model, states, held_out)), rel=1e-4)
     assert logs["bad"]["held_out_loss"][-1] == expected  # the last weights are kept, measured on the text held out

@@ -109,7 +109,8 @@ def compared(
         [Outcome(loss[model], hit[model], math.nan) for hit, loss in zip(right, losses, strict=True)]
         for model in (0, 1)
     ]
-    found = write_comparison(folder, range(len(right)), *models)
+    write_comparison(folder, range(len(right)), *models)
+    found = read_comparison(folder)
     assert found is not None
     return found
 

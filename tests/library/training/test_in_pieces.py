@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import CPU, bpe_tokenizer, save_worded_llama, spm_tokenizer, words
+from helpers import CPU, bpe_tokenizer, save_worded_llama, spm_tokenizer, taught, words
 from tailored_llama.config import HealingConfig, TrainingConfig, Work, narrow, validate_config
 from tailored_llama.data import CalibrationSettings, load_calibration, read_calibration
 from tailored_llama.errors import InputError
@@ -21,7 +21,7 @@ from tailored_llama.models import (
 )
 from tailored_llama.pruning.vocabulary import choose_tokens
 from tailored_llama.training import HealSettings, TeachSettings, heal, teach
-from tailored_llama.training.distillation import ABSENT, SoftTargets, Teacher, divergence, in_pieces
+from tailored_llama.training.distillation import ABSENT, SoftTargets, divergence, in_pieces
 
 Make = Callable[[str], Path]
 TAUGHT = TeachSettings(top=16)
@@ -68,7 +68,7 @@ def test_targets_stand_where_the_teacher_s_tokens_end(dense: Path, student: Path
     teach(dense, text, settings=TAUGHT, work=Work(folder("teacher"), CPU))
     table, split = read_id_table(student), 0
     assert table
-    for targets in Teacher(text.parent / "teacher"):
+    for targets in taught(text.parent / "teacher"):
         found = in_pieces(targets, table)
         pieces = [table.pieces[token] for token in targets.input_ids]
         assert list(found.input_ids) == [piece for part in pieces for piece in part]
@@ -113,7 +113,7 @@ def test_a_student_that_only_lost_unlikely_tokens_is_its_teacher(dense: Path, fo
     assert table
     assert table.kept >= set(ids)
     teach(dense, text, settings=TeachSettings(4), work=Work(folder("teacher"), CPU))
-    for targets in Teacher(text.parent / "teacher"):
+    for targets in taught(text.parent / "teacher"):
         found = in_pieces(targets, table)
         assert found.input_ids == tuple(kept.index(token) for token in targets.input_ids)
 
