@@ -49,11 +49,6 @@ class LlamaCpp:
             logits = self.extend(new[-1:], at)
         return new
 
-    def with_adapter(self, path: Path) -> None:
-        adapter = self.lib.llama_adapter_lora_init(self.model._model, str(path).encode())
-        assert adapter != self.ffi.NULL, path
-        self.lib.llama_set_adapters_lora(self.model._ctx, [adapter], 1, [1.0])
-
 
 class _GgmlGelu(torch.nn.Module):
     def forward(self, values: torch.Tensor) -> torch.Tensor:

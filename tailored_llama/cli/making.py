@@ -150,9 +150,6 @@ def gguf(
         str,
         typer.Option("--type", help=f"Type of the matrices: {', '.join(GGUF_TYPES)}; the types with k need llama.cpp."),
     ] = "f16",
-    adapter: Annotated[
-        Path | None, typer.Option(help="Also write this LoRA adapter, beside OUT: model.gguf gets model.adapter.gguf.")
-    ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name in the file; by default the folder's.")] = None,
     data: Annotated[
         str | None, typer.Option(help="Rows of a job, or a benchmark, that few bits are rounded for: fewer errors.")
@@ -165,18 +162,15 @@ def gguf(
     ] = None,
 ) -> None:
     """Write a checkpoint as a GGUF file, for llama.cpp and Ollama."""
-    beside = out.with_name(f"{out.stem}.adapter.gguf")
     kind = as_gguf_type(gguf_type)
-    new = [out, *([beside] if adapter else []), *([imatrix] if imatrix and data else [])]
+    new = [out, *([imatrix] if imatrix and data else [])]
     for file in new:
         check_new_file(file)
     if (data or imatrix) and kind not in FEW_BITS:
         raise InputError(f"type: got {kind!r} with --data or --imatrix; allowed: {', '.join(FEW_BITS)}")
-    from tailored_llama.serving import read_importance, write_gguf, write_gguf_adapter
+    from tailored_llama.serving import read_importance, write_gguf
 
     with room_for(out), progress_bar(f"gguf {gguf_type}") as progress:
-        if adapter:  # first: it is refused in a moment
-            write_gguf_adapter(checkpoint, adapter, gguf_type=kind, out=beside)
         try:
             read = read_importance(imatrix) if imatrix and not data else None
             by = _job(checkpoint, data, kind, imatrix) if data else read
@@ -190,8 +184,6 @@ def gguf(
         print(f"{written.padded_channels:,} MLP channels of zeros fill its blocks; they change no result")
     if written.kept_wider:
         print(f"{written.kept_wider} matrices stay in f16: their rows are no whole blocks")
-    if adapter:
-        print(f"{beside}: llama-cli -m {out} --lora {beside}")
 
 
 def _job(checkpoint: Path, data: str, kind: GgufType, imatrix: Path | None) -> Any:

@@ -13,7 +13,6 @@ from .export import copy_source as copy_source
 from .export import export_gguf as export_gguf
 from .export import score_quantised as score_quantised
 from .gguf import write_gguf as write_gguf
-from .gguf import write_gguf_adapter as write_gguf_adapter
 from .gguf_writing import gguf_file as gguf_file
 from .imatrix import Importance as Importance
 from .imatrix import read_importance as read_importance

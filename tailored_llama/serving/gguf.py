@@ -1,10 +1,8 @@
-"""A checkpoint or an adapter as a GGUF file, for llama.cpp and what is built on it (Ollama, LM Studio).
+"""A checkpoint as a GGUF file, for llama.cpp and what is built on it (Ollama, LM Studio).
 
 Every number is written and quantised by the package `gguf`.
 """
 
-import json
-import math
 import tempfile
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
@@ -13,18 +11,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from gguf import GGUFWriter
 from gguf.constants import GGMLQuantizationType as Kind
 from gguf.quants import quantize
-from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from tailored_llama.config import K_QUANTS, GgufType
 from tailored_llama.errors import InputError
 from tailored_llama.files import unfinished
-from tailored_llama.models import all_tensor_shapes, check_adapter, tensor_reader, weight_files
+from tailored_llama.models import tensor_reader, weight_files
 from tailored_llama.progress import Progress, silent
 from tailored_llama.serving.converter import convert, is_converted
 from tailored_llama.serving.gguf_layout import (
@@ -36,9 +32,7 @@ from tailored_llama.serving.gguf_layout import (
     Part,
     arranged,
     layout_of,
-    moved,
     parts_of,
-    unfused,
     written_shapes,
 )
 from tailored_llama.serving.gguf_metadata import rope_factors, write_metadata, write_origin
@@ -47,9 +41,6 @@ from tailored_llama.serving.imatrix import Importance
 from tailored_llama.serving.job import Job, by_layer, importance_of, rounded_for
 from tailored_llama.serving.llama_cpp import load_llama_cpp, quantise_rows, requantise
 from tailored_llama.serving.settings import bits_of
-
-# Whose adapter's matrix follows its weight in order and size: of outputs by its rows, of inputs by its columns.
-_MOVED = {"lora_b": ("q_proj", "k_proj", "gate_proj", "up_proj"), "lora_a": ("down_proj",)}
 
 
 @dataclass(frozen=True)
@@ -141,50 +132,3 @@ def _tensors(
     matrices = rounded_for(by, checkpoint, layout, layers, scratch)
     vectors = [tensor(part, partial(plain, part)) for part in parts if len(part.shape) == 1]
     return [*vectors, *(tensor(part, partial(next, matrices)) for part in chain.from_iterable(layers))]
-
-
-def write_gguf_adapter(checkpoint: Path, adapter: Path, *, gguf_type: GgufType, out: Path) -> None:
-    """Write a LoRA adapter, which llama.cpp loads beside the GGUF file of its checkpoint, of type `gguf_type`.
-
-    Rows and columns follow that file: q and k in llama.cpp's rotary order, MLP channels padded to its blocks. `adapter`
-    is a folder in PEFT's layout: LoRA or rsLoRA. Matrices are F32. `out` appears when it is complete. An `InputError`
-    says that the adapter is broken or of another checkpoint, or that llama.cpp cannot express it.
-    """
-    layout = layout_of(checkpoint, gguf_type)
-    check_adapter(checkpoint, adapter)
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    _check_expressible(config, adapter)
-    rank, alpha = config["r"], config["lora_alpha"]
-    shapes = all_tensor_shapes(checkpoint)
-    tensors: list[GgufTensor] = []
-    for name, tensor in sorted(load_file(adapter / "adapter_model.safetensors").items()):
-        module, _, lora = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
-        side, shape = lora.lower(), shapes.get(f"{module}.weight", [])  # lora_a [rank, inputs], lora_b [outputs, rank]
-        expected = [rank, *shape[1:]] if side == "lora_a" else [*shape[:1], rank]
-        if len(shape) != 2 or list(tensor.shape) != expected:
-            raise InputError(f"adapter {adapter}: tensor {name} does not fit {checkpoint}")
-        for part, rows in unfused(f"{module}.weight", layout).items():
-            values = tensor.float().numpy()[rows if side == "lora_b" else slice(None)]
-            if any(projection in part for projection in _MOVED.get(side, ())):
-                values = moved(part, values, layout)
-            data = partial(np.ascontiguousarray, values)
-            tensors.append((f"{layout.tensor_name(part)}.{side}", values.shape, Kind.F32, data))
-    with unfinished(out) as file:
-        writer = GGUFWriter(file, layout.name)
-        writer.add_type("adapter")
-        writer.add_string("adapter.type", "lora")
-        # llama.cpp multiplies by alpha ÷ rank, rsLoRA by alpha ÷ √rank.
-        writer.add_float32("adapter.lora.alpha", alpha * (math.sqrt(rank) if config.get("use_rslora") else 1))
-        write_file(writer, tensors)
-
-
-def _check_expressible(config: dict[str, Any], adapter: Path) -> None:
-    kind = str(config.get("peft_type"))
-    found = "DoRA" if config.get("use_dora") else kind
-    for field in ("rank_pattern", "alpha_pattern", "modules_to_save"):
-        if config.get(field):
-            found = f"an adapter with {field}"
-    if found != "LORA":
-        merges = "it merges into its checkpoint: `tailored-llama merge`"
-        hint = merges if kind == "LORA" else "serve it with transformers"
-        raise InputError(f"adapter {adapter}: is {found}; allowed in GGUF: LoRA or rsLoRA ({hint})")

@@ -145,14 +145,9 @@ def padded_shape(name: str, shape: tuple[int, ...], layout: Layout) -> tuple[int
 
 
 def arranged(name: str, values: Array, layout: Layout) -> Array:
-    """A tensor's values as llama.cpp has them: norms offset, and all that `moved` does."""
+    """A tensor's values as llama.cpp has them: norms offset, queries scaled, rows in rotary order, channels padded."""
     if name.endswith("norm.weight"):
         values = values + np.float32(layout.family.norm_offset)
-    return moved(name, values, layout)
-
-
-def moved(name: str, values: Array, layout: Layout) -> Array:
-    """Queries scaled, rows in rotary order, and channels padded with zeros: of a tensor, or an adapter's matrix."""
     if _is(name, layout.family.queries):
         values = values * np.float32(layout.query_factor)
     if layout.family.paired and _is(name, "q_proj", "k_proj"):

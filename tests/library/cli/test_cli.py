@@ -19,13 +19,12 @@ import pytest
 import typer
 from fsspec.implementations.memory import MemoryFileSystem
 from gguf import GGUFReader
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from helpers import add_merge, as_toml, save_worded_llama, words, write_jsonl
 from tailored_llama.cli.main import app, main
 from tailored_llama.config import RunConfig
-from tailored_llama.models import load_model, load_tokenizer, read_structure
+from tailored_llama.models import load_tokenizer, read_structure
 from tailored_llama.serving import ChatServer
 from tailored_llama.store import ArtifactStore
 
@@ -399,12 +398,10 @@ def test_help_and_a_bad_value_load_neither_torch_nor_transformers(arguments: lis
 def test_gguf_is_written_whole_or_not_at_all(
     command: Command, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, adapter = add_merge(shutil.copytree(tiny, tmp_path / "model")), tmp_path / "adapter"
-    get_peft_model(load_model(model), LoraConfig(target_modules=["q_proj"])).save_pretrained(adapter)
-    status, out, _ = command("gguf", model, "a.gguf", "--adapter", adapter, "--type", "q8_0")
+    model = add_merge(shutil.copytree(tiny, tmp_path / "model"))
+    status, out, _ = command("gguf", model, "a.gguf", "--type", "q8_0")
     assert status == 0
     assert re.match(r"a\.gguf: architecture llama, [\d,]+ bytes\n32 MLP channels of zeros fill its blocks", out)
-    assert out.endswith("a.adapter.gguf: llama-cli -m a.gguf --lora a.adapter.gguf\n")
     for arguments, said in (
         (("a.gguf",), "a.gguf: exists; allowed: a new file"),
         (("no/b.gguf",), "no/b.gguf: its folder is missing; allowed: a new file"),
@@ -415,10 +412,10 @@ def test_gguf_is_written_whole_or_not_at_all(
         assert err.startswith(f"error: {said}")
     with monkeypatch.context() as patched:
         patched.setattr("gguf.GGUFWriter.write_tensor_data", Mock(side_effect=OSError(28, "No space left on device")))
-        status, _, err = command("gguf", model, "b.gguf", "--adapter", adapter)
+        status, _, err = command("gguf", model, "b.gguf")
     assert status == 2
     assert err == "error: b.gguf: No space left on device; allowed: a writable folder with room\n"
-    assert sorted(path.name for path in tmp_path.glob("*.gguf*")) == ["a.adapter.gguf", "a.gguf"]
+    assert sorted(path.name for path in tmp_path.glob("*.gguf*")) == ["a.gguf"]
 
 
 def test_gguf_is_rounded_for_rows_or_by_an_importance_matrix(command: Command, tiny: Path, tmp_path: Path) -> None:

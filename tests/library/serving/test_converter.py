@@ -12,7 +12,7 @@ from hybrids import HYBRIDS, save_hybrid
 from llama_cpp import llama_cpp, with_ggml_gelu
 from tailored_llama.errors import InputError
 from tailored_llama.models import FAMILIES, load_model, load_tokenizer
-from tailored_llama.serving import Importance, write_gguf, write_gguf_adapter
+from tailored_llama.serving import Importance, write_gguf
 
 IDS = [5, 9, 200, 31, 77, 14, 3, 8]
 CONVERTED = [name for name, family in FAMILIES.items() if family.converted]
@@ -58,8 +58,6 @@ def test_what_only_our_own_writer_does_is_refused(tmp_path: Path) -> None:
     told = "architecture lfm2, which only llama.cpp writes; allowed: a whole model, merged with its adapter"
     with pytest.raises(InputError, match=told):
         write_gguf(checkpoint, gguf_type="iq4_nl", out=out, by=Importance("text", {}, 1))
-    with pytest.raises(InputError, match=told):
-        write_gguf_adapter(checkpoint, tmp_path / "adapter", gguf_type="f16", out=out)
     assert not out.exists()
 
 

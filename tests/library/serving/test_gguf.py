@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader, dequantize
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -19,7 +18,6 @@ from transformers import PreTrainedTokenizerFast
 import helpers
 from llama_cpp import llama_cpp, with_ggml_gelu
 from tailored_llama.config import ModelConfig, Work
-from tailored_llama.config.training import PROJECTIONS
 from tailored_llama.errors import InputError
 from tailored_llama.models import (
     FAMILIES,
@@ -30,9 +28,8 @@ from tailored_llama.models import (
     read_tokens,
     trim_tokenizer,
 )
-from tailored_llama.models.adapters import _targets
 from tailored_llama.pruning.vocabulary import choose_tokens
-from tailored_llama.serving import measure_speed, read_speed, write_gguf, write_gguf_adapter
+from tailored_llama.serving import measure_speed, read_speed, write_gguf
 from tailored_llama.serving.export import dequantise
 
 IDS = [5, 9, 200, 31, 77, 14, 3, 8]
@@ -211,80 +208,6 @@ def test_a_window_ends_the_context(tmp_path: Path) -> None:
     checkpoint = save_tiny_llama(tmp_path / "dense", architecture="mistral", sliding_window=64)
     write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
     assert GGUFReader(tmp_path / "model.gguf").fields["llama.context_length"].contents() == 64
-
-
-# Adapters
-
-
-def save_adapter(folder: Path, checkpoint: Path, **settings: Any) -> Path:
-    """An adapter for all projections, with random weights."""
-    torch.manual_seed(3)
-    model = load_model(checkpoint)
-    config = LoraConfig(
-        r=4,
-        lora_alpha=8,
-        target_modules=_targets(model, PROJECTIONS),
-        init_lora_weights=False,
-        task_type="CAUSAL_LM",
-        **settings,
-    )
-    get_peft_model(model, config).save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}], ids=["LoRA", "rsLoRA"])
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
-def test_llama_cpp_adds_an_adapter_as_peft_does(tmp_path: Path, architecture: str, settings: dict[str, Any]) -> None:
-    checkpoint = save_tiny_llama(
-        tmp_path / "dense", architecture=architecture, noise=0.1, pad_token_id=0, sliding_window=None
-    )
-    adapter = save_adapter(tmp_path / "adapter", checkpoint, **settings)
-    write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
-    write_gguf_adapter(checkpoint, adapter, gguf_type="f32", out=tmp_path / "adapter.gguf")
-    with llama_cpp(tmp_path / "model.gguf") as runtime, torch.no_grad():
-        plain = runtime.logits(IDS)
-        runtime.with_adapter(tmp_path / "adapter.gguf")
-        expected = load_model(checkpoint, adapter)(torch.tensor([IDS])).logits[0]
-        assert (expected - plain).abs().max() > 0.1
-        torch.testing.assert_close(runtime.logits(IDS), expected, rtol=0, atol=2e-4)
-
-
-def test_an_adapter_of_gemma_2_has_its_scale_of_queries(tmp_path: Path) -> None:
-    architecture, changes = OTHERS["gemma2, own scale of queries"]
-    checkpoint = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1, **changes)
-    adapter = save_adapter(tmp_path / "adapter", checkpoint)
-    write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
-    write_gguf_adapter(checkpoint, adapter, gguf_type="f32", out=tmp_path / "adapter.gguf")
-    with llama_cpp(tmp_path / "model.gguf") as runtime, torch.no_grad():
-        runtime.with_adapter(tmp_path / "adapter.gguf")
-        expected = with_ggml_gelu(load_model(checkpoint, adapter))(torch.tensor([IDS])).logits[0]
-        torch.testing.assert_close(runtime.logits(IDS), expected, rtol=0, atol=1e-3)
-
-
-def test_an_adapter_is_padded_as_its_base_is(tmp_path: Path) -> None:
-    checkpoint = save_tiny_llama(tmp_path / "dense", noise=0.1, **PADDED)
-    adapter = save_adapter(tmp_path / "adapter", checkpoint)
-    write_gguf(checkpoint, gguf_type="q8_0", out=tmp_path / "model.gguf")
-    write_gguf_adapter(checkpoint, adapter, gguf_type="q8_0", out=tmp_path / "adapter.gguf")
-    with llama_cpp(tmp_path / "model.gguf") as runtime, torch.no_grad():
-        runtime.with_adapter(tmp_path / "adapter.gguf")
-        expected = load_model(checkpoint, adapter)(torch.tensor([IDS])).logits[0]
-        assert (runtime.logits(IDS) - expected).norm() < 0.05 * expected.norm()
-
-
-def test_an_adapter_that_llama_cpp_cannot_add_is_refused_by_name(tmp_path: Path) -> None:
-    checkpoint = save_tiny_llama(tmp_path / "dense")
-    out = tmp_path / "adapter.gguf"
-    dora = save_adapter(tmp_path / "dora", checkpoint, use_dora=True)
-    hint = "it merges into its checkpoint: `tailored-llama merge`"
-    said = f"adapter {dora}: is DoRA; allowed in GGUF: LoRA or rsLoRA ({hint})"
-    with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
-        write_gguf_adapter(checkpoint, dora, gguf_type="f16", out=out)
-    plain = save_adapter(tmp_path / "plain", checkpoint)
-    other = save_tiny_llama(tmp_path / "other", intermediate_size=40)
-    with pytest.raises(InputError, match=r"tensor base_model\..* does not fit"):
-        write_gguf_adapter(other, plain, gguf_type="f16", out=out)
-    assert not list(tmp_path.glob("*.gguf*"))
 
 
 # Tokenizers
