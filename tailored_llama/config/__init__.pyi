@@ -1,5 +1,4 @@
 # The face of the room: what other rooms may import. Each name is loaded when it is first used.
-from .derived import GENERIC as GENERIC
 from .derived import as_shown as as_shown
 from .derived import asks_turns as asks_turns
 from .derived import exports as exports
@@ -14,7 +13,6 @@ from .derived import reads_prompts as reads_prompts
 from .derived import scores_by_text as scores_by_text
 from .derived import stop_strings as stop_strings
 from .derived import trims_vocabulary as trims_vocabulary
-from .derived import with_template as with_template
 from .execution import FEW_BITS as FEW_BITS
 from .execution import GGUF_TYPES as GGUF_TYPES
 from .execution import K_QUANTS as K_QUANTS

@@ -12,8 +12,6 @@ from tailored_llama.config.schema import DATA_FREE, RunConfig
 
 Run = TypeVar("Run", bound=RunConfig)
 
-GENERIC = "generic"  # template set with one wording for all tasks; an adapter for several benchmarks is tuned with it
-
 
 def reads_calibration(run: RunConfig) -> bool:
     """Return whether importance or reconstruction reads the calibration text."""
@@ -64,11 +62,6 @@ def stop_strings(benchmark: BenchmarkConfig) -> tuple[str, ...]:
 def new_tokens(benchmark: BenchmarkConfig) -> int:
     """The most tokens that a written answer may have."""
     return benchmark.max_new_tokens or 32
-
-
-def with_template(run: Run, template: str) -> Run:
-    """The same run with another template set."""
-    return run.model_copy(update={"prompts": run.prompts.model_copy(update={"template": template})})
 
 
 def as_shown(run: Run, unread: tuple[str, ...] = ()) -> Run:

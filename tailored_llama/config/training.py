@@ -66,9 +66,8 @@ class TuningConfig(AdapterConfig):
     """LoRA on a few examples of one benchmark (arXiv 2410.19185, section 4)."""
 
     examples: Literal["benchmark", "mixture", "none"] = "benchmark"
-    """benchmark: one adapter per benchmark, trained on its own examples; mixture: the baseline for tailoring, one
-    adapter trained on as many examples in total, drawn from all benchmarks and always written with the template
-    `generic`; none: no adapter."""
+    """benchmark: one adapter per benchmark, trained on its own examples; mixture: one adapter, trained on as many
+    examples in total, drawn from all benchmarks; none: no adapter."""
     shots: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Training examples, drawn from the train split by seed. auto: of a file that is divided (benchmarks.data), as many
     as `tokens` allows beside those held out; of other benchmarks 50, as in the paper."""

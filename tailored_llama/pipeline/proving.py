@@ -109,7 +109,7 @@ def row_sets(run: Executor, base: Base) -> Sets:
     """The three sets of rows of every benchmark, as a base is asked; all bases have the same rows."""
     sets = Sets()
     parts: dict[str, tuple[Artifacts, tuple[PromptSplit, ...]]] = {
-        "tuning": (base.prompts.shots, ("shots", "held_out")),
+        "tuning": (base.prompts.train, ("shots", "held_out")),
         "choosing": (base.rows["selection"], ("selection",)),
         "proving": (base.rows["evaluation"], ("evaluation",)),
     }

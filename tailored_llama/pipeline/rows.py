@@ -4,16 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from tailored_llama import data, evaluation, models
-from tailored_llama.config import (
-    GENERIC,
-    BenchmarkConfig,
-    RunConfig,
-    SmallestConfig,
-    asks_turns,
-    is_written,
-    named_benchmark,
-    with_template,
-)
+from tailored_llama.config import BenchmarkConfig, RunConfig, SmallestConfig, asks_turns, is_written, named_benchmark
 from tailored_llama.data import PURPOSE, UNLABELLED, Example, Split, benchmarks, first_prompt, named_columns
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import DISCORDANT
@@ -142,8 +133,7 @@ def _how_read(benchmark: BenchmarkConfig, examples: Sequence[Example]) -> str:
 def _tuned_rows(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[Example]) -> Iterator[str]:
     """Say how many rows of a file are tuned on, if a budget decides, and whether enough are held out."""
     tuning, file = config.tuning, benchmark.data
-    worded = with_template(config, GENERIC) if tuning.examples == "mixture" else config
-    solved, shots, held_out = data.draw_train(data.PromptSettings.of(worded, benchmark, "train"), train)
+    solved, shots, held_out = data.draw_train(data.PromptSettings.of(config, benchmark, "train"), train)
     if config.shots_of(benchmark) is None:
         all_read = len(solved + shots + held_out) == len(train)
         budget = f"as many as tuning.tokens = {tuning.tokens:,} allow in {tuning.epochs} epochs"

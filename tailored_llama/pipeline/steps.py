@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from tailored_llama import data
 from tailored_llama.config import (
-    GENERIC,
     PROMPTS,
     TUNED_DENSE,
     BenchmarkConfig,
@@ -19,7 +18,6 @@ from tailored_llama.config import (
     reads_calibration,
     scores_by_text,
     trims_vocabulary,
-    with_template,
 )
 from tailored_llama.evaluation import MeasuredModel, PerplexitySettings, ScoreSettings, TunedDense
 from tailored_llama.models import DenseSettings
@@ -35,12 +33,10 @@ MIXTURE = "mixture"  # names the adapter that is tuned on all benchmarks at once
 class Prompts:
     """Rendered prompts by benchmark.
 
-    `train` are the run's own train prompts, which may serve as calibration text. `shots` are the prompts to tune on,
-    worded differently if one adapter is tuned on all benchmarks.
+    `train` are the prompts to tune on, which may serve as calibration text.
     """
 
     train: Artifacts = field(default_factory=dict)
-    shots: Artifacts = field(default_factory=dict)
     evaluation: Artifacts = field(default_factory=dict)
 
     def of_chat(self, *benchmarks: str) -> dict[str, Artifact]:
@@ -88,19 +84,15 @@ def render_train(config: RunConfig) -> Prompts:
         benchmark.name: render(config, benchmark.name, "train", load_examples(benchmark))
         for benchmark in config.benchmarks
     }
-    return Prompts(train, train)
+    return Prompts(train)
 
 
 def render_all(config: RunConfig) -> Prompts:
-    """Render the prompts of every benchmark; the shots of a mixture use the generic template."""
+    """Render the prompts of every benchmark."""
     examples = {benchmark.name: load_examples(benchmark) for benchmark in config.benchmarks}
     train = {name: render(config, name, "train", table) for name, table in examples.items()}
-    shots = train
-    if config.tuning.examples == "mixture":
-        worded = with_template(config, GENERIC)
-        shots = {name: render(worded, name, "train", table) for name, table in examples.items()}
     evaluation = {name: render(config, name, "evaluation", table) for name, table in examples.items()}
-    return Prompts(train, shots, evaluation)
+    return Prompts(train, evaluation)
 
 
 def load_dense(config: RunConfig) -> Node:
@@ -111,10 +103,9 @@ def load_dense(config: RunConfig) -> Node:
 def prepare_dense(config: RunConfig, prompts: Prompts) -> Dense:
     """Load the model and score its groups."""
     dense, counts = load_dense(config), None
-    if trims_vocabulary(config):  # a mixture counts in both wordings
-        mixed = {f"{name}, shots": ref for name, ref in prompts.shots.items() if ref is not prompts.train.get(name)}
-        asked = {**prompts.train, **mixed}
-        counts = stages.tokens("count tokens", settings=CountSettings.of(config), dense=dense, prompts=asked)
+    if trims_vocabulary(config):
+        settings = CountSettings.of(config)
+        counts = stages.tokens("count tokens", settings=settings, dense=dense, prompts=prompts.train)
     groups = stages.groups("build graph", dense=dense)
     calibration = draw_calibration(config, dense, prompts) if reads_calibration(config) else None
     importance = stages.importance(
@@ -129,9 +120,9 @@ def prepare_dense(config: RunConfig, prompts: Prompts) -> Dense:
 
 def checks(config: RunConfig, dense: Dense, prompts: Prompts) -> list[Node]:
     """What is made before any heavy work, so that what cannot go well ends a run at once."""
-    first = nodes_in((prompts.train, prompts.shots, prompts.evaluation))
+    first = nodes_in((prompts.train, prompts.evaluation))
     first += [check_ratio(config, dense, ratio) for ratio in config.pruning.ratios]
-    first += check_answers(config, prompts, *prompts.shots)
+    first += check_answers(config, prompts, *prompts.train)
     texts = nodes_in(dense.calibration)
     if config.healing.tokens and config.healing.source:
         texts.append(draw_calibration(healing_text(config), dense.checkpoint, prompts))
@@ -140,7 +131,7 @@ def checks(config: RunConfig, dense: Dense, prompts: Prompts) -> list[Node]:
 
 def check_answers(config: RunConfig, prompts: Prompts, *names: str) -> list[Node]:
     """Check that the model's context holds every answer of benchmarks that is tuned on or scored."""
-    parts = {"shots": prompts.shots, "evaluation": prompts.evaluation}
+    parts = {"shots": prompts.train, "evaluation": prompts.evaluation}
     asked = [(part, name, of[name]) for part, of in parts.items() for name in names if name in of]
     return [
         stages.answers(
@@ -207,7 +198,7 @@ def heal_if_asked(config: RunConfig, dense: Artifact, ratio: float, pruned: Arti
 def tune(config: RunConfig, names: Sequence[str], ratio: float, base: Artifact, prompts: Prompts) -> Node:
     """Tune one adapter for one benchmark or several."""
     label = names[0] if len(names) == 1 else MIXTURE
-    shots, settings = {name: prompts.shots[name] for name in names}, TuneSettings.of(config, names)
+    shots, settings = {name: prompts.train[name] for name in names}, TuneSettings.of(config, names)
     return stages.adapter(f"tune {label} @ {ratio:.2f}", settings=settings, pruned=base, prompts=shots)
 
 

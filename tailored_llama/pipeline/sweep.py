@@ -43,7 +43,7 @@ def sweep(run: Executor, config: SweepConfig) -> Graph:
         return Graph(report)
     (own,) = models.values()  # without its dense model no cell says anything
     prompts = _prompts(config, own)
-    first = steps.check_answers(own, prompts, *prompts.shots)
+    first = steps.check_answers(own, prompts, *prompts.train)
     return Graph(report, first if run.ahead else [*first, *nodes_in(dense)])
 
 

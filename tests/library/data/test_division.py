@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from helpers import read_benchmark, render_split, write_jsonl
-from tailored_llama.config import BenchmarkConfig, RunConfig, Work, validate_config, with_template
+from tailored_llama.config import BenchmarkConfig, RunConfig, Work, validate_config
 from tailored_llama.data import (
     PURPOSE,
     BenchmarkSource,
@@ -183,7 +183,7 @@ def test_the_files_of_a_mixture_have_equal_parts_of_the_budget(
 ) -> None:
     both = [own, own.model_copy(update={"name": "other"})]
     run = validate_config({"benchmarks": both, "tuning": {"examples": "mixture", "tokens": 3_000}})
-    shots, _, told, _ = rendered(with_template(run, "generic"), 400, folder)  # as they are tuned on
+    shots, _, told, _ = rendered(run, 400, folder)
     assert 450 < tokens_of(shots) < 525
     assert f": tuning reads {len(shots)} of " in told
     assert told in list(rows_of(run))

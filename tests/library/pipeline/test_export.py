@@ -261,8 +261,8 @@ def test_what_healing_and_a_mixture_made_is_in_the_model_and_on_its_card(exporti
     assert "After healing on 128 tokens and tuning" in text
     assert 'source = "prompts"' in text[text.index("[healing]") :]
     assert "drawn by seed 0 from colours, and 4 more" in text
-    assert "prompt template `generic` (scored with `harness`)" in text
-    assert "{question}\n\n### Response:\n```" in text  # the form it was tuned on
+    assert "prompt template `harness`" in text
+    assert "{question}" in text[text.index("prompt template") :], text
 
 
 def test_calls_of_tools_are_tuned_and_scored_and_their_schema_leaves(exporting: dict[str, Any], tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def test_healing_and_a_mixture_are_stages_of_their_own(own_run: dict[str, Any]) 
     other = {**own_run["benchmarks"][0], "name": "shades"}
     mixed = new(benchmarks=[*own_run["benchmarks"], other], tuning=own_run["tuning"] | {"examples": "mixture"})
     assert mixed.count("adapter") == 1
+    assert mixed.count("prompts") == 2  # of the new benchmark, to tune and to score: both are worded alike
     assert mixed.count("scores") == 4  # the new benchmark's dense and pruned, and both with the adapter
 
 
