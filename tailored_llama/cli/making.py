@@ -14,28 +14,9 @@ from tailored_llama.config import FEW_BITS, GGUF_TYPES, PROMPTS, GgufType, Store
 from tailored_llama.console import progress_bar
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import steps
-from tailored_llama.preflight import check_texts, texts_of
+from tailored_llama.preflight import check_texts
 
 making = typer.Typer()
-
-
-@making.command(epilog="Example: `tailored-llama fetch --config data/quickstart.toml`")
-def fetch(config: Config = None, overrides: Overrides = None) -> None:
-    """Download what a run needs, so that the run itself needs no network."""
-    run = load_config(config, overrides)
-    from tailored_llama.data import benchmarks, find_text, load_texts
-    from tailored_llama.models import fetch_model, find_model
-
-    for benchmark in run.benchmarks:
-        for split in ("train", "evaluation") if benchmarks.has_train(benchmark) else ("evaluation",):
-            benchmarks.load_examples(benchmark, split, run.store.downloads)
-        print(f"benchmark {benchmark.name}: here")
-    for _, text in texts_of(run):
-        load_texts(find_text(text), run.store.downloads)
-        print(f"text {text.source}, split {text.split}: here")
-    source = find_model(run.model)
-    folder = fetch_model(source, run.store.downloads)
-    print(f"model {run.model.source}: {'here' if source.kind in ('gguf', 'folder') else folder}")
 
 
 @making.command(epilog="Example: `tailored-llama example quickstart`")

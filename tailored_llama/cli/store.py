@@ -21,18 +21,10 @@ _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @store_app.command("ls", epilog="Example: `tailored-llama store ls --root artifacts`")
-def store_ls(
-    root: Root = "artifacts",
-    report: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Only what this report used: its key, or a unique prefix of it.")
-    ] = None,
-) -> None:
+def store_ls(root: Root = "artifacts") -> None:
     """List artifacts: stage, key, size, last use, cost to make, and the reports that used them."""
     entries = store.survey(_store(root))
     used_by = store.reports_using(entries)
-    if report is not None:
-        chosen = _report(report, entries)
-        entries = [entry for entry in entries if chosen in used_by[entry.name]]
     table = Table("stage", "key", "MB", "last used", "seconds", "peak GB", "reports")
     for entry in entries:
         if entry.problem or entry.manifest is None:
@@ -43,9 +35,6 @@ def store_ls(
             peak = f"{entry.manifest.peak_memory_bytes / 1e9:.2f}"
         table.add_row(entry.stage, entry.key[:12], size, _age(entry), seconds, peak, _reports(used_by[entry.name]))
     Console().print(table)
-    if report is not None:
-        print(f"{_sum(entries)}: {chosen.stage} {chosen.key[:12]} and all it used")
-        return
     unused = [entry for entry in entries if not used_by[entry.name]]
     print(f"{_sum(entries)}; used by no report: {_sum(unused)}")
 
@@ -112,19 +101,6 @@ def _store(root: str) -> store.ArtifactStore:
     if "://" not in root and not Path(root).expanduser().is_dir():
         raise InputError(f"--root {root}: no such folder; allowed: an artifact store")
     return store.ArtifactStore(root)
-
-
-def _report(start: str, entries: list[store.Entry]) -> store.Entry:
-    """The only report whose key starts with `start`."""
-    reports = [entry for entry in entries if entry.stage in (*store.REPORTS, *store.FORMER)]
-    matches = [entry for entry in reports if entry.key.startswith(start)]
-    if len(matches) != 1:
-        named = ", ".join(f"{entry.stage} {entry.key[:12]}" for entry in matches or reports) or "none is in this store"
-        raise InputError(
-            f"--report: got {start!r}, which matches {len(matches) or 'no'} reports; allowed: the key of one report, "
-            f"or a unique prefix of it ({named})"
-        )
-    return matches[0]
 
 
 def _quantity(option: str, text: str, units: dict[str, int], example: str) -> float:

@@ -63,7 +63,6 @@ class StatedTest(Stated):
     loss: float
     bound: float
     p: float
-    bootstrap: float = 0.0  # of earlier versions; it decided nothing
     counts: Counts | None
     looks: list[StatedLook] = Field(default_factory=list, max_length=evaluation.LOOKS)
     missing: Rows = 0
@@ -129,12 +128,9 @@ class StatedRun(Stated):
 
 
 class CertificateFile(Stated):
-    """`certificate.json`. Format 1 has no hashes of files other than weights, no nominal levels and no `record`.
+    """`certificate.json`."""
 
-    Without `served`, the weights of GGUF files were scored in transformers.
-    """
-
-    format: Literal[1, 2]
+    format: Literal[2]
     claim: Text
     margin_points: float = Field(gt=0, lt=100)
     measure: Literal["accuracy"]
@@ -142,14 +138,14 @@ class CertificateFile(Stated):
     label_errors: float = Field(0.0, ge=0, lt=0.5)
     level: float
     opening: int = Field(ge=1, le=100)
-    record: Text = "the store"
+    record: Text
     reference: Text
     benchmarks: dict[Text, StatedTest] = Field(min_length=1)
     sequence: list[StatedStep] = Field(min_length=1)
     sets: dict[Text, dict[Literal["tuning", "choosing", "proving"], StatedRows]]
     scoring: Settings
     model: StatedModel
-    served: dict[Text, StatedServing] = Field(default_factory=dict)
+    served: dict[Text, StatedServing]
     libraries: dict[str, Text]
     run: StatedRun
 
@@ -188,8 +184,8 @@ class CertificateFile(Stated):
         margin = self.margin_points / 100 * (1 - 2 * self.label_errors)
         yield from _differs(f"{where}.margin", test.margin, margin, "as for the whole")
         yield from _differs(f"{where}.level", test.level, self.level, "as for the whole")
-        if not test.counts or self.format == 1:
-            yield from _differs(f"{where}.nominal", test.nominal, None, "without counts, or in format 1")
+        if not test.counts:
+            yield from _differs(f"{where}.nominal", test.nominal, None, "without counts")
         else:
             allowed = _planned_level(test)
             size = evaluation.exact_size(test.rows, test.margin, test.nominal) if test.nominal else 1.0

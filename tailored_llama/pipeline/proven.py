@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from tailored_llama import data, evaluation, models
-from tailored_llama.config import OWN, WRITTEN, SmallestConfig, build_config, named_benchmark
+from tailored_llama.config import OWN, SmallestConfig, build_config, named_benchmark
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answers, Array, Compared, LossTest, Said, ScoreSettings
 from tailored_llama.pipeline import stages, steps
@@ -164,9 +164,6 @@ def _with_files(benchmarks: Sequence[Settings], files: Sequence[str], with_shots
     """Tables of benchmarks with the user's files, in their order, in place of all files that they name."""
     tables, slots = [dict(table) for table in benchmarks], list[tuple[Settings, str]]()
     for table in tables:
-        if str(table.get("metric")) in WRITTEN:  # of certificates from before files decided these
-            unset = {"max_new_tokens": 32, "stop": ("\n",)}
-            table |= {key: value for key, value in unset.items() if table.get(key) is None}
         if (source := table.get("source")) is None:
             other = table.get("unlabelled") not in (None, OWN)
             keys = ["data", *(["unlabelled"] if other else []), "evaluation", "train"]
@@ -190,13 +187,11 @@ def _check_files(certificate: Certificate) -> None:
     """Check that the files of a model are those that are certified, and all that are certified."""
     folder, stated = certificate.folder, certificate.content
     check_certified(folder, stated.model.sha256, stated.model.sha256)
-    files = weights = certificate.weights
-    if stated.format > 1:
-        files = [file for file in folder.rglob("*") if file.is_file()]
+    files = [file for file in folder.rglob("*") if file.is_file()]
     unhashed = {*stated.model.sha256, *UNHASHED}
     names = (file.relative_to(folder).as_posix() for file in files)
     check_certified(folder, (name for name in names if name not in unhashed and not name.startswith(".")), {})
-    if stated.model.bytes != (size := sum(file.stat().st_size for file in weights)):
+    if stated.model.bytes != (size := sum(file.stat().st_size for file in certificate.weights)):
         raise InputError(f"model.bytes: got {stated.model.bytes:,}; allowed: {size:,}, the size of its weights")
 
 
@@ -235,7 +230,7 @@ def certified_rows(run: Executor, certificate: Certificate) -> Iterator[tuple[st
 
 def _is_served(certificate: Certificate) -> bool:
     """Return whether llama.cpp answered with the file itself."""
-    return certificate.shipped.goal.runtime == "llama.cpp" and bool(certificate.content.served)
+    return certificate.shipped.goal.runtime == "llama.cpp"
 
 
 def _asked(certificate: Certificate) -> Node:
@@ -247,7 +242,7 @@ def _asked(certificate: Certificate) -> Node:
 
 def uncovered(certificate: Certificate, dense: bool) -> list[str]:
     """What `verify_certificate` cannot say; `dense`: the reference was scored again."""
-    content, config = certificate.content, certificate.config
+    content = certificate.content
     asked, tests = {serving.asked for serving in content.served.values()}, content.benchmarks.values()
     reference = f"the answers of the reference ({content.reference}), which are the recorded ones"
     limits = {
@@ -258,9 +253,7 @@ def uncovered(certificate: Certificate, dense: bool) -> list[str]:
         f"how often they were opened, beyond opening {content.opening} in the record of {content.record}": True,
         "the model card, and what the certificate says in words": True,
         "answers in the model's own words, as choices are ranked": "log-likelihoods" in asked,
-        "llama.cpp's answers, as it also rounds activations": config.goal.runtime == "llama.cpp" and not asked,
-        "a server of your own: --url URL asks it": bool(asked),
-        "files other than weights, of which certificates of format 1 have no SHA-256": content.format == 1,
+        "a server of your own: --url URL asks it": True,
     }
     return [limit for limit, applies in limits.items() if applies]
 

@@ -69,7 +69,6 @@ def test_the_commands_there_are() -> None:
     names = {" ".join(path) for path, _ in COMMANDS}
     assert {
         "convert",
-        "fetch",
         "prune",
         "tune",
         "score",
@@ -192,20 +191,6 @@ def test_prune_on_a_text_alone_and_on_a_mixture(command: Command, config: Path, 
     assert "448 of 704 tokens kept, by the calibration text, the train prompts of colours, and general text; " in text
     status, text, error = command("prune", dense, "no", "--ratio", 0.2, *mixed, "--set", "calibration.samples=1")
     assert (status, error.count("\n"), "calibration.samples: got 1, of which prompts" in error) == (2, 1, True)
-
-
-def test_fetch_reads_all_that_a_run_needs(command: Command, config: Path, tiny: Path, tmp_path: Path) -> None:
-    status, out, _ = command("fetch", "--config", config)
-    text = tmp_path / "data" / "text.txt"
-    assert (status, out.splitlines()) == (
-        0,
-        [
-            "benchmark colours: here",
-            f"text {text}, split validation: here",
-            f"text {text}, split train: here",
-            f"model {tiny}: here",
-        ],
-    )
 
 
 SEVEN = "boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge, openbookqa"
@@ -350,32 +335,6 @@ def test_a_store_that_does_not_answer_is_one_line(command: Command, monkeypatch:
     told = "store.root memory://far: no route to host more about it while listing it; nothing is lost, run it again"
     for name in ("ls", "verify", "gc"):
         assert command("store", name, "--root", "memory://far") == (2, "", f"error: {told}\n")
-
-
-def test_store_ls_tells_what_one_report_used(command: Command, tmp_path: Path) -> None:
-    store = ArtifactStore(str(tmp_path / "store"))
-
-    def numbers(out: Path) -> None:
-        (out / "numbers.txt").write_text("1 2 3")
-
-    dense, _ = store.build("dense", 1, {}, {}, numbers)
-    pruned, _ = store.build("pruned", 1, {}, {"dense": dense}, numbers)
-    one, _ = store.build("report", 1, {}, {"pruned": pruned}, numbers)
-    other, _ = store.build("sweep", 1, {}, {"dense": dense}, numbers)
-    for report, expected in ((one, {dense, pruned, one}), (other, {dense, other})):
-        for key in (report.key, report.key[:8]):
-            status, shown, _ = command("store", "ls", "--root", "store", "--report", key)
-            rows = [row.strip("│ ").split("│") for row in shown.splitlines() if row.startswith("│")]
-            assert status == 0
-            assert {row[1].strip() for row in rows} == {ref.key[:12] for ref in expected}
-            assert f"{len(expected)} artifacts, " in shown
-    for key, count in ((dense.key, "no"), ("", 2)):
-        assert command("store", "ls", "--root", "store", "--report", key) == (
-            2,
-            "",
-            f"error: --report: got {key!r}, which matches {count} reports; allowed: the key of one report, or a "
-            f"unique prefix of it (report {one.key[:12]}, sweep {other.key[:12]})\n",
-        )
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def certificate(size: int, loss: float, goal: dict[str, Any]) -> dict[str, Any]:
     answer = Answer(config.goal, "the dense model", [candidate], [0], [{"csqa": test}], 1, sets, 0)
     facts = {"name": "csqa", "bytes": size, "sha256": {f"csqa-{size}.gguf": "cd" * 32}}
     run = config.model_dump(mode="json", exclude={"store", "execution"})
-    return certificate_of(answer, config, facts) | {"run": run}
+    return certificate_of(answer, config, facts) | {"run": run, "served": {}}
 
 
 class Hub:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -20,7 +19,7 @@ from tailored_llama import evaluation
 from tailored_llama.cli.main import app
 from tailored_llama.config import LLAMA_CPP, SmallestConfig, build_config
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import Answer, loss_bound, read_answer
+from tailored_llama.evaluation import Answer, read_answer
 from tailored_llama.files import read_file
 from tailored_llama.models import open_gguf
 from tailored_llama.pipeline import COMPOSITIONS, FolderExecutor, plan_run, read_certificate, verify_certificate
@@ -378,25 +377,6 @@ def test_a_certificate_names_no_file_to_read(shipped: Path) -> None:
         assert verify(shipped) == (2, "rows: got 0 files; allowed: 1 in the place of '/etc/passwd'")
 
 
-def test_a_certificate_of_the_first_format_still_holds(shipped: Path, tmp_path: Path) -> None:
-    file = shipped / "certificate.json"
-    old = json.loads(file.read_text())
-    old["format"] = 1
-    del old["record"]
-    old["model"]["sha256"] = {name: old["model"]["sha256"][name] for name in old["model"]["sha256"] if "gguf" in name}
-    old["run"]["prompts"]["template"] = old["scoring"]["template"] = "harness"
-    for tests in (old["benchmarks"], *(step["benchmarks"] for step in old["sequence"])):
-        counts, rows = tests["job"]["counts"], tests["job"]["rows"]
-        lost, gained = counts["only_dense"], counts["only_small"]
-        losses = np.repeat([1.0, -1.0, 0.0], (lost, gained, rows - lost - gained))
-        tests["job"]["bound"] = loss_bound(losses, tests["job"]["level"])
-        del tests["job"]["nominal"]
-    file.write_text(json.dumps(old))
-    status, told = verify(shipped, tmp_path / "job.csv")
-    assert (status, "less than 40 points lost" in told) == (0, True), told
-    assert "files other than weights, of which certificates of format 1 have no SHA-256" in told
-
-
 def write_tickets(file: Path) -> None:
     texts = words(300).split()
     with file.open("w", newline="") as target:
@@ -475,10 +455,6 @@ def test_rows_as_people_have_them_go_through_a_search_and_its_proof(
             status, asked_again = verify(shipped, rows, "--url", server.url)
         assert "not served as certified:" in asked_again
         assert "answers end at the limit of tokens, 0 when certified: its stop or grammar is another" in asked_again
-    # An older one says nothing of what files decide now
-    file.write_text(json.dumps(put(json.loads(file.read_text()), "run.benchmarks.0.stop", None)))
-    (asked,) = read_certificate(shipped, [str(rows)]).config.benchmarks
-    assert asked.stop == (None if asked.labels else ("\n",))
 
 
 def test_a_server_is_asked_for_choices_and_refused_for_another_model_in_one_line(shipped: Path, tmp_path: Path) -> None:
