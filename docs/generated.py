@@ -43,9 +43,6 @@ def configuration() -> Iterator[str]:
         if name not in own:
             yield from _section(schema, f"`[{name}]`", f"{name}.", section["$ref"])
     yield from _section(schema, "`[[benchmarks]]`", "benchmarks.", "#/$defs/BenchmarkConfig")
-    yield "## Texts of a mixture"
-    yield "`calibration.source` and `healing.source` take a list of texts, each a name or a table with these fields:"
-    yield from _fields(schema, schema["$defs"]["SourceConfig"], "source.")
     yield "## The smallest model"
     yield f"`tailored-llama smallest` and the flow `smallest`. {_changed_defaults(SmallestConfig())}"
     goal = SmallestConfig.model_json_schema()

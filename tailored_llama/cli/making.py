@@ -73,7 +73,7 @@ def prune(
 
     pick_device(run.execution.device)
     check_texts(run, "calibration")
-    asked = config or run.calibration.reads(PROMPTS)
+    asked = config or run.calibration.source == PROMPTS
     run = with_benchmarks(run, benchmark or ([configured.name for configured in run.benchmarks] if asked else []))
     with new_folder(out) as folder, scratch_runner(run) as runner:
         prompts = steps.render_train(run)

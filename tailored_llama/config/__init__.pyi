@@ -7,7 +7,6 @@ from .derived import is_json as is_json
 from .derived import is_written as is_written
 from .derived import named_benchmark as named_benchmark
 from .derived import new_tokens as new_tokens
-from .derived import part_of as part_of
 from .derived import reads_calibration as reads_calibration
 from .derived import reads_prompts as reads_prompts
 from .derived import scores_by_text as scores_by_text
@@ -44,6 +43,7 @@ from .inputs import Dtype as Dtype
 from .inputs import Ignored as Ignored
 from .inputs import ModelConfig as ModelConfig
 from .inputs import TextConfig as TextConfig
+from .inputs import part_of as part_of
 from .loading import assign as assign
 from .loading import build_config as build_config
 from .loading import load_config as load_config

@@ -30,13 +30,7 @@ def trims_vocabulary(run: RunConfig) -> bool:
 
 def reads_prompts(run: RunConfig) -> bool:
     """Return whether the calibration text or the text of healing are the run's train prompts."""
-    heals = run.healing.tokens > 0
-    return run.calibration.reads(PROMPTS) or (heals and healing_text(run).calibration.reads(PROMPTS))
-
-
-def part_of(total: int, i: int, parts: int) -> int:
-    """Size of part i when `total` items are divided into `parts`."""
-    return total // parts + (i < total % parts)
+    return run.calibration.source == PROMPTS or (run.healing.tokens > 0 and run.healing.source == PROMPTS)
 
 
 def is_written(benchmark: BenchmarkConfig) -> bool:
@@ -71,9 +65,11 @@ def as_shown(run: Run, unread: tuple[str, ...] = ()) -> Run:
 
 
 def healing_text(run: RunConfig) -> RunConfig:
-    """The same run with the text of healing as its calibration text."""
-    healing = run.healing
-    return run.model_copy(update={"calibration": run.calibration.with_tokens(healing.tokens, healing.source)})
+    """The same run with the text of healing as its calibration text, in whole sequences, without another's subset."""
+    text, source = run.calibration, run.healing.source
+    others = {"source": source, "subset": None, "revision": None} if source else {}
+    samples = -(-run.healing.tokens // text.tokens)
+    return run.model_copy(update={"calibration": text.model_copy(update={"samples": samples, **others})})
 
 
 def named_benchmark(run: RunConfig, name: str) -> BenchmarkConfig:

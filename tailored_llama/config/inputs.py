@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from tailored_llama.config.forms import METRICS, OTHER_SOURCES, SUFFIXES, WRITTEN, Form, Kind, Metric, as_benchmark
-from tailored_llama.config.section import Section
+from tailored_llama.config.section import Section, narrow
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 PROMPTS = "prompts"  # calibration source: the training prompts of the run's own benchmarks
@@ -35,32 +35,12 @@ class ModelConfig(Section):
         return Path(self.source).name or self.source
 
 
-class SourceConfig(Section):
-    """One text of a mixture; a field that is absent is as in the section."""
+class TextConfig(Section):
+    """A text to read, for calibration or perplexity."""
 
-    source: str = Field(description="As calibration.source.")
-    weight: float = Field(1.0, gt=0, le=1e6, description="Its share of the sequences, relative to the others' weights.")
-    subset: str | None = Field(None, description="As calibration.subset.")
-    revision: str | None = Field(None, description="As calibration.revision.")
-    split: str | None = Field(None, description="As calibration.split.")
-    column: str | None = Field(None, description="As calibration.column.")
-    documents: int | None = Field(None, ge=1, description="As calibration.documents.")
-
-
-def as_sources(value: Any) -> Any:
-    """A text's name, or a list of texts in which names are tables."""
-    if not isinstance(value, str | list | tuple) or not value:
-        raise ValueError("allowed: a text, or a list of texts")
-    return value if isinstance(value, str) else [{"source": v} if isinstance(v, str) else v for v in value]
-
-
-Sources = Annotated[str | tuple[SourceConfig, ...], BeforeValidator(as_sources)]
-
-
-class SourcesConfig(Section):
-    """Where text is read."""
-
-    source: Sources
+    source: str = Field("boolq", min_length=1)
+    """A benchmark's name (its texts, see column), a .txt, .csv, .jsonl, .json or .parquet file, or the id of a Hub data
+    set."""
     subset: str | None = Field(None, description="Hub data sets only: the configuration, e.g. wikitext-2-raw-v1.")
     revision: str | None = Field(None, description="Hub data sets only: commit, tag or branch.")
     split: str = Field("train", description="Benchmarks and Hub data sets: the split to read.")
@@ -68,89 +48,41 @@ class SourcesConfig(Section):
     documents: int = Field(10_000, ge=1, description="Hub data sets only: rows read, from the start of the split.")
 
 
-class TextConfig(SourcesConfig):
-    """A text to read, for calibration or perplexity."""
-
-    source: str = "boolq"
-    """A benchmark's name (its texts, see column), a .txt, .csv, .jsonl, .json or .parquet file, or the id of a Hub data
-    set."""
+def part_of(total: int, i: int, parts: int) -> int:
+    """Size of part i when `total` items are divided into `parts`."""
+    return total // parts + (i < total % parts)
 
 
 @dataclass(frozen=True)
 class CalibrationPart:
-    """A text of the calibration, its weight, the number of sequences drawn from it, and the benchmark asked, if any."""
+    """A text of the calibration, the number of sequences drawn from it, and the benchmark asked, if any."""
 
     text: TextConfig
-    weight: float
     samples: int
     benchmark: "BenchmarkConfig | None" = None
 
-    @property
-    def name(self) -> str:
-        """The text, and the benchmark that asks it."""
-        return f"{self.text.source} of {self.benchmark.name}" if self.benchmark else self.text.source
 
-
-class CalibrationConfig(SourcesConfig):
+class CalibrationConfig(TextConfig):
     """The calibration text of importance and reconstruction (LLM-Pruner: 10 samples of 64 tokens)."""
 
-    source: Sources = QUESTIONS
+    source: str = Field(QUESTIONS, min_length=1)
     """questions: those of the train splits of the run's own benchmarks, without answers (BoolQ's passages where no
     benchmark has a train split). prompts: their training prompts, with answers. Or another text: a benchmark's name
     (its texts, see column), a .txt, .csv, .jsonl, .json or .parquet file, or a Hub data set such as
-    Salesforce/wikitext. A mixture is a list of them, or of tables with weights, such as
-    [{source = "boolq", weight = 2.0}, "prompts"]."""
+    Salesforce/wikitext."""
     column: str = Field("passage", description="The column (or benchmark field) that holds the text.")
     samples: int = Field(16, ge=1, le=65536, description="Sequences drawn from the text.")
     tokens: int = Field(512, ge=8, le=32768)
     """Tokens in each sequence. A few long ones work better than many short ones."""
 
     def parts(self, benchmarks: "Sequence[BenchmarkConfig]") -> tuple[CalibrationPart, ...]:
-        """The texts, which share the sequences by weight (largest remainder).
-
-        Questions are one text for each of the benchmarks, of equal weight; without benchmarks, BoolQ's passages.
-        """
-        common = self.model_dump(include=set(TextConfig.model_fields) - {"source"})
-        parts = []
-        for text_source in self.sources:
-            named = text_source.model_dump(exclude={"weight"}, exclude_none=True)
-            asked: list[BenchmarkConfig | None] = [None]
-            if text_source.source == QUESTIONS and benchmarks:
-                asked = [*benchmarks]
-            elif text_source.source == QUESTIONS:
-                named["source"] = "boolq"
-            text = TextConfig(**common | named)
-            parts += [CalibrationPart(text, text_source.weight / len(asked), 0, benchmark) for benchmark in asked]
-        total = sum(part.weight for part in parts)
-        wanted = [self.samples * part.weight / total for part in parts]
-        shares = [int(share) for share in wanted]
-        remainders = sorted(range(len(wanted)), key=lambda i: shares[i] - wanted[i])
-        for i in remainders[: self.samples - sum(shares)]:
-            shares[i] += 1
-        return tuple(replace(part, samples=samples) for part, samples in zip(parts, shares, strict=True))
-
-    @property
-    def sources(self) -> tuple[SourceConfig, ...]:
-        """The texts as they are named, one or several."""
-        return (SourceConfig(source=self.source),) if isinstance(self.source, str) else self.source
-
-    @property
-    def named(self) -> str:
-        """The sources, with their weights if those differ, and the columns that they name."""
-        if isinstance(self.source, str):
-            return self.source
-        alike = len({part.weight for part in self.source}) == 1
-        names = [text.source + (f" ({text.column})" if text.column else "") for text in self.source]
-        return " + ".join(n if alike else f"{text.weight:g} × {n}" for n, text in zip(names, self.source, strict=True))
-
-    def reads(self, source: str) -> bool:
-        """Return whether a source is among the texts."""
-        return any(part.source == source for part in self.sources)
-
-    def with_tokens(self, total: int, source: Sources | None = None) -> Self:
-        """As many whole sequences as hold this many tokens, of the same texts, or of others without subset."""
-        others = {"source": source, "subset": None, "revision": None} if source else {}
-        return self.model_copy(update={"samples": -(-total // self.tokens), **others})
+        """The text; or the questions of each benchmark, which share the sequences, without benchmarks BoolQ's texts."""
+        text, count = narrow(self, TextConfig), len(benchmarks)
+        if self.source != QUESTIONS:
+            return (CalibrationPart(text, self.samples),)
+        if not benchmarks:
+            return (CalibrationPart(text.model_copy(update={"source": "boolq"}), self.samples),)
+        return tuple(CalibrationPart(text, part_of(self.samples, i, count), own) for i, own in enumerate(benchmarks))
 
 
 class BenchmarkConfig(Section):

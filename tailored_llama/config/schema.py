@@ -7,7 +7,14 @@ from pydantic import Field, field_validator, model_validator
 
 from tailored_llama.config.execution import ExecutionConfig, StoreConfig
 from tailored_llama.config.forms import as_benchmark
-from tailored_llama.config.inputs import BenchmarkConfig, CalibrationConfig, ModelConfig, PromptConfig, TextConfig
+from tailored_llama.config.inputs import (
+    QUESTIONS,
+    BenchmarkConfig,
+    CalibrationConfig,
+    ModelConfig,
+    PromptConfig,
+    TextConfig,
+)
 from tailored_llama.config.section import Section
 from tailored_llama.config.training import FEW_SHOTS, HealingConfig, TuningConfig
 from tailored_llama.errors import InputError
@@ -155,19 +162,7 @@ class RunConfig(Section):
                 if benchmark.unlabelled:
                     got = f"benchmarks.{benchmark.name}.unlabelled: got {benchmark.unlabelled!r}"
                     yield f"{got}; allowed: in a search for the smallest model, which asks for labels"
-        yield from self._unread_texts()
-
-    def _unread_texts(self) -> Iterator[str]:
-        """Texts of a mixture that weigh too little for a sequence of their own."""
-        text, healing = self.calibration, self.healing
-        drawn = [("calibration.samples", text.samples, "calibration", text)]
-        if healing.tokens:
-            section = "healing" if healing.source else "calibration"
-            drawn.append(("healing.tokens", healing.tokens, section, text.with_tokens(healing.tokens, healing.source)))
-        for field, got, section, mixture in drawn:
-            for part in mixture.parts(self.benchmarks):
-                if not part.samples:
-                    yield (
-                        f"{field}: got {got}, of which {part.name} gets no sequence by its weight; allowed: one for "
-                        f"each text of {section}.source ({mixture.named})"
-                    )
+        asked = len(self.benchmarks) if self.calibration.source == QUESTIONS else 1
+        if (samples := self.calibration.samples) < asked:
+            got = f"calibration.samples: got {samples}"
+            yield f"{got}; allowed: at least {asked}, one for the questions of each benchmark"

@@ -153,8 +153,8 @@ def _cell(config: SweepConfig, name: str, varying: Sequence[str], run: RunConfig
 def _setting_text(run: RunConfig, field: str) -> str:
     """A field's value in a run, with the field's name unless the value explains itself."""
     if field == "healing.source":
-        return f"healed on {healing_text(run).calibration.named}" if run.healing.tokens else "not healed"
-    value = run.calibration.named if field == "calibration.source" else attrgetter(field)(run)
+        return f"healed on {healing_text(run).calibration.source}" if run.healing.tokens else "not healed"
+    value = attrgetter(field)(run)
     return value if isinstance(value, str) and value != "none" else f"{field.split('.')[-1]}={value}"
 
 

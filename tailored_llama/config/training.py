@@ -4,7 +4,6 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from tailored_llama.config.inputs import Sources
 from tailored_llama.config.section import Section
 
 FEW_SHOTS = 50  # the paper's
@@ -38,9 +37,8 @@ class HealingConfig(TrainingConfig):
     tokens: int = Field(0, ge=0, le=4_000_000)
     """Tokens to train on, in whole sequences of calibration.tokens; 0: no healing. The teacher outputs are
     read whole: 256 bytes of memory a token, at the default healing.top."""
-    source: Sources | None = None
-    """The text to train on, with the same values as calibration.source; absent: the calibration text. A column of its
-    own stands in a table, such as [{source = "hellaswag", column = "query"}]."""
+    source: str | None = Field(None, min_length=1)
+    """The text to train on, with the same values as calibration.source; absent: the calibration text."""
     top: int = Field(32, ge=1, le=1024, description="Likeliest tokens kept of each dense prediction; the rest are one.")
     variant: Literal["lora", "full"] = "lora"
     """lora: an adapter (arXiv 2106.09685), merged into the weights; full: all weights are trained, in float32, which

@@ -159,8 +159,8 @@ def check_ratio(config: RunConfig, dense: Dense, ratio: float) -> Node:
 def draw_calibration(config: RunConfig, dense: Artifact, prompts: Prompts) -> Node:
     """Draw the sequences of the calibration text, which may be the train prompts."""
     settings = data.CalibrationSettings.of(config)
-    read = prompts.train if config.calibration.reads(PROMPTS) else {}
-    name = f"load calibration {config.calibration.named}"
+    read = prompts.train if config.calibration.source == PROMPTS else {}
+    name = f"load calibration {config.calibration.source}"
     return stages.calibration(name, settings=settings, dense=dense, prompts=read)
 
 

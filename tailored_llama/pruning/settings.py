@@ -17,26 +17,16 @@ from tailored_llama.data import TextSource, calibration_parts, find_text
 
 
 @dataclass(frozen=True)
-class CountedText:
-    """A text whose tokens are counted, and its weight among several."""
-
-    source: TextSource
-    weight: float
-
-
-@dataclass(frozen=True)
 class CountSettings:
     """The texts whose tokens are counted beside the prompts."""
 
-    texts: tuple[CountedText, ...]
+    texts: tuple[TextSource, ...]
 
     @classmethod
     def of(cls, config: RunConfig) -> Self:
         """All texts of the calibration but the prompts, which have counts of their own."""
         parts = [part for part in calibration_parts(config) if part.text.source != PROMPTS]
-        sources = [find_text(part.text, "calibration", part.benchmark) for part in parts]
-        weights = [1.0 if len(parts) == 1 else part.weight for part in parts]
-        return cls(tuple(map(CountedText, sources, weights)))
+        return cls(tuple(find_text(part.text, "calibration", part.benchmark) for part in parts))
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def count_tokens(dense: Path, prompts: Mapping[str, Path], *, settings: CountSet
     """Stage: count how often the calibration text, the train prompts and general text use each token.
 
     Writes `tokens.parquet`. The text is the whole source that calibration draws its sequences from, at most 20 million
-    characters of it; the texts of a mixture count by their weights, whatever their lengths. Questions, shots and
+    characters of it; the questions of each benchmark count alike, however many they are. They, shots and
     held-out examples count with all their choices; evaluation prompts are never read. General text is the words of the
     train splits of the embedded benchmarks (`general_words.parquet`).
 
@@ -54,19 +54,19 @@ def count_tokens(dense: Path, prompts: Mapping[str, Path], *, settings: CountSet
     columns = {"token": np.arange(rows), "general": word_counts(tokenizer, read_general_words(), rows)}
     used = []  # of each text: of the documents that are not measured, and of those that are, int64 [2, rows]
     for text_config in texts:
-        if text_config.source.benchmark and text_config.source.kind == "questions":  # by example, with its choices
-            documents = load_questions(text_config.source.benchmark, work.downloads, choices=True)
-            folders = [folder for name, folder in prompts.items() if name == text_config.source.benchmark.name]
+        if text_config.benchmark and text_config.kind == "questions":  # by example, with its choices
+            documents = load_questions(text_config.benchmark, work.downloads, choices=True)
+            folders = [folder for name, folder in prompts.items() if name == text_config.benchmark.name]
             apart = {prompt.example for prompt in measured_prompts(folders)}
         else:
-            documents, apart = dict(enumerate(load_texts(text_config.source, work.downloads))), set()
+            documents, apart = dict(enumerate(load_texts(text_config, work.downloads))), set()
         step = max(1, math.ceil(sum(map(len, documents.values())) / _CHARACTERS))
         read = [(index in apart, documents[index][:_CHARACTERS]) for index in list(documents)[::step]]
         split = ([text for is_measured, text in read if is_measured == measured] for measured in (False, True))
         used.append(np.stack([_counts(tokenizer, part, rows) for part in split]))
-    mixed, total, weights = np.zeros((2, rows)), sum(int(counts.sum()) for counts in used), sum(t.weight for t in texts)
-    for counts, text_config in zip(used, texts, strict=True):  # scaled to its share, and no used token to 0
-        mixed += counts * (total * text_config.weight / weights / max(1, int(counts.sum())))
+    mixed, total = np.zeros((2, rows)), sum(int(counts.sum()) for counts in used)
+    for counts in used:  # scaled to its share, and no used token to 0
+        mixed += counts * (total / len(used) / max(1, int(counts.sum())))
     unmeasured, columns["measured_text"] = np.ceil(mixed).astype(np.int64)
     columns["text"] = unmeasured + columns["measured_text"]
     splits: tuple[PromptSplit, ...] = ("shots", "held_out")

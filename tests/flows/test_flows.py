@@ -74,7 +74,7 @@ def test_what_was_pulled_from_a_url_is_not_called_computed(
 def test_one_stage_alone_runs_with_what_it_reads(own_run: dict[str, Any], states: States) -> None:
     config = validate_config(own_run)
     assert tailor(config, only="prune @ 0.20").stage == "pruned"
-    read = {"build graph", "check ratio 0.2", f"load calibration {config.calibration.named}", "importance taylor_gate"}
+    read = {"build graph", "check ratio 0.2", f"load calibration {config.calibration.source}", "importance taylor_gate"}
     assert states.keys() == {f"load {config.model.source}", *read, "prune @ 0.20"}
 
 

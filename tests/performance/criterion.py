@@ -31,14 +31,7 @@ from tailored_llama.errors import InputError
 from tailored_llama.evaluation import read_metrics, read_score
 from tailored_llama.pipeline import Artifact, Executor, steps
 
-EVERYDAY = '{source = "hellaswag", column = "query"}'  # what people do, in videos and instructions
-TEXTS = {
-    "passages": '"boolq"',
-    "everyday": f"[{EVERYDAY}]",
-    "prompts": '"prompts"',
-    "passages + prompts": '["boolq", "prompts"]',
-    "questions": '"questions"',
-}
+TEXTS = {"passages": '"boolq"', "prompts": '"prompts"', "questions": '"questions"'}
 VARIED = ("pruning", "calibration", "reconstruction")
 
 

@@ -253,13 +253,8 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
         "tuning.held_out: got 24; allowed: at most 16 (colours has 24 train examples to draw from, and tuning.shots "
         "takes 8)",
     ),
-    "one calibration text missing": (
-        put("calibration", "source", ["prompts", "/nowhere/text.txt"]),
-        f"calibration.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, csqa, a .txt file, "
-        "a .csv, .jsonl, .json or .parquet file, or a Hub data set (owner/name)",
-    ),
     "text for healing missing": (
-        lambda run, place: run.update(healing={"tokens": 64, "source": ["prompts", "/nowhere/text.txt"]}),
+        lambda run, place: run.update(healing={"tokens": 64, "source": "/nowhere/text.txt"}),
         f"healing.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, csqa, a .txt file, "
         "a .csv, .jsonl, .json or .parquet file, or a Hub data set (owner/name)",
     ),

@@ -178,19 +178,12 @@ def test_prune_removes_tokens_and_says_by_what_they_were_chosen(command: Command
     assert "448 of 704 tokens kept, by the calibration text, the train prompts of colours, and general text; " in text
 
 
-def test_prune_on_a_text_alone_and_on_a_mixture(command: Command, config: Path, tmp_path: Path) -> None:
+def test_prune_on_a_text_alone(command: Command, config: Path, tmp_path: Path) -> None:
     dense = save_worded_llama(tmp_path / "worded")
     kinds = ("--set", 'pruning.kinds=["attention","mlp","vocabulary"]', "--set", "pruning.vocabulary=448")
     status, text, error = command("prune", dense, "own", "--ratio", 0.35, "--config", config, *kinds)
     assert status == 0, error
     assert "448 of 704 tokens kept, by the calibration text, the train prompts of colours, and general" in text
-    file = tmp_path / "data" / "text.txt"
-    mixed = ("--config", config, "--set", f'calibration.source=["prompts",{{source="{file}",weight=2}}]')
-    status, text, error = command("prune", dense, "mixed", "--ratio", 0.35, *mixed, *kinds)
-    assert status == 0, error
-    assert "448 of 704 tokens kept, by the calibration text, the train prompts of colours, and general text; " in text
-    status, text, error = command("prune", dense, "no", "--ratio", 0.2, *mixed, "--set", "calibration.samples=1")
-    assert (status, error.count("\n"), "calibration.samples: got 1, of which prompts" in error) == (2, 1, True)
 
 
 SEVEN = "boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge, openbookqa"

@@ -22,7 +22,6 @@ from tailored_llama.config import (
     reads_prompts,
     validate_config,
 )
-from tailored_llama.config.inputs import SourceConfig
 from tailored_llama.config.training import PROJECTIONS
 from tailored_llama.errors import InputError
 
@@ -67,7 +66,7 @@ def sections(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 FIELDS = [
     pytest.param(field, id=f"{section.__name__}.{name}")
-    for section in (*sections(SweepConfig), BenchmarkConfig, GoalConfig, SourceConfig)
+    for section in (*sections(SweepConfig), BenchmarkConfig, GoalConfig)
     for name, field in section.model_fields.items()
     if not isinstance(field.default, Section)
 ]
@@ -130,17 +129,7 @@ WRONG = {
     "seed.x=5": "seed: got {'x': 5}; allowed: a valid integer",
     "seed=-1": "seed: got -1; allowed: greater than or equal to 0",
     "calibration.tokens=4": "calibration.tokens: got 4; allowed: greater than or equal to 8",
-    "calibration.source=3": "calibration.source: got 3; allowed: a text, or a list of texts",
-    "calibration.source=[]": "calibration.source: got []; allowed: a text, or a list of texts",
-    "calibration.source=[3]": "calibration.source.0: got 3; allowed: a table",
-    'calibration.source=["boolq", {weight=2}]': "calibration.source.1.source: not set",
-    'calibration.source=[{source="boolq", weight=0}]': "calibration.source.0.weight: got 0; allowed: greater than 0",
-    'calibration.source=[{source="boolq", wieght=2}]': "calibration.source.0.wieght: unknown key; did you mean "
-    "calibration.source.0.weight?",
-    'calibration={samples=1, source=["boolq", "prompts"]}': "calibration.samples: got 1, of which prompts gets no "
-    "sequence by its weight; allowed: one for each text of calibration.source (boolq + prompts)",
-    'calibration={source=["boolq", {source="prompts", weight=0.01}]}': "calibration.samples: got 16, of which prompts "
-    "gets no sequence by its weight; allowed: one for each text of calibration.source (1 × boolq + 0.01 × prompts)",
+    'calibration.source=["boolq"]': "calibration.source: got ['boolq']; allowed: a valid string",
     "scoring.limit=0": "scoring.limit: got 0; allowed: greater than or equal to 1",
     "execution.device=gpu": "execution.device: got 'gpu'; allowed: text that matches "
     r"'^(auto|cpu|balanced|cuda(:\d+)?)$'",
@@ -181,43 +170,24 @@ def test_a_location_without_a_secret_is_taken(root: str) -> None:
     assert load_config(None, [f"store.root={root}"]).store.root == root
 
 
-@pytest.mark.parametrize(
-    ("weights", "samples", "shares"),
-    [((1, 1), 4, [2, 2]), ((1, 1, 1), 4, [2, 1, 1]), ((2, 1, 1), 7, [3, 2, 2]), ((3, 1), 32, [24, 8]), ((5,), 3, [3])],
-)
-def test_texts_share_the_sequences_by_weight(weights: tuple[float, ...], samples: int, shares: list[int]) -> None:
-    texts = [{"source": f"text-{i}", "weight": weight} for i, weight in enumerate(weights)]
-    run = validate_config({"calibration": {"source": texts, "samples": samples}})
-    assert [part.samples for part in run.calibration.parts(())] == shares
-
-
-def test_a_text_of_a_mixture_is_read_as_the_section_says_unless_it_says_otherwise() -> None:
-    texts = ["boolq", {"source": "hellaswag", "column": "context", "split": "evaluation"}]
-    first, second = validate_config({"calibration": {"source": texts, "column": "question"}}).calibration.parts(())
-    assert (first.text.source, first.text.column, first.text.split) == ("boolq", "question", "train")
-    assert (second.text.source, second.text.column, second.text.split) == ("hellaswag", "context", "evaluation")
-
-
-def test_healing_reads_every_text_of_a_mixture() -> None:
-    text = {"source": ["boolq", "prompts"], "tokens": 64}
-    healed = healing_text(validate_config({"calibration": text, "healing": {"tokens": 256}}))
-    assert [(part.text.source, part.samples) for part in healed.calibration.parts(())] == [("boolq", 2), ("prompts", 2)]
-    message = "healing.tokens: got 64, of which prompts gets no sequence by its weight; allowed: one for each text of "
-    with pytest.raises(InputError, match=exactly(message + "calibration.source (boolq + prompts)")):
-        validate_config({"calibration": text, "healing": {"tokens": 64}})
+@pytest.mark.parametrize(("count", "samples", "shares"), [(1, 3, [3]), (2, 4, [2, 2]), (3, 4, [2, 1, 1])])
+def test_the_questions_of_the_benchmarks_share_the_sequences(count: int, samples: int, shares: list[int]) -> None:
+    names = ["piqa", "arc_easy", "hellaswag"][:count]
+    run = validate_config({"benchmarks": names, "calibration": {"samples": samples}})
+    assert [part.samples for part in run.calibration.parts(run.benchmarks)] == shares
+    message = (
+        f"calibration.samples: got {count - 1}; allowed: at least {count}, one for the questions of each benchmark"
+    )
+    if count > 1:
+        with pytest.raises(InputError, match=exactly(message)):
+            validate_config({"benchmarks": names, "calibration": {"samples": count - 1}})
 
 
 def test_healing_reads_a_text_of_its_own() -> None:
     text = {"source": "wiki.txt", "tokens": 64, "column": "body"}
-    own = ["boolq", {"source": "prompts", "weight": 3.0}]
-    healed = healing_text(validate_config({"calibration": text, "healing": {"tokens": 256, "source": own}}))
-    assert [(part.text.source, part.samples) for part in healed.calibration.parts(())] == [("boolq", 1), ("prompts", 3)]
-    assert {part.text.column for part in healed.calibration.parts(())} == {"body"}
-    message = "healing.tokens: got 64, of which boolq gets no sequence by its weight; allowed: one for each text of "
-    with pytest.raises(InputError, match=exactly(message + "healing.source (1 × boolq + 3 × prompts)")):
-        validate_config({"calibration": text, "healing": {"tokens": 64, "source": own}})
-    with pytest.raises(InputError, match=exactly("healing.source: got []; allowed: a text, or a list of texts")):
-        validate_config({"healing": {"source": []}})
+    healed = healing_text(validate_config({"calibration": text, "healing": {"tokens": 250, "source": "prompts"}}))
+    (part,) = healed.calibration.parts(())
+    assert (part.text.source, part.samples, part.text.column) == ("prompts", 4, "body")
 
 
 def test_the_hub_s_fields_are_of_the_text_that_they_were_given_for() -> None:
@@ -227,12 +197,6 @@ def test_the_hub_s_fields_are_of_the_text_that_they_were_given_for() -> None:
     other = {"calibration": wiki, "healing": {"tokens": 64, "source": "own/text"}}
     (own,) = healing_text(validate_config(other)).calibration.parts(())
     assert (own.text.source, own.text.subset, own.text.revision) == ("own/text", None, None)
-
-
-def test_texts_of_one_source_are_told_apart_by_their_columns() -> None:
-    texts = [{"source": "hellaswag", "column": column} for column in ("query", "activity")]
-    named = validate_config({"calibration": {"source": texts}}).calibration.named
-    assert named == "hellaswag (query) + hellaswag (activity)"
 
 
 @pytest.mark.parametrize(("tokens", "reads"), [(0, False), (64, True)])

@@ -23,7 +23,6 @@ from tailored_llama.data import (
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_tokenizer
-from tailored_llama.pipeline import STAGES, Node
 from tailored_llama.store import read_table
 
 DOCUMENTS = [f"{name}: " + f"the {name} flows to the sea. " * 8 for name in ("Rhine", "Nile", "Volga", "Po")]
@@ -188,43 +187,3 @@ def test_a_run_without_train_rows_calibrates_on_boolq_s_passages(folder: Callabl
     del only["train"]
     (text,) = drawn([only]).texts
     assert (text.source.name, text.source.kind, text.source.text.column) == ("boolq", "benchmark", "passage")
-
-
-@pytest.fixture
-def two(tmp_path: Path) -> list[dict[str, Any]]:
-    """Two texts that share no letter, the second of three times the weight."""
-    one, other = write(tmp_path / "one.txt", ["abcd" * 50]), write(tmp_path / "other.txt", ["xyz" * 50])
-    return [{"source": str(one)}, {"source": str(other), "weight": 3.0}]
-
-
-def test_the_texts_of_a_mixture_share_the_sequences(
-    tiny: Path, folder: Callable[[str], Path], two: list[dict[str, Any]]
-) -> None:
-    out, tokenizer = folder("out"), load_tokenizer(tiny)
-    texts = [set(tokenizer.decode(ids)) for ids in calibrate(tiny, out, two, samples=8)]
-    from_other = [letters <= set("xyz") for letters in texts]
-    assert from_other.count(True) == 6
-    assert all(other or letters <= set("abcd") for letters, other in zip(texts, from_other, strict=True))
-    assert from_other not in ([False] * 2 + [True] * 6, [True] * 6 + [False] * 2)  # no text comes first
-    sources = read_table(out / "calibration.parquet", CALIBRATION_SCHEMA)["source"].to_pylist()
-    assert [source == sources[from_other.index(True)] for source in sources] == from_other
-    assert calibrate(tiny, folder("again"), two, samples=8) == calibrate(tiny, folder("once more"), two, samples=8)
-    assert calibrate(tiny, folder("other seed"), two, samples=8, seed=1) != calibrate(tiny, out, two, samples=8)
-
-
-def test_a_list_of_one_is_that_text(tiny: Path, folder: Callable[[str], Path], two: list[dict[str, Any]]) -> None:
-    one, same = folder("string"), folder("list")
-    calibrate(tiny, one, two[0]["source"])
-    calibrate(tiny, same, two[:1])
-    assert (one / "calibration.parquet").read_bytes() == (same / "calibration.parquet").read_bytes()
-
-
-def test_a_mixture_is_identified_by_its_texts_and_their_shares(two: list[dict[str, Any]]) -> None:
-    def key(source: Any) -> str:
-        settings = drawn(source=source)
-        return Node(STAGES["calibration"], settings, {}, "calibration").key
-
-    path, other = two[0]["source"], two[1]["source"]
-    assert key([path]) == key(path)
-    assert key([path, other]) == key([{"source": path, "weight": 2}, {"source": other, "weight": 2}])
-    assert len({key(source) for source in (path, [path, other], two, [path, "prompts"], "prompts")}) == 5

@@ -209,23 +209,6 @@ def test_prompts_count_as_much_as_a_long_text_and_evaluation_never(
     assert np.abs(shares["train"] - expected).max() < 1e-9
 
 
-def test_the_texts_of_a_mixture_count_by_weight_whatever_their_lengths(
-    dense: Path, text: Any, folder: Make, tmp_path: Path
-) -> None:
-    short = tmp_path / "short.txt"
-    short.write_text("0123456789")  # digits, which the other text does not use
-    long = text.calibration.source
-    sources = [{"source": long}, {"source": str(short), "weight": 3.0}, "prompts"]
-    shares = {}
-    for name, source in (("text", long), ("short", str(short)), ("mixed", sources)):
-        settings = CountSettings.of(validate_config({"calibration": {"source": source}}))
-        count_tokens(dense, {}, settings=settings, work=Work(folder(name)))
-        uses = counted(tmp_path / name, "text")
-        shares[name] = uses / uses.sum()
-    assert np.abs(shares["mixed"] - (shares["text"] / 4 + shares["short"] * 3 / 4)).max() < 0.01
-    assert not np.any((shares["text"] > 0) & (shares["mixed"] == 0))  # what is used once, counts
-
-
 def test_impossible_numbers_are_refused(dense: Path, text: Any, folder: Make) -> None:
     with pytest.raises(InputError, match=r"pruning.vocabulary: got 64; allowed: at least 320, for bytes"):
         cut(dense, text, folder, vocabulary=64)
