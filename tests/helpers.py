@@ -293,7 +293,6 @@ def own_configuration(folder: Path, model: Path) -> dict[str, Any]:
         "pruning": {"ratios": [0.2], "kinds": ["attention", "mlp"], "min_channels": 4},
         "tuning": {"shots": 8, "held_out": 4, "epochs": 2, "learning_rate": 1e-2, "dense": False},
         "perplexity": {"source": str(text), "window": 32, "tokens": 128},
-        "profile": {"batches": []},
         "store": {
             "root": str(folder / "store"),
             "downloads": str(folder / "downloads"),

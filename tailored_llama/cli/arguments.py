@@ -24,7 +24,3 @@ Out = Annotated[Path, typer.Argument(help="Folder to write; it must be new or em
 Checkpoint = Annotated[Path, typer.Argument(help="Checkpoint folder.", callback=checkpoint_folder)]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="Folder of an adapter trained on this checkpoint.")]
 BenchmarkName = Annotated[str, typer.Option("--benchmark", "-b", help="Name of a benchmark, or your own file of rows.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or balanced.")]
-Against = Annotated[
-    Path | None, typer.Option(help="Checkpoint to alternate with: the dense one.", callback=checkpoint_folder)
-]

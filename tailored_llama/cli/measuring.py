@@ -1,8 +1,7 @@
-"""Commands that score, time and compare models, find the smallest one for a job, and repeat its proof."""
+"""Commands that score and compare models, find the smallest one for a job, and repeat its proof."""
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from tailored_llama.cli.arguments import Adapter, Against, BenchmarkName, Checkpoint, Config, Device, Out, Overrides
+from tailored_llama.cli.arguments import Adapter, BenchmarkName, Checkpoint, Config, Out, Overrides
 from tailored_llama.cli.folders import new_folder, scratch_runner, with_benchmarks
 from tailored_llama.cli.running import run_in_process
-from tailored_llama.config import SmallestConfig, Work, build_config, load_config, read_config_data, validate_config
-from tailored_llama.console import progress_bar
+from tailored_llama.config import SmallestConfig, build_config, load_config, read_config_data
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import read_certificate, steps, uncovered, verify_certificate
 
@@ -48,37 +46,6 @@ def score(
         print(json.dumps(read_metrics(runner.open(scores)), indent=1))
         if folder:
             runner.move(scores, folder)
-
-
-@measuring.command(epilog="Example: `tailored-llama profile pruned --against dense --batch 1 --batch 8`")
-def profile(
-    checkpoint: Checkpoint,
-    against: Against = None,
-    device: Device = "auto",
-    batch: Annotated[list[int] | None, typer.Option(help="Batch size; repeatable (absent: 1 and 8).")] = None,
-    prompt_tokens: Annotated[int, typer.Option(help="Tokens in each prompt.")] = 128,
-    new_tokens: Annotated[int, typer.Option(help="Tokens to generate after each prompt.")] = 32,
-    out: Annotated[Path | None, typer.Option(help="Folder for profile.parquet.")] = None,
-) -> None:
-    """Measure what a checkpoint costs to run: parameters, bytes, tokens per second, memory."""
-    settings = validate_config(
-        {
-            "profile": {"batches": batch or [1, 8], "prompt_tokens": prompt_tokens, "new_tokens": new_tokens},
-            "execution": {"device": device},
-        }
-    )
-    from tailored_llama.evaluation import ProfileSettings, profile_checkpoint, read_profile
-    from tailored_llama.reports import profile_table
-
-    with tempfile.TemporaryDirectory() as scratch, new_folder(out or Path(scratch) / "profile") as folder:
-        with progress_bar("profile") as progress:
-            profile_checkpoint(
-                checkpoint,
-                against,
-                settings=ProfileSettings(settings.profile, device, labels=None),
-                work=Work(folder, settings.execution, progress=progress),
-            )
-        Console().print(profile_table(read_profile(folder)))
 
 
 @measuring.command(epilog="Example: `tailored-llama report out --dense dense/piqa --pruned p/piqa --tailored t/piqa`")

@@ -56,7 +56,6 @@ from .schema import ROWS as ROWS
 from .schema import Criterion as Criterion
 from .schema import PerplexityConfig as PerplexityConfig
 from .schema import PlanConfig as PlanConfig
-from .schema import ProfileConfig as ProfileConfig
 from .schema import PruningConfig as PruningConfig
 from .schema import Reconstruction as Reconstruction
 from .schema import ReconstructionConfig as ReconstructionConfig

@@ -58,9 +58,9 @@ def new_tokens(benchmark: BenchmarkConfig) -> int:
     return benchmark.max_new_tokens or 32
 
 
-def as_shown(run: Run, unread: tuple[str, ...] = ()) -> Run:
-    """The same run for a report: what says only how and where it works has its defaults, as has what is unread."""
-    sections = {name: type(getattr(run, name))() for name in ("execution", "store", *unread)}
+def as_shown(run: Run) -> Run:
+    """The same run for a report: what says only how and where it works has its defaults."""
+    sections = {name: type(getattr(run, name))() for name in ("execution", "store")}
     return run.model_copy(update=sections)
 
 

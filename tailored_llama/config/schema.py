@@ -96,16 +96,6 @@ class PerplexityConfig(TextConfig):
             yield f"perplexity.stride: got {self.stride}; allowed: at most {self.window}, the window"
 
 
-class ProfileConfig(Section):
-    """What is timed: each pruned model, alternating with the dense one, on the machine that runs the stage."""
-
-    batches: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = (1, 8)
-    """Batch sizes in prompts, each measured separately; empty: no timing."""
-    prompt_tokens: int = Field(128, ge=1, le=32768, description="Tokens in each prompt.")
-    new_tokens: int = Field(32, ge=2, le=4096, description="Tokens generated after each prompt.")
-    repeats: int = Field(5, ge=1, le=1000, description="Timed passes; the median is reported.")
-
-
 class RunConfig(Section):
     """Everything one run of the pipeline needs."""
 
@@ -121,7 +111,6 @@ class RunConfig(Section):
     tuning: TuningConfig = TuningConfig()
     scoring: ScoringConfig = ScoringConfig()
     perplexity: PerplexityConfig = PerplexityConfig()
-    profile: ProfileConfig = ProfileConfig()
     execution: ExecutionConfig = ExecutionConfig()
     store: StoreConfig = StoreConfig()
 

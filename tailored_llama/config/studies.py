@@ -168,7 +168,7 @@ class GoalConfig(Section):
     """Confidence of the proof that it loses less, over all openings of its rows."""
     smallest: Literal["file", "memory", "reading", "writing"] = "file"
     """What is to be small: the bytes of the file; the bytes in memory, with the keys and values of 4,096 tokens; the
-    time to read a prompt; or the time to write a token. Times are measured on this machine."""
+    time to read a prompt; or the time to write a token. llama.cpp measures times on this machine."""
     runtime: Literal["llama.cpp", "transformers", "vllm"] = "llama.cpp"
     """What will run the model: llama.cpp gets a GGUF file in one of `types`, the others a checkpoint in 16 bits."""
     types: tuple[GgufType, ...] = Field(("iq4_nl", "q5_0", "q8_0"), min_length=1)
@@ -218,8 +218,8 @@ class SmallestConfig(RunConfig):
         if len(self.benchmarks) > 1 and tuning.examples == "benchmark":
             got = f"'benchmark' with {len(self.benchmarks)} benchmarks"
             yield f"tuning.examples: got {got}; allowed: mixture or none, as one model has to do all of them"
-        if goal.runtime == "vllm" and goal.smallest in ("reading", "writing"):
-            got = f"{goal.smallest!r} with runtime 'vllm', which is not timed here"
+        if goal.runtime != "llama.cpp" and goal.smallest in ("reading", "writing"):
+            got = f"{goal.smallest!r} with runtime {goal.runtime!r}, which is not timed here"
             yield f"goal.smallest: got {got}; allowed: file or memory"
         if twice := {model for model in goal.models if model == self.model.source or goal.models.count(model) > 1}:
             yield f"goal.models: got {min(twice)!r} twice; allowed: each model once, beside model.source"

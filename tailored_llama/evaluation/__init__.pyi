@@ -27,7 +27,6 @@ from .looks import rows_at_looks as rows_at_looks
 from .looks import rows_to_prove as rows_to_prove
 from .looks import test_at_looks as test_at_looks
 from .perplexity import measure_perplexity as measure_perplexity
-from .profiling import profile_checkpoint as profile_checkpoint
 from .proof import FIRST_SHARE as FIRST_SHARE
 from .proof import POWER as POWER
 from .proof import Counts as Counts
@@ -55,12 +54,10 @@ from .recovery import recovery_tables as recovery_tables
 from .results import ByType as ByType
 from .results import CandidateParts as CandidateParts
 from .results import MeasuredModel as MeasuredModel
-from .results import ProfileRow as ProfileRow
 from .results import Proof as Proof
 from .results import SweptCell as SweptCell
 from .results import TailoredRun as TailoredRun
 from .results import TunedDense as TunedDense
-from .results import read_profile as read_profile
 from .scores import Said as Said
 from .scores import choice_probabilities as choice_probabilities
 from .scores import compare_scores as compare_scores
@@ -75,7 +72,6 @@ from .scoring import score_benchmark as score_benchmark
 from .scoring import write_choices as write_choices
 from .scoring import write_texts as write_texts
 from .settings import PerplexitySettings as PerplexitySettings
-from .settings import ProfileSettings as ProfileSettings
 from .settings import ScoreSettings as ScoreSettings
 from .settings import WrittenAnswer as WrittenAnswer
 from .statistics import DISCORDANT as DISCORDANT

@@ -63,18 +63,12 @@ class RecoveryRow:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One row of `models.parquet`: a model's size, its perplexity, and its speed relative to the dense model."""
+    """One row of `models.parquet`: a model's size and its perplexity."""
 
     ratio: float | None  # None: the dense model
     model: str  # dense, pruned or healed
     parameters: int | None = None
     perplexity: float | None = None
-    prefill_speedup: float | None = None  # dense seconds ÷ its own: the median of the pairs at the largest batch
-    prefill_speedup_low: float | None = None  # the lowest and the highest of the pairs
-    prefill_speedup_high: float | None = None
-    decode_speedup: float | None = None
-    decode_speedup_low: float | None = None
-    decode_speedup_high: float | None = None
     body: int | None = None  # parameters without the embedding and an untied head
     vocab_size: int | None = None
     byte_perplexity: float | None = None
@@ -180,7 +174,7 @@ class RecoveryTable:
         return self.row(model, self.lines[-1])
 
     def size(self, model: str) -> ModelRow:
-        """A model's size, perplexity and speed, as far as they are known."""
+        """A model's size and perplexity, as far as they are known."""
         return self.models.get(model, ModelRow(self.ratio, model))
 
 

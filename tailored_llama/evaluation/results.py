@@ -2,10 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Generic, TypeVar
-
-from tailored_llama.store import read_rows
 
 A = TypeVar("A")  # an artifact: a future of it, its reference, or its folder
 ByType = Mapping[str, Mapping[str, A]]  # of a GGUF file → benchmark → scores of its weights
@@ -30,7 +27,6 @@ class TailoredRun(Generic[A]):
     healed: MeasuredModel[A] | None
     adapters: Mapping[str, A]  # by what they were trained on: a benchmark, or `mixture`
     tailored: Mapping[str, A]  # scores with the adapters, by benchmark
-    profile: A | None = None  # if it was timed
     quantised: ByType[A] = field(default_factory=dict)  # scores with the adapters in fewer bits
 
     @property
@@ -87,35 +83,3 @@ class CandidateParts(Generic[A]):
     choosing: Mapping[str, A]
     proving: Mapping[str, A] = field(default_factory=dict)
     timed: A | None = None
-
-
-@dataclass(frozen=True)
-class ProfileRow:
-    """One row of `profile.parquet`: a checkpoint at a batch size."""
-
-    role: str  # checkpoint or against
-    checkpoint: str
-    parameters: int
-    weight_bytes: int
-    batch: int
-    prompt_tokens: int
-    new_tokens: int
-    repeats: int
-    device: str
-    threads: int  # of the CPU
-    dtype: str
-    prefill_tokens_per_second: float  # medians, for the whole batch
-    decode_tokens_per_second: float
-    peak_memory_bytes: int
-    base_memory_bytes: int  # its part from before loading: interpreter and libraries; CUDA: 0
-    prefill_speedup: float | None = None  # the other's seconds ÷ its own: the median, lowest and highest of all pairs
-    prefill_speedup_low: float | None = None
-    prefill_speedup_high: float | None = None
-    decode_speedup: float | None = None
-    decode_speedup_low: float | None = None
-    decode_speedup_high: float | None = None
-
-
-def read_profile(folder: Path) -> list[ProfileRow]:
-    """The rows of `profile.parquet`; InputError as `read_rows`."""
-    return read_rows(folder / "profile.parquet", ProfileRow)

@@ -1,16 +1,14 @@
-"""The settings of scores, perplexities and costs, beside the artifacts that these are measured on."""
+"""The settings of scores and perplexities, beside the artifacts that these are measured on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from tailored_llama import models
 from tailored_llama.config import (
     BenchmarkConfig,
     Ignored,
     Metric,
     PerplexityConfig,
-    ProfileConfig,
     is_written,
     new_tokens,
     stop_strings,
@@ -56,17 +54,3 @@ class PerplexitySettings:
     @classmethod
     def of(cls, text: PerplexityConfig) -> Self:
         return cls(find_text(text, "perplexity"), text.tokens, text.window, text.stride or text.window)
-
-
-@dataclass(frozen=True)
-class ProfileSettings:
-    """The settings of timing, with the device."""
-
-    profile: ProfileConfig
-    device: str
-    labels: tuple[str, str] | None = ("pruned", "dense")  # names of both checkpoints; None: their folders
-
-    @classmethod
-    def of(cls, profile: ProfileConfig, device: str) -> Self:
-        """A named device need not exist on a machine that only dispatches."""
-        return cls(profile, models.pick_device(device) if device == "auto" else device)

@@ -5,8 +5,8 @@ import math
 from dataclasses import dataclass, field, replace
 
 from tailored_llama import evaluation, models, serving, training
-from tailored_llama.config import ProfileConfig, SmallestConfig, named_benchmark
-from tailored_llama.evaluation import CandidateFigures, CandidateParts, FileType, ProfileSettings, ScoreSettings
+from tailored_llama.config import SmallestConfig, named_benchmark
+from tailored_llama.evaluation import CandidateFigures, CandidateParts, FileType, ScoreSettings
 from tailored_llama.pipeline import bases, stages, steps
 from tailored_llama.pipeline.answers import Labels
 from tailored_llama.pipeline.bases import Base, ScoredSplit, Step, Whole
@@ -88,13 +88,9 @@ def score(run: Executor, candidate: Candidate) -> Candidate:
         comparison = training.read_comparison(run.open(candidate.adapter))
         if not training.ships_adapter(config.tuning, comparison):
             candidate = replace(candidate, adapter=None)
-    timed, name = None, f"time {candidate.label}"
+    timed = None
     if config.goal.smallest in ("reading", "writing"):
-        if candidate.kind:
-            timed = stages.speed(name, gguf=gguf(candidate))
-        else:  # an adapter changes nothing once it is merged
-            settings = ProfileSettings.of(ProfileConfig(batches=(1,)), config.execution.device)
-            timed = stages.profile(name, settings=settings, checkpoint=candidate.checkpoint)
+        timed = stages.speed(f"time {candidate.label}", gguf=gguf(candidate))
     return replace(candidate, choosing=scores(candidate, "selection"), timed=timed)
 
 
@@ -159,11 +155,8 @@ def cost(run: Executor, candidate: Candidate, reference: Whole, labels: Labels) 
     figure: float = size
     if smallest == "memory":
         figure += models.cache_bytes(structure)
-    elif candidate.timed and kind:
-        figure = serving.read_speed(run.open(candidate.timed))[smallest]
     elif candidate.timed:
-        (row,) = evaluation.read_profile(run.open(candidate.timed))
-        figure = 1 / (row.prefill_tokens_per_second if smallest == "reading" else row.decode_tokens_per_second)
+        figure = serving.read_speed(run.open(candidate.timed))[smallest]
     figures = CandidateFigures(
         base=base.name,
         ratio=candidate.step.ratio,

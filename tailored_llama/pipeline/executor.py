@@ -20,7 +20,7 @@ from typing import Any
 
 from tailored_llama.config import ExecutionConfig, StoreConfig, Work
 from tailored_llama.console import progress_bar
-from tailored_llama.pipeline.graph import Artifact, Facts, Graph, Node, nodes_in, run_stage, untimed
+from tailored_llama.pipeline.graph import Artifact, Facts, Graph, Node, nodes_in, run_stage
 from tailored_llama.pipeline.workers import Slots, run_in, workers
 from tailored_llama.processes import check_main
 from tailored_llama.progress import Progress
@@ -242,7 +242,7 @@ def execute(run: Executor, graph: Graph) -> ArtifactRef:
     lost, exports = run.failures(graph.report), list(graph.exports.values())
     run.begin(exports)  # last: a full disk must not cost the report
     needs = graph.report.needs if graph.report.stage.tolerant else []
-    failed = {**graph.failed, **run.failures(untimed(needs))}
+    failed = {**graph.failed, **run.failures(needs)}
     failed |= run.failures(exports) | (lost if not failed else {})  # a report of nothing is no failure of its own
     for folder, node in graph.exports.items():
         if not run.failures(node):

@@ -44,7 +44,7 @@ class Stage(Generic[P]):
     load: Callable[[], Callable[..., Facts]]
     parameters: Mapping[str, inspect.Parameter]  # of the declaration
     on_device: bool = False  # it computes on the run's device, and waits for its turn there
-    timed: bool = False  # it measures time, and fails no run; any other takes less memory when it is tried again
+    timed: bool = False  # it measures time, alone; any other takes less memory when it is tried again
     shared: bool = False  # workers share out the nodes that are ready at once, instead of starting a process for each
     tolerant: bool = False  # inputs that failed are left out, and it is made of the others
 
@@ -134,7 +134,7 @@ class Node:
             if inputs[name] is None and value is not None and NoneType not in get_args(declared[name].annotation):
                 return None
         if "failed" in declared:
-            inputs["failed"] = {name: one_line(error) for name, error in failures(untimed(self.needs)).items()}
+            inputs["failed"] = {name: one_line(error) for name, error in failures(self.needs).items()}
         return replace(self, inputs=inputs)
 
 
@@ -170,11 +170,6 @@ def in_order(nodes: Iterable[Node]) -> list[Node]:
     for node in nodes:
         visit(node)
     return list(found.values())
-
-
-def untimed(nodes: Iterable[Node]) -> list[Node]:
-    """Nodes but for those that measure times: a model that cannot be timed fails no run."""
-    return [node for node in nodes if not node.stage.timed]
 
 
 def run_stage(stage: Stage[Any], inputs: Mapping[str, Any], settings: Any, work: Work) -> Facts:

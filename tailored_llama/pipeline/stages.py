@@ -117,10 +117,6 @@ def tokenizer(*, settings: None = None, gguf: Artifact) -> None: ...
 def served(*, settings: evaluation.ScoreSettings, checkpoint: Artifact, gguf: Artifact, prompts: Artifact) -> None: ...
 
 
-@stage("profile", 4, lambda: evaluation.profile_checkpoint, on_device=True, timed=True)
-def profile(*, settings: evaluation.ProfileSettings, checkpoint: Artifact, against: Artifact | None = None) -> None: ...
-
-
 @stage("speed", 3, lambda: serving.measure_speed, on_device=True, timed=True)
 def speed(*, settings: None = None, gguf: Artifact) -> None: ...
 
@@ -149,7 +145,7 @@ def finished(
 ) -> None: ...
 
 
-@stage("report", 9, lambda: reporting.write_run_report, tolerant=True)
+@stage("report", 10, lambda: reporting.write_run_report, tolerant=True)
 def report(
     *,
     settings: reporting.ReportSettings,

@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 
 from tailored_llama.config import RunConfig, as_shown, exports, named_benchmark
-from tailored_llama.evaluation import ByType, MeasuredModel, ProfileSettings, TailoredRun, TunedDense
+from tailored_llama.evaluation import ByType, MeasuredModel, TailoredRun, TunedDense
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.pipeline.executor import Executor
 from tailored_llama.pipeline.graph import Artifact, Graph, Node
@@ -50,20 +50,13 @@ def _tailored(config: RunConfig, dense: Dense, ratio: float, prompts: Prompts) -
     pruned = steps.measure(config, _label("pruned", ratio), checkpoint, prompts, dense.checkpoint)
     base = steps.heal_if_asked(config, dense.checkpoint, ratio, checkpoint, prompts)
     adapters = steps.tune_adapters(config, ratio, base, prompts)
-    profile = healed = None
-    if config.profile.batches:
-        profile = stages.profile(
-            f"profile {_label('pruned', ratio)}",
-            settings=ProfileSettings.of(config.profile, config.execution.device),
-            checkpoint=checkpoint,
-            against=dense.checkpoint,
-        )
+    healed = None
     if config.healing.tokens:
         may_finish = config.store.export and config.tuning.keep == "better"  # without an adapter
         asked = prompts if may_finish else replace(prompts, evaluation={})
         healed = steps.measure(config, _label("healed", ratio), base, asked, dense.checkpoint)
     tailored = steps.score_all(config, _label("tailored", ratio), base, prompts, adapters)
-    return TailoredRun(ratio, pruned, healed, steps.by_training(config, adapters), tailored, profile)
+    return TailoredRun(ratio, pruned, healed, steps.by_training(config, adapters), tailored)
 
 
 def _quantised_run(config: RunConfig, prompts: Prompts, run: TailoredRun[Artifact]) -> ByType[Artifact]:
@@ -104,12 +97,11 @@ def _exported(
             healed=_on(result.healed, name) if result.healed else None,
             tailored={name: result.tailored[name]},
             adapters={name: result.adapter(name)},
-            profile=None,
         )
         asked = prompts.of_chat(name)
         finished = stages.finished(
             title,
-            settings=ExportSettings(as_shown(config, ("profile",)), name),
+            settings=ExportSettings(as_shown(config), name),
             dense=_on(dense, name),
             run=of_benchmark,
             prompts=asked,

@@ -3,7 +3,6 @@ from .cards import answer_card as answer_card
 from .cards import certificate_of as certificate_of
 from .cards import tailored_card as tailored_card
 from .cards import without_folders as without_folders
-from .costs import profile_table as profile_table
 from .index import write_index as write_index
 from .inputs import ReportInputs as ReportInputs
 from .inputs import RunResults as RunResults

@@ -226,7 +226,7 @@ def _settings(config: RunConfig, benchmark: BenchmarkConfig, ratio: float) -> di
     data = config.model_dump(mode="json")
     data["benchmarks"], data["pruning"]["ratios"] = [benchmark.model_dump(mode="json")], [ratio]
     data["tuning"].pop("dense", None)  # another model
-    return settings_of(RunConfig.model_validate(without_folders(data)), ["profile"])  # it changes times, not weights
+    return settings_of(RunConfig.model_validate(without_folders(data)))
 
 
 def without_folders(value: Any) -> Any:

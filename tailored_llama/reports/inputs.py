@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tailored_llama import evaluation
 from tailored_llama.config import DENSE, TUNED_DENSE, RunConfig
-from tailored_llama.evaluation import HEALED, PRUNED, TAILORED, ModelRow, ProfileRow, RecoveryRow, RecoveryTable
+from tailored_llama.evaluation import HEALED, PRUNED, TAILORED, ModelRow, RecoveryRow, RecoveryTable
 from tailored_llama.models import read_structure
 from tailored_llama.store import Manifest
 from tailored_llama.training import Comparison, read_comparison
@@ -17,14 +17,12 @@ class RunResults:
     """The results at one ratio.
 
     `plan` is the pruned model's folder. `adapters` are by what they were trained on: a benchmark, or `mixture`.
-    `profile` is the cost of the pruned model beside the dense one. `beside_tuned` is the tailored model compared with
-    the dense model tuned on the same shots.
+    `beside_tuned` is the tailored model compared with the dense model tuned on the same shots.
     """
 
     table: RecoveryTable
     plan: Path | None = None
     adapters: Mapping[str, Path] = field(default_factory=dict)
-    profile: Sequence[ProfileRow] = ()
     beside_tuned: RecoveryRow | None = None
 
     def comparison(self, benchmark: str) -> Comparison | None:
@@ -67,8 +65,7 @@ def run_results(
     in_files = {f"{DENSE} {kind}": scores for kind, scores in dense.quantised.items()}
     if run is None:
         return RunResults(recovery_table(None, folders | in_files, rows, seed))
-    profile = evaluation.read_profile(run.profile) if run.profile else ()
-    rows.append(_model_row(run.ratio, PRUNED, run.pruned, timing(profile)))
+    rows.append(_model_row(run.ratio, PRUNED, run.pruned))
     folders[PRUNED] = run.pruned.scores
     if run.healed:
         rows.append(_model_row(run.ratio, HEALED, run.healed))
@@ -77,7 +74,7 @@ def run_results(
     both = {name: folder for name, folder in run.tailored.items() if name in tuned_dense}
     beside = recovery_table(None, {DENSE: tuned_dense, TAILORED: both}, (), seed).rows[-1:]
     table = recovery_table(run.ratio, folders | {TAILORED: run.tailored} | in_files, rows, seed)
-    return RunResults(table, run.pruned.checkpoint, run.adapters, profile, *beside)
+    return RunResults(table, run.pruned.checkpoint, run.adapters, *beside)
 
 
 def recovery_table(
@@ -95,15 +92,7 @@ def recovery_table(
     return RecoveryTable(ratio, tuple(evaluation.recovery_rows(scores, ratio, seed)), sizes)
 
 
-def timing(profile: Sequence[ProfileRow], role: str = "checkpoint") -> ProfileRow | None:
-    """The timing at the largest batch, of the pruned model or of the dense one ("against")."""
-    return max((row for row in profile if row.role == role), key=lambda row: row.batch, default=None)
-
-
-def _model_row(
-    ratio: float | None, name: str, model: evaluation.MeasuredModel[Path], timed: ProfileRow | None = None
-) -> ModelRow:
+def _model_row(ratio: float | None, name: str, model: evaluation.MeasuredModel[Path]) -> ModelRow:
     measured = evaluation.read_metrics(model.perplexity) if model.perplexity else {}
     perplexities = {key: measured.get(key) for key in ("perplexity", "byte_perplexity", "whole")}
-    speeds = {key: value for key, value in asdict(timed).items() if "_speedup" in key} if timed else {}
-    return ModelRow(ratio, name, **asdict(read_structure(model.checkpoint).size), **perplexities, **speeds)
+    return ModelRow(ratio, name, **asdict(read_structure(model.checkpoint).size), **perplexities)

@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 
-from tailored_llama.evaluation import ModelRow, ProfileRow, RecoveryRow
+from tailored_llama.evaluation import RecoveryRow
 from tailored_llama.reports.tables import Cell
-
-NO_DIFFERENCE = "no difference measured"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -73,14 +71,3 @@ def share_cell(value: float | None, low: float | None, high: float | None, more:
     """A fraction as a percentage, with its interval and `more` below it; `digits` are those on a terminal."""
     under = () if value is None else (span(low, high), more)
     return Cell(percent(value), under, share(value, low, high, digits))
-
-
-def speedup(row: ModelRow | ProfileRow, phase: str) -> str:
-    """Return a row's speed ÷ the dense model's in a phase, prefill or decode; empty where nothing was timed.
-
-    The figure is the median of pairs of passes. Where some pairs say faster and others slower, there is no figure.
-    """
-    value, low, high = (getattr(row, f"{phase}_speedup{end}") for end in ("", "_low", "_high"))
-    if value is None:
-        return ""
-    return NO_DIFFERENCE if low <= 1 <= high else f"×{number(value, 2)}"

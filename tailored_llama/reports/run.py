@@ -14,10 +14,10 @@ from tailored_llama.errors import InputError
 from tailored_llama.evaluation import HEALED, MEAN, MODELS, PRUNED, TAILORED, Z95, ModelRow, RecoveryRow, RecoveryTable
 from tailored_llama.pruning import Split, read_tried
 from tailored_llama.reports import text
-from tailored_llama.reports.costs import cost_table, speed_table
+from tailored_llama.reports.costs import cost_table
 from tailored_llama.reports.diagnosis import diagnose
 from tailored_llama.reports.figures import COLOURS, WIDTH, Picture, name_ticks, new_figure, styled, xy
-from tailored_llama.reports.inputs import ReportInputs, RunResults, timing
+from tailored_llama.reports.inputs import ReportInputs, RunResults
 from tailored_llama.reports.pages import Report, Section, first_sample, settings_of, write_pages
 from tailored_llama.reports.parts import accuracy_of, megabytes, number, percent, points, share_cell, span
 from tailored_llama.reports.tables import Cell, Column, Table, table_row
@@ -70,7 +70,6 @@ def _sections(runs: Sequence[RunResults], inputs: ReportInputs) -> list[Section]
         Section("Accuracy by benchmark", bars),
         Section("Size", table=_sizes(runs)),
         Section("Tokens or layers", splits),
-        Section("Speed", table=_speeds(runs)),
         Section("How tuning went", losses, _verdicts(runs)),
         Section("What the model is asked", samples=samples),
         Section("What it cost", table=cost_table(inputs.costs)),
@@ -141,13 +140,6 @@ def _sizes(runs: Sequence[RunResults]) -> Table:
             rows.append(table_row(Cell(row.model, of), *counts, number(row.perplexity, 1), number(row.byte_perplexity)))
     titles = ("parameters", "outside the\nembeddings", "tokens", "perplexity\na token", "perplexity\na byte")
     return Table((Column("model", left=True), *map(Column, titles)), tuple(rows))
-
-
-def _speeds(runs: Sequence[RunResults]) -> Table:
-    """The dense model and each pruned one, at the largest batch; no rows if nothing was timed."""
-    pruned = [replace(row, checkpoint=text.run_name(run.table.ratio)) for run in runs if (row := timing(run.profile))]
-    dense = [row for run in runs if (row := timing(run.profile, "against"))]
-    return speed_table([*dense[:1], *pruned], DENSE) if pruned else Table()
 
 
 def _verdicts(runs: Sequence[RunResults]) -> Table:

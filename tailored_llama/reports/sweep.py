@@ -27,7 +27,7 @@ def write_sweep(config: SweepConfig, measured: Sequence[tuple[SweepRow, Sequence
     rows = [row for row, _ in measured]
     write_rows(out / "sweep.parquet", rows, SweepRow)
     write_rows(out / "benchmarks.parquet", [row for _, by_benchmark in measured for row in by_benchmark], RecoveryRow)
-    settings = settings_of(config, ["profile"] if config.tailored else ["profile", "tuning"])
+    settings = settings_of(config, [] if config.tailored else ["tuning"])
     for field in (*SWEEP_FIELDS, RATIOS, *(field for table in config.grid for field in table)):
         section, _, name = field.rpartition(".")
         settings.get(section, {}).pop(name, None)  # the page shows what all cells share

@@ -6,7 +6,7 @@ from statistics import fmean
 from tailored_llama.config import DENSE, RunConfig
 from tailored_llama.evaluation import HEALED, PRUNED, TAILORED, RecoveryRow, RecoveryTable
 from tailored_llama.reports.inputs import ReportInputs
-from tailored_llama.reports.parts import NO_DIFFERENCE, accuracy_of, listed, number, percent, points, span, speedup
+from tailored_llama.reports.parts import accuracy_of, listed, number, percent, points, span
 from tailored_llama.training import Comparison, is_better
 
 NOTHING = "Tuning brought nothing here"
@@ -30,7 +30,7 @@ def summary(table: RecoveryTable, config: RunConfig | None, model: str = TAILORE
 
 
 def _size_sentence(table: RecoveryTable) -> str:
-    """Say what pruning removed, and what became of perplexity and speed; empty if nothing of it is known."""
+    """Say what pruning removed, and what became of perplexity; empty if nothing of it is known."""
     dense, pruned = table.size(DENSE), table.size(PRUNED)
     parts = []
     if dense.parameters and pruned.parameters:
@@ -43,12 +43,6 @@ def _size_sentence(table: RecoveryTable) -> str:
     measure, (before, after, mended) = perplexities(table)
     if before and after:
         parts.append(f"{measure} went from {before} to {after}{f', and by healing to {mended}' if mended else ''}")
-    speeds = {"reading": speedup(pruned, "prefill"), "writing": speedup(pruned, "decode")}
-    clear = listed([f"{speed} {phase}" for phase, speed in speeds.items() if speed not in ("", NO_DIFFERENCE)])
-    alike = listed([phase for phase, speed in speeds.items() if speed == NO_DIFFERENCE])
-    told = [f"its speed ÷ the dense model's is {clear}"] if clear else []
-    told += [f"no difference in speed was measured for {alike}"] if alike else []
-    parts += [", while ".join(told)] if told else []
     text = listed(parts, ", and ")
     return f"{text[0].upper()}{text[1:]}." if text else ""
 

@@ -30,7 +30,6 @@ SMALL = {
     "calibration.source": "boolq",
     "pruning.kinds": '["attention", "mlp"]',
     "scoring.limit": "100",
-    "profile.batches": "[]",
 }
 
 

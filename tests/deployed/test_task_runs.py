@@ -8,6 +8,7 @@ import pytest
 from services import until
 from sites import Site
 from tailored_llama import evaluation
+from tailored_llama.pipeline import IncompleteRun
 
 pytestmark = pytest.mark.deployed
 
@@ -53,7 +54,8 @@ def test_a_stage_that_fails_is_a_failed_task_run(
     def out_of_memory(*arguments: Any, **named: Any) -> None:
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(evaluation, "profile_checkpoint", out_of_memory)
-    tailor_here(own_run | {"profile": {"batches": [1]}})
-    failed = [name for name, run in recorded(site, 19).items() if run["state_name"] == "Failed"]
-    assert failed == ["profile pruned @ 0.20"]
+    monkeypatch.setattr(evaluation, "measure_perplexity", out_of_memory)
+    with pytest.raises(IncompleteRun, match="CUDA out of memory"):
+        tailor_here(own_run)
+    failed = {name for name, run in recorded(site, 18).items() if run["state_name"] == "Failed"}
+    assert failed == {"perplexity dense", "perplexity pruned @ 0.20"}

@@ -57,11 +57,7 @@ def trial(request: pytest.FixtureRequest) -> Callable[[str, str], AbstractContex
 @pytest.fixture(scope="session")
 def configuration(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A whole run of a minute or so on SmolLM2-135M; or, with --tiny, of a second or so on the tiny model."""
-    run = {
-        "pruning": {"ratios": [0.2]},
-        "profile": {"batches": []},  # what it measures is the machine's, and never the same twice
-        "execution": {"device": "cpu", "keep_state_every": 1},
-    }
+    run = {"pruning": {"ratios": [0.2]}, "execution": {"device": "cpu", "keep_state_every": 1}}
     if not request.config.getoption("tiny"):
         return run | {
             "benchmarks": [{"name": "arc_easy"}],

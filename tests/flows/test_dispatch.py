@@ -37,11 +37,10 @@ def test_workers_make_what_the_flow_itself_makes(
     two["model"] = {"source": str(add_merge(save_tiny_llama(tmp_path / "model"))), "dtype": "float32"}
     two["store"] |= {"export": str(tmp_path / "exported"), "export_formats": ["gguf:f32"]}
     two["healing"] = {"tokens": 128}
-    two["profile"] = {"batches": [1], "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
     names = workers()
     report = tailor(validate_config(two | DISPATCH))
     assert len(names) == len(set(names))
-    on_device = {"importance", "pruned", "teacher", "healed", "adapter", "perplexity", "profile"}
+    on_device = {"importance", "pruned", "teacher", "healed", "adapter", "perplexity"}
     on_device |= {"scores", "quantised-scores", "gguf"}
     before = built(two["store"]["root"])
     assert len(names) == sum(path.parent.name in on_device for path in before)
@@ -151,17 +150,6 @@ def test_a_dense_model_is_tuned_beside_the_others_and_fails_alone(two: dict[str,
     assert set(names) == {"tune shades @ 0.00", "score shades dense, tuned"}
     after = built(two["store"]["root"])
     assert {path: after[path] for path in before} == before
-
-
-def test_a_profile_that_fails_on_a_worker_costs_no_report(own_run: dict[str, Any], workers: Workers) -> None:
-    def break_profile(name: str) -> None:
-        if name.startswith("profile"):
-            raise RuntimeError("no room")
-
-    workers(break_profile)
-    config = validate_config(own_run | DISPATCH | {"profile": {"batches": [1]}})
-    folder = open_store(config.store).open(tailor(config))
-    assert {model.prefill_speedup for model in read_recovery(folder)[1]} == {None}
 
 
 def test_a_sweep_s_cells_wait_only_for_what_they_read(own_run: dict[str, Any], workers: Workers) -> None:

@@ -1,5 +1,6 @@
 """What is tried again by itself, and what is not; one stage at a time on a device."""
 
+import logging
 import multiprocessing
 import re
 import time
@@ -11,17 +12,19 @@ import pytest
 import requests
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
+from prefect.states import Failed
 from transformers import LlamaModel
 
 from compositions import status_of
 from flows.__main__ import app
 from flows.compositions import tailor
 from helpers import as_toml
-from tailored_llama import evaluation, training
+from tailored_llama import training
 from tailored_llama.config import ExecutionConfig, Work, validate_config
 from tailored_llama.errors import InputError, UnreachableError, is_transient
 from tailored_llama.models import device_slot
 from tailored_llama.pipeline import IncompleteRun
+from tasks import executor
 
 
 def status(code: int) -> httpx.HTTPStatusError:
@@ -101,19 +104,13 @@ def test_a_device_with_too_little_memory_is_given_smaller_passes(
     assert refused == [1024, 1024] * 2  # at once, and at 1,024 tokens a time; then 512
 
 
+@pytest.mark.parametrize(("stage", "again"), [("adapter", True), ("calibration", False), ("speed", False)])
 def test_where_nothing_can_take_less_memory_that_ran_out_is_not_tried_again(
-    own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, stage: str, again: bool
 ) -> None:
-    tries = 0
-
-    def full(**call: Any) -> None:
-        nonlocal tries
-        tries += 1
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(evaluation, "profile_checkpoint", full)
-    tailor(validate_config(own_run | {"profile": {"batches": [1]}}))  # goes without
-    assert tries == 1
+    monkeypatch.setattr(executor, "get_run_logger", logging.getLogger)
+    full = Failed(data=torch.OutOfMemoryError("CUDA out of memory"))
+    assert executor._task(stage).retry_condition_fn(None, None, full) == again
 
 
 @pytest.mark.parametrize("error", [FloatingPointError("training: loss is nan at step 3 of 10"), InputError("no")])

@@ -31,7 +31,6 @@ def test_the_papers_setting_runs_on_a_stand_in(tmp_path: Path, full: bool) -> No
         "tuning.epochs=1",
         "tuning.held_out=1",
         "perplexity.tokens=256",
-        "profile.batches=[]",
     ]
     status, _, error = run_command(PAPER, *(f"--set={changed}" for changed in small))
     assert status == 0, error

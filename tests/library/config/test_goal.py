@@ -54,9 +54,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"goal": {"types": ["q8_0", "q8_0"]}}, "goal.types: got q8_0, q8_0; allowed: each type once"),
     ({"goal": {"lose_atmost": 3}}, "goal.lose_atmost: unknown key; did you mean goal.lose_at_most?"),
     ({"goal": 3}, "goal: got 3; allowed: a table"),
-    (
-        {"goal": {"runtime": "vllm", "smallest": "writing"}},
-        "goal.smallest: got 'writing' with runtime 'vllm', which is not timed here; allowed: file or memory",
+    *(
+        (
+            {"goal": {"runtime": runtime, "smallest": "writing"}},
+            f"goal.smallest: got 'writing' with runtime {runtime!r}, which is not timed here; allowed: file or memory",
+        )
+        for runtime in ("transformers", "vllm")
     ),
     (
         {"benchmarks": TWO, "tuning": {"examples": "benchmark"}},

@@ -21,7 +21,6 @@ from tailored_llama.config import (
 )
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.evaluation import ScoreSettings, WrittenAnswer, generate, score_benchmark
-from tailored_llama.evaluation.profiling import decode
 from tailored_llama.models import devices, load, load_model, load_tokenizer, streaming
 from tailored_llama.models.load import shares
 from tailored_llama.pruning import ImportanceSettings, build_graph, score_importance
@@ -144,14 +143,6 @@ def test_written_answers(tiny: Path, folder: Any) -> None:
     expected = generate(load_model(tiny), tokenizer, contexts, WrittenAnswer(6, ["\n"]))
     with TwoDevices():
         assert generate(load_model(tiny, device="balanced"), tokenizer, contexts, WrittenAnswer(6, ["\n"])) == expected
-
-
-def test_a_profiled_pass(tiny: Path) -> None:
-    expected, *_ = decode(load_model(tiny), IDS[:2, :8], 4)
-    with TwoDevices():
-        model = load_model(tiny, device="balanced")
-        found, *_ = decode(model, IDS[:2, :8].to(model.device), 4)
-        assert found.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("criterion", ["taylor_gate", "taylor_first"])

@@ -31,7 +31,6 @@ SIDE_BY_SIDE = {"execution": {"processes": 2}}
 
 
 def test_they_make_what_one_after_another_makes(two: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    two["profile"] = {"batches": [1], "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
     config = validate_config(two)
     with caplog.at_level(logging.INFO):
         report = compose("tailor", validate_config(two | SIDE_BY_SIDE))

@@ -18,7 +18,6 @@ HEAVY = {stage.name for stage in STAGES.values() if stage.on_device}
 def file(own_run: dict[str, Any], tmp_path: Path) -> Path:
     """The configuration of a run in which every stage has its part, as a file."""
     own_run["healing"] = {"tokens": 128}
-    own_run["profile"] = {"batches": [1], "prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
     own_run["tuning"]["dense"] = True
     path = tmp_path / "run.toml"
     path.write_text(as_toml(own_run))
@@ -43,7 +42,6 @@ def test_a_stage_runs_with_what_it_reads_and_the_pipeline_finds_what_it_made(
     assert new("importance taylor_gate") == ["calibration", "groups", "importance"]
     assert new("perplexity dense") == ["perplexity"]
     assert new("prune @ 0.20") == ["pruned", "reach"]
-    assert new("profile pruned @ 0.20") == ["profile"]
     assert new("teach text for healing") == ["calibration", "teacher"]
     assert new("heal @ 0.20") == ["healed"]
     assert new("perplexity pruned @ 0.20") == ["perplexity"]

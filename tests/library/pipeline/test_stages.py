@@ -49,10 +49,9 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
     whole = run | {
         "pruning": run["pruning"] | {"kinds": ["attention", "mlp", "vocabulary"], "vocabulary": 448},
         "healing": {"tokens": 64},
-        "profile": {"batches": [1], "prompt_tokens": 8, "new_tokens": 2, "repeats": 1},
         "store": run["store"] | {"export": str(place / "models"), "export_formats": ["gguf:f32"]},
     }
-    plain = run | {"pruning": run["pruning"] | {"ratios": [0.2]}, "profile": {"batches": []}}
+    plain = run | {"pruning": run["pruning"] | {"ratios": [0.2]}}
     configs: dict[str, Any] = {
         "tailor": validate_config(whole),
         "sweep": build_config(SweepConfig, plain | {"grid": [{"pruning.criterion": ["random"]}]}),

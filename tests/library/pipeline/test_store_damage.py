@@ -21,7 +21,7 @@ MADE = (  # by the run below
     "pruned", "reach", "report", "scores", "split", "tailored", "teacher", "tokens",
 )  # fmt: skip
 STUDIES = (  # by other runs: the store treats stand-ins alike
-    "answer", "carried", "gguf", "profile", "quantised-scores", "served-scores", "smallest", "source", "speed", "sweep",
+    "answer", "carried", "gguf", "quantised-scores", "served-scores", "smallest", "source", "speed", "sweep",
     "tokenizer",
 )  # fmt: skip
 KINDS = (*MADE, *STUDIES)
@@ -67,7 +67,7 @@ DAMAGES: dict[str, Damage] = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    """A whole run with all that there is but timing: its configuration."""
+    """A whole run with all that there is: its configuration."""
     place = tmp_path_factory.mktemp("made")
     (place / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 40)
     text = str(place / "text.txt")
@@ -80,7 +80,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
             "healing": {"tokens": 128},
             "tuning": {"shots": 8, "held_out": 4, "epochs": 2, "learning_rate": 1e-2},
             "perplexity": {"source": text, "window": 32, "tokens": 128},
-            "profile": {"batches": []},
             "store": {
                 "root": str(place / "store"),
                 "downloads": str(place / "downloads"),

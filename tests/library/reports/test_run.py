@@ -2,8 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from tailored_llama.evaluation import (
     ByType,
     MeasuredModel,
     ModelRow,
-    ProfileRow,
     RecoveryRow,
     RecoveryTable,
     TailoredRun,
@@ -30,7 +28,7 @@ from tailored_llama.evaluation import (
 )
 from tailored_llama.evaluation.written import answers_schema
 from tailored_llama.reports import ReportInputs, RunResults, recovery_table, run_results, stored_table, write_report
-from tailored_llama.store import Manifest, write_rows, write_table
+from tailored_llama.store import Manifest, write_table
 from tailored_llama.store.tables import schema_of
 from tailored_llama.training import LOG_SCHEMA
 from tailored_llama.training.records import HELD_OUT_SCHEMA
@@ -331,55 +329,11 @@ def test_without_tailored_plan_or_logs(tmp_path: Path) -> None:
     assert rows[-1].accuracy == pytest.approx(0.35)
 
 
-def tailored_run(
-    tiny: Path, root: Path, rows: Sequence[ProfileRow] = (), dense: ByType[Path] | None = None, **parts: Any
-) -> RunResults:
-    """The results of a run on the tiny model, with the times and the quantised scores of the dense model given."""
-    scores, profile = folders(root), root / "profile"
-    profile.mkdir()
-    write_rows(profile / "profile.parquet", rows, ProfileRow)
-    pruned = MeasuredModel(tiny, None, scores["pruned"])
-    run = TailoredRun(0.2, pruned, None, {}, scores["tailored"], profile, **parts)
+def tailored_run(tiny: Path, root: Path, dense: ByType[Path] | None = None, **parts: Any) -> RunResults:
+    """The results of a run on the tiny model, with the quantised scores of the dense model given."""
+    scores = folders(root)
+    run = TailoredRun(0.2, MeasuredModel(tiny, None, scores["pruned"]), None, {}, scores["tailored"], **parts)
     return run_results(MeasuredModel(tiny, None, scores["dense"], quantised=dense or {}), run, {}, 0)
-
-
-def timed(role: str, batch: int, **changes: Any) -> ProfileRow:
-    names = {field.name: 1 for field in fields(ProfileRow)}
-    texts = {"role": role, "checkpoint": role, "device": "cpu", "dtype": "float32", "batch": batch}
-    return ProfileRow(**(names | texts | changes))
-
-
-def test_the_speed_at_the_largest_batch_stands_beside_the_accuracy(tmp_path: Path, tiny: Path) -> None:
-    faster = {"prefill_speedup": 1.25, "prefill_speedup_low": 1.2, "prefill_speedup_high": 1.3}
-    faster |= {"decode_speedup": 1.5, "decode_speedup_low": 1.4, "decode_speedup_high": 1.6}
-    rows = (timed("checkpoint", 1), timed("checkpoint", 8, **faster), timed("against", 1), timed("against", 8))
-    other = RunResults(recovery_table(0.5, folders(tmp_path / "other"), SIZES[:1]))
-    page = written(ReportInputs("tiny", [tailored_run(tiny, tmp_path, rows), other]), tmp_path / "out")
-    text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
-    assert "and its speed ÷ the dense model's is ×1.25 reading and ×1.50 writing" in text.replace("&#39;", "'")
-    assert "×1.25 1.20–1.30" in text
-    assert "1 tokens a prompt, 1 new ones" in text
-    _, models = read_recovery(tmp_path / "out")
-    (pruned,) = [model for model in models if model.model == "pruned" and model.ratio == 0.2]
-    assert (pruned.prefill_speedup, pruned.decode_speedup) == (1.25, 1.5)
-    table = Console(width=80, record=True)
-    table.print(stored_table(tmp_path / "out"))
-    assert "its speed ÷ the dense model's is ×1.25 reading and ×1.50 writing" in " ".join(table.export_text().split())
-
-
-def test_a_speed_that_its_own_pairs_contradict_is_no_figure(tmp_path: Path, tiny: Path) -> None:
-    faster = {"prefill_speedup": 1.25, "prefill_speedup_low": 1.2, "prefill_speedup_high": 1.3}
-    unclear = {"decode_speedup": 0.54, "decode_speedup_low": 0.09, "decode_speedup_high": 1.12}
-    rows = (timed("checkpoint", 8, **faster, **unclear), timed("against", 8))
-    page = written(ReportInputs("tiny", [tailored_run(tiny, tmp_path, rows)]), tmp_path / "out")
-    assert "0.54" not in page
-    table = Console(width=80, record=True)
-    table.print(stored_table(tmp_path / "out"))
-    assert (
-        "speed ÷ the dense model&#39;s is ×1.25 reading, while no difference in speed was measured for writing." in page
-    )
-    assert ">no difference measured<" in page
-    assert "while no difference in speed was measured for writing." in " ".join(table.export_text().split())
 
 
 def in_q8_0(root: Path, easy: int, boolq: int, size: int) -> dict[str, dict[str, Path]]:

@@ -156,8 +156,8 @@ def crafted(stage: str, used: float, *inputs: str) -> Entry:
 
 
 def test_what_is_no_longer_needed_goes_by_its_own_age() -> None:
-    entries = [crafted("adapter", 60, "dense", "profile"), crafted("dense", 50), crafted("profile", 1)]
-    assert names(removable(entries, DAY, keep_under=150)) == ["adapter", "profile"]
+    entries = [crafted("adapter", 60, "dense", "speed"), crafted("dense", 50), crafted("speed", 1)]
+    assert names(removable(entries, DAY, keep_under=150)) == ["adapter", "speed"]
 
 
 def test_a_cycle_stays_and_a_long_chain_ends() -> None:
