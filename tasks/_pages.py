@@ -15,7 +15,7 @@ from tailored_llama.store import ArtifactRef, ArtifactStore
 
 PAGES = {  # reports that the UI shows, by stage: the artifact's key, and a few words about it
     "report": ("recovery", "What was kept and what was lost"),
-    "sweep": ("sweep", "Every setting, and the curves"),
+    "sweep": ("sweep", "Every setting"),
     "smallest": ("smallest", "The smallest model, and the proof"),
 }
 SHOWN = 50  # rows to label

@@ -38,7 +38,6 @@ class SweepConfig(RunConfig):
     """Name of each table of the grid; absent: cells are named by the settings that differ."""
     scored: bool = Field(True, description="Score the benchmarks as well as the perplexity.")
     tailored: bool = Field(False, description="Tune the cells' models and score them beside the dense model.")
-    axis: str = Field(RATIOS, description="Field of the grid on the x-axis of the curves, such as tuning.shots.")
 
     @property
     def fields(self) -> list[str]:
@@ -54,8 +53,6 @@ class SweepConfig(RunConfig):
                 yield f"grid: got {field!r}; allowed: in the table [tuning], for the whole sweep"
             if not self.tailored and field.startswith("tuning."):
                 yield f"grid: got {field!r}, which changes nothing without tuning; allowed: with tailored = true"
-        if self.axis not in (RATIOS, *self.fields):
-            yield f"axis: got {self.axis!r}; allowed: {RATIOS}, or a field of the grid"
         if self.labels and len(self.labels) != len(self.grid):
             yield f"labels: got {len(self.labels)}; allowed: {len(self.grid)}, one for each table of the grid"
         sweep_cells(self)  # names what is wrong in a cell
@@ -66,8 +63,6 @@ class SweepCell:
     """One cell of a sweep."""
 
     label: str  # of the settings that differ, seed and ratio excluded
-    curve: str  # the label of the curve that the cell is a point of
-    place: float | None  # its position on the axis; None: the axis is the ratio
     dense: str  # the row of its dense model
     run: RunConfig
 
@@ -112,8 +107,7 @@ def dense_runs(config: SweepConfig, cells: Sequence[SweepCell]) -> dict[str, Run
 def tuned_dense_cells(config: SweepConfig, cells: Sequence[SweepCell]) -> list[SweepCell]:
     """The dense models, tuned on the same shots as the models of the cells; none without `tuning.dense`.
 
-    There is one for each combination of model, prompts, tuning and seed among the tuned cells. Its ratio is 0. On an
-    axis that it does not read, such as healing.tokens, its place is 0.
+    There is one for each combination of model, prompts, tuning and seed among the tuned cells. Its ratio is 0.
     """
     if not config.tuning.dense:
         return []
@@ -128,26 +122,17 @@ def tuned_dense_cells(config: SweepConfig, cells: Sequence[SweepCell]) -> list[S
     found = []
     for dense, run in runs.values():
         name = dense.replace(DENSE, TUNED_DENSE, 1)
-        texts = {field: _setting_text(run, field) for field in varying}
-        curve = ", ".join([name, *(text for field, text in texts.items() if field != config.axis)])
-        place = None if config.axis == RATIOS else attrgetter(config.axis)(run) if config.axis in read else 0.0
-        found.append(SweepCell(", ".join([name, *texts.values()]), curve, place, dense, run))
+        texts = [_setting_text(run, field) for field in varying]
+        found.append(SweepCell(", ".join([name, *texts]), dense, run))
     return found
 
 
 def _cell(config: SweepConfig, name: str, varying: Sequence[str], run: RunConfig) -> SweepCell:
     models = [_setting_text(run, field) for field in config.fields if field.split(".")[0] == MODEL]
     dense = ", ".join([DENSE, *models])
-    texts = {field: _setting_text(run, field) for field in varying}
-    names = [name] if name else []
-    label = ", ".join([*names, *texts.values()]) or "pruned"
-    if config.axis == RATIOS:
-        return SweepCell(label, label, None, dense, run)
-    place = attrgetter(config.axis)(run)
-    if isinstance(place, bool) or not isinstance(place, int | float):
-        raise InputError(f"axis: got {config.axis!r}, which is {place!r} in a cell; allowed: a numeric field")
-    names += [text for field, text in texts.items() if field != config.axis]
-    return SweepCell(label, ", ".join([*names, f"@ {run.pruning.ratios[0]:g}"]), place, dense, run)
+    texts = [_setting_text(run, field) for field in varying]
+    label = ", ".join([*([name] if name else []), *texts]) or "pruned"
+    return SweepCell(label, dense, run)
 
 
 def _setting_text(run: RunConfig, field: str) -> str:

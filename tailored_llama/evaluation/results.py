@@ -57,8 +57,6 @@ class SweptCell(Generic[A]):
     name: str
     ratio: float
     seed: int
-    curve: str | None = None
-    place: float | None = None
     model: MeasuredModel[A] | None = None
     dense: MeasuredModel[A] | None = None  # the cell's dense model, scored on the cell's prompts
     error: str | None = None

@@ -23,8 +23,6 @@ class SweepRow:
 
     label: str
     ratio: float  # 0: a dense model
-    curve: str | None = None  # of a dense model only if it is tuned
-    place: float | None = None
     seeds: int = 1
     parameters: int | None = None
     body: int | None = None  # parameters without the embedding and an untied head

@@ -67,11 +67,7 @@ COMPOSITIONS = {
         lambda config, report: [exported.folder for exported in exports(config)],
     ),
     "sweep": Composition(
-        "Measure every cell of a grid of settings, and draw the curves.",
-        "data/sweep.toml",
-        SweepConfig,
-        preflight.preflight_sweep,
-        sweep,
+        "Measure every cell of a grid of settings.", "data/sweep.toml", SweepConfig, preflight.preflight_sweep, sweep
     ),
     "smallest": Composition(
         "Find the smallest model that still does the job, and prove that it does.",

@@ -75,7 +75,7 @@ def _sweep_rows(
     """One row for all seeds of a setting, and one for each cell that failed."""
     settings: dict[evaluation.SweepRow, list[evaluation.SweptCell[Path]]] = {}
     for cell in cells:
-        settings.setdefault(evaluation.SweepRow(cell.name, cell.ratio, cell.curve, cell.place), []).append(cell)
+        settings.setdefault(evaluation.SweepRow(cell.name, cell.ratio), []).append(cell)
     for row, members in settings.items():
         measured = [(cell.model, cell.dense) for cell in members if cell.model and cell.dense]
         if measured:

@@ -157,7 +157,7 @@ def report(
 ) -> None: ...
 
 
-@stage("sweep", 7, lambda: reporting.write_sweep_report, tolerant=True)
+@stage("sweep", 8, lambda: reporting.write_sweep_report, tolerant=True)
 def sweep(*, settings: reporting.SweepSettings, cells: Sequence[SweptCell[Artifact]]) -> None: ...
 
 

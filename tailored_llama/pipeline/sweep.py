@@ -33,10 +33,9 @@ def sweep(run: Executor, config: SweepConfig) -> Graph:
     dense = [_dense_row(config, own, SweptCell(label, 0.0, own.seed)) for label, own in models.items()]
     cells = list(dense)
     for cell in tuned:
-        row: Row = SweptCell(cell.label, 0.0, cell.run.seed, cell.curve, cell.place)
-        cells.append(_dense_row(config, cell.run, row, tuned=True))
+        cells.append(_dense_row(config, cell.run, SweptCell(cell.label, 0.0, cell.run.seed), tuned=True))
     for cell in swept:
-        row = SweptCell(cell.label, cell.run.pruning.ratios[0], cell.run.seed, cell.curve, cell.place)
+        row: Row = SweptCell(cell.label, cell.run.pruning.ratios[0], cell.run.seed)
         cells.append(_pruned_row(config, cell.run, row))
     report = stages.sweep("sweep report", settings=SweepSettings(as_shown(config)), cells=cells)
     if len(models) > 1:

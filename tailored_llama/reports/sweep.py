@@ -1,20 +1,16 @@
-"""The report of a sweep: a table, and curves over any of its settings."""
+"""The report of a sweep: tables of all of its settings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
-
-from tailored_llama.config import RATIOS, SWEEP_FIELDS, SweepConfig, sweep_cells
+from tailored_llama.config import RATIOS, SWEEP_FIELDS, TUNED_DENSE, SweepConfig, sweep_cells
 from tailored_llama.evaluation import RecoveryRow, SweepRow
-from tailored_llama.reports.figures import COLOURS, Picture, curve_style, new_figure, styled, xy
 from tailored_llama.reports.pages import Report, Section, settings_of, write_pages
 from tailored_llama.reports.parts import accuracy_cell, number, percent, share_cell, span
 from tailored_llama.reports.tables import Cell, Column, Row, Table, table_row
 from tailored_llama.store import write_rows
 
-_CURVES = {"perplexity": "perplexity ÷ dense", "accuracy": "mean accuracy", "recovery": "mean recovery"}
 _LEGEND = (
     "Recovery: accuracy ÷ the dense model's on the same examples and prompts, mean over all benchmarks, including "
     "those where dense is at its floor. Chance-corrected: only the accuracy above the floor, over the benchmarks where "
@@ -38,7 +34,6 @@ def write_sweep(config: SweepConfig, measured: Sequence[tuple[SweepRow, Sequence
         [_summary(rows)],
         errors,
         [
-            *_figures(config, [row for row in rows if not row.error]),
             Section("Every setting", table=_table(rows)),
             Section("Benchmark by benchmark", table=_by_benchmark(measured)),
         ],
@@ -76,7 +71,7 @@ def _row(row: SweepRow) -> Row:
         share_cell(row.recovery, row.recovery_low, row.recovery_high, seeds, digits=1),
         share_cell(row.chance_corrected, row.cc_low, row.cc_high, over, digits=1),
     ]
-    if not row.ratio and row.curve is None:  # the dense model, of which recoveries are shares
+    if not row.ratio and not row.label.startswith(TUNED_DENSE):  # the dense model, of which recoveries are shares
         shares = [Cell(percent(1.0, 0))] * 2
     return table_row(
         row.label,
@@ -112,68 +107,6 @@ def _by_benchmark(measured: Sequence[tuple[SweepRow, Sequence[RecoveryRow]]]) ->
     return Table(tuple(columns), tuple(rows))
 
 
-def _figures(config: SweepConfig, rows: Sequence[SweepRow]) -> list[Section]:
-    """A curve of every measured quantity; none if all settings share one value of the axis."""
-    drawn = [row for row in rows if row.curve is not None]
-    if len({row.ratio if row.place is None else row.place for row in drawn if row.ratio}) == 1:
-        return []
-    sections = []
-    dense = [row for row in rows if not row.ratio and row.curve is None]
-    for name in _CURVES:
-        series: dict[str, list[tuple[float, float]]] = {}
-        for row in drawn:
-            if (value := getattr(row, name)) is not None:
-                place = row.removed if row.place is None else row.place
-                shown = row.times_dense if name == "perplexity" else value
-                series.setdefault(str(row.curve), []).append((place, shown))
-        axis, reference = config.axis, None if name == "accuracy" else 1.0
-        if name == "accuracy" and len(dense) == 1:
-            reference = dense[0].accuracy
-        elif name == "accuracy" and axis == RATIOS and dense:
-            axis, series = "megabytes in 16 bits; the largest of each base is dense", _by_size(drawn, dense)
-        if series:
-            sections.append(Section(name.capitalize(), {name: _curves(series, name, axis, reference)}))
-    return sections
-
-
-def _by_size(drawn: Sequence[SweepRow], dense: Sequence[SweepRow]) -> dict[str, list[tuple[float, float]]]:
-    """Accuracies over the megabytes that are left, of several base models: which is the best of a given size?"""
-    series: dict[str, list[tuple[float, float]]] = {}
-    for row in drawn:
-        if row.accuracy is not None:
-            base = [swept for swept in dense if swept.parameters == row.dense_parameters and swept.accuracy is not None]
-            points = [(2 * (swept.parameters or 0) / 1e6, swept.accuracy or 0.0) for swept in (row, *base)]
-            series.setdefault(str(row.curve), []).extend(points)
-    return series
-
-
-@styled
-def _curves(
-    series: Mapping[str, Sequence[tuple[float, float]]], name: str, axis: str, reference: float | None
-) -> Picture:
-    """One line through the points of each setting, and the dense model's value, if there is one, as a reference."""
-    figure, label = new_figure(420 + 11 * len(series)), _CURVES[name]
-    axes, by_ratio = figure.subplots(), axis == RATIOS
-    for nth, (setting, points) in enumerate(series.items()):
-        axes.plot(*xy(sorted(points)), **curve_style(nth), linewidth=2, marker="o", label=setting)
-    if reference is not None:
-        axes.axhline(reference, color=COLOURS["dense"], linewidth=1.5, linestyle=(0, (4, 2)), label="dense")
-    if name == "perplexity":
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    elif name == "recovery":
-        axes.yaxis.set_major_formatter(PercentFormatter(1, None, " %"))
-    if by_ratio:
-        axes.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
-    axes.set(xlabel="parameters removed" if by_ratio else axis, ylabel=label)
-    axes.grid(axis="y")
-    figure.legend(loc="outside upper left", ncols=2, borderpad=0)
-    over = "the share of parameters removed" if by_ratio else axis
-    return Picture(figure, f"{label} over {over}: {', '.join(series)}")
-
-
 def _summary(rows: Sequence[SweepRow]) -> str:
     cells = [row for row in rows if row.ratio]
     done = [row for row in cells if not row.error]
@@ -181,19 +114,4 @@ def _summary(rows: Sequence[SweepRow]) -> str:
     summary = f"{len(cells)} settings" + (f", of which {failed} failed" if failed else "")
     if max(seeds, default=1) > 1:
         summary += f", {'each with' if len(seeds) == 1 else 'with up to'} {max(seeds)} seeds"
-    if recovered := [(-row.recovery, percent(row.recovery), row) for row in done if row.recovery is not None]:
-        summary += f". Highest mean recovery: {_best(recovered)}"
-    if done:
-        summary += f". Lowest perplexity ÷ dense: {_best([(r.times_dense, number(r.times_dense, 2), r) for r in done])}"
     return f"{summary}."
-
-
-def _best(figures: Sequence[tuple[float, str, SweepRow]]) -> str:
-    """The lowest figure at each ratio, as it is shown, with the labels of all rows that show the same."""
-    texts = []
-    for ratio in sorted({row.ratio for _, _, row in figures}):
-        at_ratio = [(value, shown, row.label) for value, shown, row in figures if row.ratio == ratio]
-        _, best, _ = min(at_ratio)
-        names = ", ".join(label for _, shown, label in at_ratio if shown == best)
-        texts.append(f"{best} at {percent(ratio, 0)} ({names})")
-    return "; ".join(texts)
