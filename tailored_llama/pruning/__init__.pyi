@@ -8,9 +8,7 @@ from .settings import CountSettings as CountSettings
 from .settings import ImportanceSettings as ImportanceSettings
 from .settings import PruneSettings as PruneSettings
 from .settings import SplitSettings as SplitSettings
-from .split import Split as Split
 from .split import choose_split as choose_split
-from .split import read_tried as read_tried
 from .surgery import prune_checkpoint as prune_checkpoint
 from .vocabulary import VocabularyPlan as VocabularyPlan
 from .vocabulary import count_tokens as count_tokens

@@ -51,7 +51,7 @@ def prune_model(
         fitted = _fit(cut, calibration, Path(scratch), settings, work)
         prune_checkpoint(dense, cut.layer, cut.stays, work.out, fitted, tokens)
     if split:
-        shutil.copyfile(split / SPLIT, work.out / SPLIT)  # for the report
+        shutil.copyfile(split / SPLIT, work.out / SPLIT)  # says what it was chosen by
     before, after = structure.size, models.read_structure(work.out).size
     removed = models.what_was_removed(before, after, settings.plan, settings.reconstruction)
     card = models.derived_card("A structurally pruned language model", removed, dense, work.out)

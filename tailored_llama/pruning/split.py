@@ -128,14 +128,6 @@ def read_split(folder: Path) -> VocabularyPlan | None:
     return VocabularyPlan(tuple(kept.tolist()), table["share"].to_numpy()) if len(kept) < len(table) else None
 
 
-def read_tried(folder: Path) -> list[Split]:
-    """The splits that were measured for a pruned checkpoint, by their numbers of tokens; empty if none were."""
-    if not (folder / SPLIT).is_file():
-        return []
-    rows = read_table(folder / SPLIT, SPLIT_SCHEMA).drop_columns("chosen").to_pylist()
-    return [Split(**row) for row in rows if row["nats_per_byte"] is not None]
-
-
 def possible_sizes(planned: Planned, tokens: models.Tokens) -> list[int]:
     """Numbers of tokens to try, ascending, from where tokens reach the ratio alone, or nearly, to where all stay.
 

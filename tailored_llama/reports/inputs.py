@@ -16,12 +16,11 @@ from tailored_llama.training import Comparison, read_comparison
 class RunResults:
     """The results at one ratio.
 
-    `plan` is the pruned model's folder. `adapters` are by what they were trained on: a benchmark, or `mixture`.
-    `beside_tuned` is the tailored model compared with the dense model tuned on the same shots.
+    `adapters` are by what they were trained on: a benchmark, or `mixture`. `beside_tuned` is the tailored model beside
+    the dense model tuned on the same shots.
     """
 
     table: RecoveryTable
-    plan: Path | None = None
     adapters: Mapping[str, Path] = field(default_factory=dict)
     beside_tuned: RecoveryRow | None = None
 
@@ -74,7 +73,7 @@ def run_results(
     both = {name: folder for name, folder in run.tailored.items() if name in tuned_dense}
     beside = recovery_table(None, {DENSE: tuned_dense, TAILORED: both}, (), seed).rows[-1:]
     table = recovery_table(run.ratio, folders | {TAILORED: run.tailored} | in_files, rows, seed)
-    return RunResults(table, run.pruned.checkpoint, run.adapters, *beside)
+    return RunResults(table, run.adapters, *beside)
 
 
 def recovery_table(

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from tailored_llama.config import DENSE, TUNED_DENSE
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import HEALED, MEAN, MODELS, PRUNED, TAILORED, Z95, ModelRow, RecoveryRow, RecoveryTable
-from tailored_llama.pruning import Split, read_tried
 from tailored_llama.reports import text
 from tailored_llama.reports.costs import cost_table
 from tailored_llama.reports.diagnosis import diagnose
@@ -55,13 +54,11 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
 
 def _sections(runs: Sequence[RunResults], inputs: ReportInputs) -> list[Section]:
     """All that a report can have; pictures of a ratio have it in the names of their files."""
-    bars, splits, losses = dict[str, Picture](), dict[str, Picture](), dict[str, Picture]()
+    bars, losses = dict[str, Picture](), dict[str, Picture]()
     for run in runs:
         ending = "" if run.table.ratio is None else f"-{run.table.ratio}"
         caption = text.run_name(run.table.ratio).capitalize() if len(runs) > 1 else ""
         bars[f"accuracy{ending}"] = _bars(run.table, caption)
-        if run.plan and len(tried := read_tried(run.plan)) > 1:
-            splits[f"split{ending}"] = _split(tried, caption)
         if run.adapters:
             losses[f"losses{ending}"] = _losses(run.adapters, caption)
     samples = [(name, first_sample(folder)) for name, folder in inputs.prompts.items()]
@@ -69,7 +66,6 @@ def _sections(runs: Sequence[RunResults], inputs: ReportInputs) -> list[Section]
         Section("Accuracy and recovery", table=accuracies([run.table for run in runs], text.gained_by(inputs.config))),
         Section("Accuracy by benchmark", bars),
         Section("Size", table=_sizes(runs)),
-        Section("Tokens or layers", splits),
         Section("How tuning went", losses, _verdicts(runs)),
         Section("What the model is asked", samples=samples),
         Section("What it cost", table=cost_table(inputs.costs)),
@@ -208,26 +204,6 @@ def _bars(table: RecoveryTable, caption: str) -> Picture:
     legend = (entries[1:] + entries[:1] for entries in axes.get_legend_handles_labels())  # the floor comes last
     figure.legend(*legend, loc="outside upper left", ncols=5, borderpad=0)
     return Picture(figure, f"Accuracy by benchmark: {', '.join(models)} and the floor", caption)
-
-
-@styled
-def _split(tried: Sequence[Split], caption: str) -> Picture:
-    """Draw what each split of the ratio between tokens and layers costs, the chosen one ringed."""
-    figure = new_figure(260, width=WIDTH // 2 + 110)
-    axes, points = figure.subplots(), [(split.tokens, split.nats_per_byte or 0.0) for split in tried]
-    axes.plot(*xy(points), color=COLOURS["pruned"], linewidth=2, marker="o", markersize=5)
-    best = min(points, key=lambda point: point[1])
-    axes.plot(*best, "o", markersize=12, markerfacecolor="none", color=COLOURS["tailored"])
-    for point, split in zip(points, tried, strict=True):
-        label = f"{split.body_ratio:.0%}"
-        axes.annotate(label, point, (0, 8), textcoords="offset points", ha="center", fontsize=9)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set(xlabel="tokens kept; at each point, what the layers lose", ylabel="nats per byte")
-    axes.margins(y=0.15)
-    axes.grid(axis="y")
-    return Picture(figure, "Loss on held-out prompts by the number of tokens that stay", caption)
 
 
 @styled
