@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from tailored_llama.cli.arguments import Adapter, BenchmarkName, Checkpoint, Config, Out, Overrides
+from tailored_llama.cli.arguments import Adapter, BenchmarkName, Checkpoint, Config, Overrides
 from tailored_llama.cli.folders import new_folder, scratch_runner, with_benchmarks
 from tailored_llama.cli.running import run_in_process
 from tailored_llama.config import SmallestConfig, build_config, load_config, read_config_data
@@ -46,24 +45,6 @@ def score(
         print(json.dumps(read_metrics(runner.open(scores)), indent=1))
         if folder:
             runner.move(scores, folder)
-
-
-@measuring.command(epilog="Example: `tailored-llama report out --dense dense/piqa --pruned p/piqa --tailored t/piqa`")
-def report(
-    out: Out,
-    dense: Annotated[list[Path], typer.Option(help="Folder that `score --out` wrote for the dense model; repeatable.")],
-    pruned: Annotated[list[Path] | None, typer.Option(help="The same for the pruned model.")] = None,
-    tailored: Annotated[list[Path] | None, typer.Option(help="The same for the tailored model.")] = None,
-) -> None:
-    """Compare scores on the same examples in a table and a report with intervals."""
-    from tailored_llama.evaluation import MODELS
-    from tailored_llama.reports import ReportInputs, RunResults, recovery_table, stored_table, write_report
-
-    scores = {model: _scores(folders or []) for model, folders in zip(MODELS, (dense, pruned, tailored), strict=True)}
-    with new_folder(out) as folder:
-        write_report(ReportInputs("scores", [RunResults(recovery_table(None, scores, ()))]), out=folder)
-        Console().print(stored_table(folder))
-    print(f"report: {out / 'report.html'}")
 
 
 @measuring.command(epilog="Example: `tailored-llama compare scores/pruned/piqa scores/tailored/piqa`")
@@ -178,15 +159,3 @@ def _tell(tests: Mapping[str, "LossTest"]) -> None:
             f"{name}: {told} on {test.rows:,} rows; measured {100 * test.loss:.1f}, "
             f"at most {100 * test.bound:.1f} (p = {test.p:.2g}, level {test.level:.2g})"
         )
-
-
-def _scores(folders: list[Path]) -> dict[str, Path]:
-    from tailored_llama.evaluation import read_metrics
-
-    scores: dict[str, Path] = {}
-    for folder in folders:
-        name = read_metrics(folder).get("benchmark")
-        if name is None or name in scores:
-            raise InputError(f"{folder}: {name or 'no benchmark'}; allowed: scores of each benchmark once")
-        scores[name] = folder
-    return scores

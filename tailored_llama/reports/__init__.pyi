@@ -5,8 +5,6 @@ from .cards import tailored_card as tailored_card
 from .cards import without_folders as without_folders
 from .index import write_index as write_index
 from .inputs import ReportInputs as ReportInputs
-from .inputs import RunResults as RunResults
-from .inputs import recovery_table as recovery_table
 from .inputs import run_results as run_results
 from .labelling import write_label_page as write_label_page
 from .run import write_report as write_report

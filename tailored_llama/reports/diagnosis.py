@@ -36,7 +36,7 @@ def too_much_removed(tailored: RecoveryRow) -> Finding | None:
     return f"Below {percent(LOW, 0)} of the dense model: too much removed, or the wrong kind", evidence, lever
 
 
-def no_gain(tailored: RecoveryRow, comparison: Comparison | None, config: RunConfig | None = None) -> Finding | None:
+def no_gain(tailored: RecoveryRow, comparison: Comparison | None, config: RunConfig) -> Finding | None:
     """No gain after tuning: by the held-out verdict, or else because tailored scores no more than pruned."""
     nothing = is_better(comparison) is False
     if not nothing and (tailored.gain is None or tailored.gain > 0):
@@ -49,7 +49,7 @@ def no_gain(tailored: RecoveryRow, comparison: Comparison | None, config: RunCon
     levers = ["a prompt that fits the task (prompts.template; the flow prompts compares them)"]
     levers += ["more examples or epochs (tuning.shots, tuning.epochs)", "a lower ratio, if the capacity is gone"]
     signature = NOTHING if nothing else "No gain from tuning where it is scored"
-    if nothing and config:
+    if nothing:
         merged = " (an exported model has the adapter all the same, as tuning.keep says)"
         signature += merged if config.tuning.keep == "always" else ": an exported model is the untuned one"
     return signature, ", and ".join(evidence), "; ".join(levers)
@@ -81,7 +81,7 @@ def unstable(log: Mapping[str, Sequence[Any]]) -> Finding | None:
     return "Unstable training: rank or learning rate too high", ", and ".join(evidence), lever
 
 
-def diagnose(runs: Sequence[RunResults], config: RunConfig | None = None) -> list[str]:
+def diagnose(runs: Sequence[RunResults], config: RunConfig) -> list[str]:
     """One paragraph for each signature and lever, with every case; ratios are named if there are several.
 
     Raises:

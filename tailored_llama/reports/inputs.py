@@ -40,7 +40,7 @@ class ReportInputs:
 
     model: str
     runs: Sequence[RunResults]
-    config: RunConfig | None = None
+    config: RunConfig
     perplexity: Mapping[str, float] = field(default_factory=dict)
     prompts: Mapping[str, Path] = field(default_factory=dict)
     costs: Sequence[tuple[str, Manifest]] = ()

@@ -47,7 +47,7 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
         [f"{name}. {told}" if len(runs) > 1 else told for name, told in lead if told],
         [*missing, *report_notes(runs), *diagnose(runs, config)],
         _sections(runs, inputs),
-        settings_of(config) if config else {},
+        settings_of(config),
     )
     write_pages(report, "report", out, config=config, inputs=inputs, rows=rows)
 

@@ -24,7 +24,7 @@ def run_name(ratio: float | None) -> str:
     return "pruned" if ratio is None else f"ratio {ratio:g}"
 
 
-def summary(table: RecoveryTable, config: RunConfig | None, model: str = TAILORED) -> str:
+def summary(table: RecoveryTable, config: RunConfig, model: str = TAILORED) -> str:
     """Two sentences on one run: what pruning did to the model, and what `model` reaches."""
     return f"{_size_sentence(table)} {_recovery_sentence(table, config, model)}".strip()
 
@@ -63,7 +63,7 @@ def perplexities(table: RecoveryTable) -> tuple[str, tuple[str, str, str]]:
     return "perplexity per byte" if per_byte else "perplexity", (dense, pruned, healed)
 
 
-def _recovery_sentence(table: RecoveryTable, config: RunConfig | None, model: str) -> str:
+def _recovery_sentence(table: RecoveryTable, config: RunConfig, model: str) -> str:
     """Say what a model reaches, or else the pruned one, of the dense model's accuracy; empty if neither was scored."""
     row, compared, pruned = table.overall(model), _compared(table, model), _compared(table, PRUNED)
     if row is None or row.recovery is None:
@@ -89,9 +89,7 @@ def _compared(table: RecoveryTable, model: str) -> dict[str, RecoveryRow]:
     return {row.benchmark: row for row in rows}
 
 
-def _after(config: RunConfig | None) -> str:
-    if config is None:
-        return "After tuning,"
+def _after(config: RunConfig) -> str:
     steps = [f"healing on {config.healing.tokens:,} tokens"] if config.healing.tokens else []
     if config.tuning.examples != "none":
         whose = "all benchmarks" if config.tuning.examples == "mixture" else "each benchmark"
@@ -99,9 +97,9 @@ def _after(config: RunConfig | None) -> str:
     return f"After {' and '.join(steps)}," if steps else "Without tuning,"
 
 
-def gained_by(config: RunConfig | None) -> str:
+def gained_by(config: RunConfig) -> str:
     """The steps from the pruned to the tailored model."""
-    return "healing and tuning" if config and config.healing.tokens else "tuning"
+    return "healing and tuning" if config.healing.tokens else "tuning"
 
 
 def held_out_evidence(compared: Comparison) -> str:

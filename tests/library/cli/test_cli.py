@@ -74,7 +74,6 @@ def test_the_commands_there_are() -> None:
         "score",
         "gguf",
         "merge",
-        "report",
         "compare",
         "store gc",
         "store ls",

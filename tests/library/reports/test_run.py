@@ -27,7 +27,8 @@ from tailored_llama.evaluation import (
     read_recovery,
 )
 from tailored_llama.evaluation.written import answers_schema
-from tailored_llama.reports import ReportInputs, RunResults, recovery_table, run_results, stored_table, write_report
+from tailored_llama.reports import ReportInputs, run_results, stored_table, write_report
+from tailored_llama.reports.inputs import RunResults, recovery_table
 from tailored_llama.store import Manifest, write_table
 from tailored_llama.store.tables import schema_of
 from tailored_llama.training import LOG_SCHEMA
@@ -53,15 +54,20 @@ def folders(root: Path) -> Folders:
     }
 
 
+def report_of(*runs: RunResults) -> ReportInputs:
+    """The report of runs with the default configuration, of which nothing else is known."""
+    return ReportInputs("tiny", runs, validate_config({}))
+
+
 def inputs(root: Path, **changes: Any) -> ReportInputs:
     """One ratio. Only scores and sizes are given."""
     run = RunResults(recovery_table(0.2, folders(root), SIZES))
-    return ReportInputs(**{"model": "tiny", "runs": [run], "perplexity": {"tokens": 511, "window": 512}} | changes)
+    return replace(report_of(run), **{"perplexity": {"tokens": 511, "window": 512}} | changes)
 
 
 def of_scores(scores: Folders, ratio: float | None = None) -> ReportInputs:
     """One ratio, of which nothing but scores is known."""
-    return ReportInputs("tiny", [RunResults(recovery_table(ratio, scores, ()))])
+    return report_of(RunResults(recovery_table(ratio, scores, ())))
 
 
 def table_of(given: ReportInputs) -> RecoveryTable:
@@ -349,7 +355,7 @@ def in_q8_0(root: Path, easy: int, boolq: int, size: int) -> dict[str, dict[str,
 def test_files_of_fewer_bits_stand_beside_the_models(tmp_path: Path, tiny: Path) -> None:
     one = in_q8_0(tmp_path / "dense q8_0", 48, 62, 106_000_000)
     other = in_q8_0(tmp_path / "tailored q8_0", 35, 62, 85_000_000)
-    whole = ReportInputs("tiny", [tailored_run(tiny, tmp_path, dense=one, quantised=other)])
+    whole = report_of(tailored_run(tiny, tmp_path, dense=one, quantised=other))
     page = written(whole, tmp_path / "out")
     table = table_of(whole)
     dense, tailored = row_of(table, "dense q8_0", MEAN), row_of(table, "tailored q8_0", MEAN)
@@ -375,7 +381,7 @@ def test_types_that_some_benchmarks_lack_have_no_mean(tmp_path: Path, tiny: Path
 def test_dense_alone_and_a_ratio_that_nobody_named(tmp_path: Path, tiny: Path) -> None:
     scores = folders(tmp_path)
     alone = run_results(MeasuredModel(tiny, None, scores["dense"]), None, {}, 0)
-    page = written(ReportInputs("tiny", [alone]), tmp_path / "alone")
+    page = written(report_of(alone), tmp_path / "alone")
     assert "<h1>tiny</h1>" in page
     assert {row.ratio for row in read_recovery(tmp_path / "alone")[0]} == {None}
     assert "tailored" in written(of_scores(scores | {"pruned": {}}), tmp_path / "unnamed")
@@ -427,7 +433,7 @@ def test_console_table_fits_a_terminal(tmp_path: Path) -> None:
     )
     for runs in ([first], [first, second]):
         out = tmp_path / f"out-{len(runs)}"
-        written(ReportInputs("tiny", runs), out)
+        written(report_of(*runs), out)
         console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
         console.print(stored_table(out))
         text = console.export_text().replace(NBSP, " ")

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from helpers import hits, scored
+from tailored_llama.config import validate_config
 from tailored_llama.evaluation import MeasuredModel, TailoredRun
 from tailored_llama.reports import ReportInputs, run_results, stored_table, write_report
 from tailored_llama.reports.run import report_notes
@@ -31,7 +32,7 @@ def runs(tmp_path: Path, tiny: Path) -> Callable[..., ReportInputs]:
         for ratio in ratios:
             scores = {name: folder for name, folder in tailored[ratio].items() if name not in lacks}
             found.append(run_results(dense, TailoredRun(ratio, pruned, None, {}, scores), both, 0))
-        return ReportInputs("tiny", found)
+        return ReportInputs("tiny", found, validate_config({}))
 
     return results
 
