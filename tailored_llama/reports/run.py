@@ -18,10 +18,10 @@ from tailored_llama.reports.diagnosis import diagnose
 from tailored_llama.reports.figures import COLOURS, WIDTH, Picture, name_ticks, new_figure, styled, xy
 from tailored_llama.reports.inputs import ReportInputs, RunResults
 from tailored_llama.reports.pages import Report, Section, first_sample, settings_of, write_pages
-from tailored_llama.reports.parts import accuracy_of, megabytes, number, percent, points, share_cell, span
+from tailored_llama.reports.parts import accuracy_of, megabytes, number, percent, share_cell, span
 from tailored_llama.reports.tables import Cell, Column, Table, table_row
 from tailored_llama.store import read_table, write_rows
-from tailored_llama.training import LOG_SCHEMA, is_better
+from tailored_llama.training import LOG_SCHEMA
 
 
 def write_report(inputs: ReportInputs, *, out: Path) -> None:
@@ -140,30 +140,18 @@ def _sizes(runs: Sequence[RunResults]) -> Table:
 
 def _verdicts(runs: Sequence[RunResults]) -> Table:
     """Every adapter against none on held-out examples, which `tuning.keep = "better"` decides by."""
-    titles = ("held-out\nexamples", "accuracy,\nuntuned", "tuned", "difference\nin points", "loss,\nuntuned", "tuned")
-    columns, rows = (*map(Column, (*titles, "difference")), Column("verdict", left=True)), []
-    verdicts = {True: "better than none", False: "brought nothing", None: "none"}
+    rows = []
     for run in runs:
         for name in run.adapters:
             if comparison := run.comparison(name):
-                cells = [
-                    number(comparison.examples, 0),
-                    number(comparison.untuned_accuracy),
-                    number(comparison.tuned_accuracy),
-                ]
-                cells.append(points(comparison.accuracy_gain) + text.plus_minus(comparison.accuracy_error, 100, 1))
-                cells += [number(comparison.untuned_loss), number(comparison.tuned_loss)]
-                cells += [
-                    number(0 - comparison.loss_gain) + text.plus_minus(comparison.loss_error, 1, 3),
-                    verdicts[is_better(comparison)],
-                ]
-                rows.append(table_row(Cell(name, (text.run_name(run.table.ratio),) * (len(runs) > 1)), *cells))
+                label = Cell(name, (text.run_name(run.table.ratio),) * (len(runs) > 1))
+                rows.append(table_row(label, text.verdict_line(comparison)))
     legend = (
-        "The loss in this table is the cross-entropy over the choices; for written answers, that of their tokens. "
-        "Differences ± paired standard error. Accuracy decides where it differs by more than that; else the adapter is "
-        "better if the loss is lower by more than its error."
+        "Accuracy decides where it differs by more than its standard error; else the adapter is better if the loss is "
+        "lower by more than its own."
     )
-    return Table((Column("adapter against none", left=True), *columns), tuple(rows), (legend,))
+    columns = (Column("adapter against none", left=True), Column("verdict", left=True))
+    return Table(columns, tuple(rows), (legend,))
 
 
 def report_notes(runs: Sequence[RunResults]) -> list[str]:

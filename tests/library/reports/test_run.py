@@ -309,8 +309,7 @@ def test_markdown_has_the_table(tmp_path: Path) -> None:
     assert "| arc_easy (acc_norm) | 100 | 0.250 | 0.500 ± 0.050 | 0.300 ± 0.046 | 0.400 ± 0.049 |" in text
     assert "Dense itself is at the floor on boolq" in text
     assert "Gained = tailored − pruned, by tuning; recovery = tailored ÷ dense; chance-corrected = " in text
-    figures = "| 2 | 0.000 | 0.500 | +50.0 ± 50.0 | 1.750 | 1.000 | −0.750 ± 0.250 | better than none |"
-    assert figures in text  # the adapter against none, on held-out examples
+    assert "| Better than no adapter: on 2 held-out train examples accuracy went from 0.000 to 0.500 (+50.0" in text
     assert "| 1.5 s | – |" in text  # a memory that was not measured
 
 
