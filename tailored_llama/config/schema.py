@@ -86,14 +86,7 @@ class PerplexityConfig(TextConfig):
     split: str = Field("validation", description="Benchmarks and Hub data sets: the split to read.")
     column: str = Field("passage", description="The column (or benchmark field) that holds the text.")
     window: int = Field(512, ge=16, le=32768, description="Tokens per window.")
-    stride: int | None = Field(None, ge=1, le=32768)
-    """Tokens from the start of one window to the next, at most the window. Overlapping tokens serve as context and are
-    not scored again. Absent: the window, so no overlap, as in lm-evaluation-harness."""
     tokens: int | None = Field(8192, ge=16, description="Tokens read from the start of the text; absent: all of them.")
-
-    def contradictions(self) -> Iterator[str]:
-        if self.stride is not None and self.stride > self.window:
-            yield f"perplexity.stride: got {self.stride}; allowed: at most {self.window}, the window"
 
 
 class RunConfig(Section):

@@ -1,8 +1,7 @@
-"""Perplexity of a text over sliding windows, per token, word and byte, as in lm-evaluation-harness."""
+"""Perplexity of a text over rolling windows, per token and byte, as in lm-evaluation-harness."""
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,15 @@ from tailored_llama.progress import Progress
 Window = tuple[int, int, int]  # start, first, stop
 
 
-def sliding_windows(length: int, window: int, stride: int) -> list[Window]:
+def rolling_windows(length: int, window: int) -> list[Window]:
     """Cut a text into windows that predict each of its tokens once: (start, first, stop) for every window.
 
     Input token i (the BOS token, then the text) predicts token i of the text. A window reads the inputs from `start`
-    to `stop` and scores the tokens from `first` to `stop`. The first window scores all its tokens, each later one the
-    last `stride` of a full window. A stride of `window` gives lm-evaluation-harness's rolling windows (context_len 1);
-    a smaller stride is its context_len of window − stride + 1.
+    to `stop` and scores the tokens from `first` to `stop`. Only the last one reads tokens that it does not score.
     """
     windows = [(0, 0, min(window, length))]
     while (first := windows[-1][2]) < length:
-        stop = min(first + stride, length)
+        stop = min(first + window, length)
         windows.append((max(0, stop - window), first, stop))
     return windows
 
@@ -35,7 +32,7 @@ def sliding_windows(length: int, window: int, stride: int) -> list[Window]:
 def token_losses(
     model: Any, bos: int, ids: Sequence[int], windows: Sequence[Window], batch_tokens: int, progress: Progress
 ) -> list[float]:
-    """Negative log-likelihood of every token of a text after `bos`, in nats, over `sliding_windows`."""
+    """Negative log-likelihood of every token of a text after `bos`, in nats, over `rolling_windows`."""
     inputs, items = [bos, *ids[:-1]], []
     for start, first, stop in windows:
         document, scored = models.Document(inputs[start:stop]), range(first - start, stop - start)
@@ -48,10 +45,9 @@ def measure_perplexity(
 ) -> dict[str, Any]:
     """Stage: measure the perplexity of a text; write `metrics.json`.
 
-    Documents are joined by blank lines. `perplexity` is per token, `word_perplexity` per whitespace-separated word,
-    `byte_perplexity` per UTF-8 byte; the last two compare models with different tokenizers. Every token of the text is
-    scored; the first one follows the BOS token. Known deviation: if a tokenizer adds a BOS token itself (Llama's do),
-    lm-evaluation-harness scores that token too.
+    Documents are joined by blank lines. `perplexity` is per token, `byte_perplexity` per UTF-8 byte, which compares
+    models with different tokenizers. Every token of the text is scored; the first one follows the BOS token. Known
+    deviation: if a tokenizer adds a BOS token itself (Llama's do), lm-evaluation-harness scores that token too.
 
     The tokens of `text_of`, by default the same model, are counted to find the end of the text. So a model with fewer
     tokens is measured on the text of its dense model; only perplexities per byte compare the two. `whole` is then the
@@ -60,7 +56,7 @@ def measure_perplexity(
     Raises:
         InputError: the text has no token, or the window is longer than the model's context.
     """
-    text, window, stride = settings.text, settings.window, settings.stride
+    text, window = settings.text, settings.window
     whole = "\n\n".join(load_texts(text, work.downloads))
     if settings.tokens:
         whole = whole[: settings.tokens * 32]  # ample for that many tokens: do not tokenize the rest
@@ -79,23 +75,10 @@ def measure_perplexity(
         ids = tokenizer.encode(whole, add_special_tokens=False)
     if not ids:
         raise InputError(f"perplexity.source {text.name}: got no token; allowed: a text of at least one token")
-    windows = sliding_windows(len(ids), window, stride)
+    windows = rolling_windows(len(ids), window)
     budget = models.token_budget(work.execution.batch_tokens, model)
-    losses = token_losses(model, models.first_token(tokenizer), ids, windows, budget, work.progress)
-    result = text_metrics(math.fsum(losses), len(ids), whole) | {"window": window, "stride": stride} | stay
+    loss = math.fsum(token_losses(model, models.first_token(tokenizer), ids, windows, budget, work.progress))
+    per_token, per_byte = math.exp(loss / len(ids)), math.exp(loss / len(whole.encode("utf-8")))
+    result = {"perplexity": per_token, "byte_perplexity": per_byte, "tokens": len(ids), "window": window} | stay
     (work.out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
     return {"tokens": len(ids)}
-
-
-def text_metrics(loss: float, tokens: int, text: str) -> dict[str, Any]:
-    """Perplexities of a text from its summed loss in nats; words and bytes count as in lm-evaluation-harness."""
-    words, size = len(re.split(r"\s+", text)), len(text.encode("utf-8"))
-    return {
-        "perplexity": math.exp(loss / tokens),
-        "word_perplexity": math.exp(loss / words),
-        "byte_perplexity": math.exp(loss / size),
-        "bits_per_byte": loss / size / math.log(2),
-        "tokens": tokens,
-        "words": words,
-        "bytes": size,
-    }

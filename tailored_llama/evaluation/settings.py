@@ -49,8 +49,7 @@ class PerplexitySettings:
     text: TextSource
     tokens: int | None  # that are read; None: all
     window: int
-    stride: int
 
     @classmethod
     def of(cls, text: PerplexityConfig) -> Self:
-        return cls(find_text(text, "perplexity"), text.tokens, text.window, text.stride or text.window)
+        return cls(find_text(text, "perplexity"), text.tokens, text.window)

@@ -103,7 +103,7 @@ def quantised(
 ) -> None: ...
 
 
-@stage("perplexity", 5, lambda: evaluation.measure_perplexity, on_device=True)
+@stage("perplexity", 6, lambda: evaluation.measure_perplexity, on_device=True)
 def perplexity(
     *, settings: evaluation.PerplexitySettings, checkpoint: Artifact, text_of: Artifact | None = None
 ) -> None: ...

@@ -39,7 +39,7 @@ from tailored_llama.data import (
     read_calibration,
     read_prompts,
 )
-from tailored_llama.evaluation.perplexity import sliding_windows, token_losses
+from tailored_llama.evaluation.perplexity import rolling_windows, token_losses
 from tailored_llama.models import context_length, first_token, load_model, load_tokenizer, pick_device, token_budget
 from tailored_llama.pipeline import stages, steps
 from tailored_llama.progress import silent
@@ -200,7 +200,7 @@ def perplexity(bench: Bench) -> Row:
     settings, model = bench.config.perplexity, bench.model
     text = "\n\n".join(load_texts(find_text(settings), bench.config.store.downloads))[: settings.tokens * 32]
     ids = bench.tokenizer.encode(text, add_special_tokens=False)[: settings.tokens]
-    windows = sliding_windows(len(ids), settings.window, settings.window)
+    windows = rolling_windows(len(ids), settings.window)
     first, budget = first_token(bench.tokenizer), token_budget(None, model)
     runs = {"ours": partial(timed, bench, partial(token_losses, model, first, ids, windows, budget, silent))}
     if find_spec("llama_cpp_py_sync"):

@@ -74,7 +74,7 @@ def test_scores_are_equal_to_the_bit(
 def test_perplexity_is_equal_to_the_bit(checkpoint: Path, folder: Folder) -> None:
     source = folder("data") / "text.txt"
     source.write_text(TEXT)
-    settings = PerplexitySettings.of(PerplexityConfig(source=str(source), window=32, stride=24))
+    settings = PerplexitySettings.of(PerplexityConfig(source=str(source), window=32))
     resident, streamed = folder("resident"), folder("streamed")
     measure_perplexity(checkpoint, None, settings=settings, work=Work(resident, RESIDENT))
     measure_perplexity(checkpoint, None, settings=settings, work=Work(streamed, STREAMED))
