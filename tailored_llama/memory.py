@@ -41,16 +41,6 @@ def without_gc() -> Iterator[None]:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out and this process may try again with less.
-
-    One process of several may not: the others wait for it.
-    """
-    import torch.distributed
-
-    return ran_out(error) and not (torch.distributed.is_available() and torch.distributed.is_initialized())
-
-
-def ran_out(error: Exception) -> bool:
     """Return whether an error says that a GPU or the CPU ran out of memory."""
     import torch
     from accelerate.utils.memory import should_reduce_batch_size

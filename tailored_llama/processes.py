@@ -6,24 +6,22 @@ has under way, and a pool's process outlives a program that is killed.
 
 import atexit
 import logging
-import math
 import os
 import queue
 import signal
-import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
 from functools import cache, partial
 from logging.handlers import QueueHandler
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from threading import Lock, Thread, main_thread
 from types import SimpleNamespace
 from typing import Any
 
 from tailored_llama.console import quiet_libraries
-from tailored_llama.progress import Progress, silent
+from tailored_llama.progress import Progress
 
 _LOOK = 0.2  # seconds between two calls of a check
 
@@ -66,80 +64,64 @@ class Worker:
 
 
 def call_in(
-    workers: Sequence[Worker],
+    worker: Worker,
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
     progress: Progress,
     check: Callable[[], None],
 ) -> Any:
-    """Call a function in some workers at once; returns what the first of them returned.
+    """Call a function in a worker, which is killed if the call ends without its answer; returns what it returned.
 
     Args:
-        workers: all are killed if one has not answered when the call ends.
-        function: called with its rank, what reports progress, and `arguments`; all can be pickled.
-        progress: called with the progress of the first worker. Its log records are passed on, too.
+        worker: its log records are passed on.
+        function: called with what reports progress, and `arguments`; all can be pickled.
+        progress: called with the worker's progress.
         check: called a few times a second; what it raises ends the call.
 
     Raises:
-        Exception: the first that a worker raised; others only follow from it.
-        Killed: a worker was killed.
+        Exception: what the worker raised.
+        Killed: it was killed.
     """
-    for rank, worker in enumerate(workers):
-        with suppress(BrokenPipeError):  # it is killed: the answer says so
-            worker.connection.send((function, rank, arguments))
-    waiting = {worker.connection: rank for rank, worker in enumerate(workers)}
-    results: dict[int, Any] = {}
-    errors: list[Exception] = []
-    end = math.inf
+    kind: str = ""
+    message: Any = None
+    with suppress(BrokenPipeError):  # it is killed: the answer says so
+        worker.connection.send((function, arguments))
     try:
-        while waiting and time.monotonic() < end:
-            for connection in wait(list(waiting), _LOOK):
-                assert isinstance(connection, Connection)
-                rank = waiting[connection]
+        while kind not in ("result", "error"):
+            if worker.connection.poll(_LOOK):
                 try:
-                    kind, message = connection.recv()
+                    kind, message = worker.connection.recv()
                 except (EOFError, ConnectionError):
-                    kind, message = "error", _ended(workers[rank], rank)
+                    kind, message = "error", _ended(worker)
                 if kind == "log":
                     if (log := logging.getLogger(message.name)).isEnabledFor(message.levelno):
                         log.handle(message)
                 elif kind == "progress":
                     progress(*message)
-                else:
-                    del waiting[connection]
-                    results[rank] = message
-                    if kind == "error":
-                        errors.append(message)
-                        end = min(end, time.monotonic() + _LOOK)  # what the others say until then is passed on
             check()
-    finally:
-        if waiting:
-            for worker in workers:
-                worker.kill()
-    if errors:
-        raise errors[0]
-    return results[0]
+    except BaseException:
+        worker.kill()
+        raise
+    if kind == "error":
+        raise message
+    return message
 
 
-def _ended(worker: Worker, rank: int) -> Exception:
+def _ended(worker: Worker) -> Exception:
     """The error of a worker that has ended without an answer."""
     worker.process.join()
     code = worker.process.exitcode
     killed = code == -signal.SIGKILL
-    return Killed(f"process {rank} was killed") if killed else RuntimeError(f"process {rank} ended with {code}")
+    return Killed("the process was killed") if killed else RuntimeError(f"the process ended with {code}")
 
 
-def run_processes(
-    function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], progress: Progress, count: int = 1
-) -> dict[str, Any]:
-    """Call a function in new processes, as `call_in` does in workers; returns what the first of them returned."""
-    workers = [Worker() for _ in range(count)]
+def run_process(function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], progress: Progress) -> Any:
+    """Call a function in a new process, as `call_in` does in a worker; returns what it returned."""
+    worker = Worker()
     try:
-        returned: dict[str, Any] = call_in(workers, function, arguments, progress, check_main)
-        return returned
+        return call_in(worker, function, arguments, progress, check_main)
     finally:
-        for worker in workers:
-            worker.kill()
+        worker.kill()
 
 
 def _serve(connection: Connection) -> None:
@@ -169,10 +151,10 @@ def _serve(connection: Connection) -> None:
         send("progress", (done, total))
 
     while True:
-        function, rank, arguments = inbox.get()
-        log.handlers[:] = [] if rank else [handler]
+        function, arguments = inbox.get()
+        log.handlers[:] = [handler]
         try:
-            result = function(rank, silent if rank else tell, *arguments)
+            result = function(tell, *arguments)
         except BaseException as error:  # a library in Rust panics with one that is no Exception
             error.add_note(traceback.format_exc())
             try:
@@ -180,4 +162,4 @@ def _serve(connection: Connection) -> None:
             except Exception:  # it takes other arguments than it keeps
                 send("error", RuntimeError(f"{type(error).__name__}: {error}"))
         else:
-            send("result", None if rank else result)
+            send("result", result)

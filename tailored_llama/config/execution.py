@@ -28,9 +28,8 @@ class ExecutionConfig(Section):
 
     device: str = Field("auto", pattern=r"^(auto|cpu|balanced|cuda(:\d+)?)$")
     """auto, cpu, cuda (each stage takes the first free GPU of its machine), cuda:N, or balanced: each stage takes all
-    GPUs of its machine, at least two, and puts about the same share of a model on each. Tuning and healing run one
-    process on each GPU, which share out the examples of a step (FSDP2). In all other stages, layers work one after
-    another: for models that one GPU cannot hold, and no faster. Not with streaming = always."""
+    GPUs of its machine, at least two, and puts about the same share of a model on each. Layers work one after another:
+    for models that one GPU cannot hold, and no faster. Not with streaming = always."""
     batch_tokens: int | None = Field(None, ge=64)
     """Tokens in a scoring pass, halved when memory runs out; absent: 1,024 on a CPU, where small models run several
     passes at once, and 16,384 on a GPU. Importance and reconstruction read at most
@@ -103,7 +102,6 @@ class Work:
     progress: Progress = silent  # called after every unit of work
     resume: Path | None = None  # folder for the state of a training, to continue from after a kill; None: not kept
     name: str = "training"  # what the stage's logs are named after, such as `tune arc_easy @ 0.20`
-    halvings: int = 0  # of the tokens of a pass, because memory ran out before where several processes train together
 
 
 def as_gguf_type(name: str) -> GgufType:

@@ -65,7 +65,7 @@ def run_in(
     worker = worker or Worker()
     arguments = (stage.name, inputs, settings, replace(work, progress=silent))
     try:
-        facts: Facts = call_in([worker], _run, arguments, work.progress, check)
+        facts: Facts = call_in(worker, _run, arguments, work.progress, check)
     except BaseException as error:
         worker.kill()  # a stage that failed may leave memory behind, or a GPU that answers no more
         if isinstance(error, Killed):
@@ -89,7 +89,7 @@ def _threads() -> int:
     return torch.get_num_threads()
 
 
-def _run(rank: int, progress: Progress, name: str, inputs: Any, settings: Any, work: Work) -> dict[str, Any]:
+def _run(progress: Progress, name: str, inputs: Any, settings: Any, work: Work) -> dict[str, Any]:
     """In a worker: run the stage with a part of the threads."""
     import torch
 

@@ -24,7 +24,7 @@ from tailored_llama.config import K_QUANTS, GgufType
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.files import unfinished
 from tailored_llama.models import family_of, load_model, open_gguf, read_config
-from tailored_llama.processes import Killed, run_processes
+from tailored_llama.processes import Killed, run_process
 from tailored_llama.progress import Progress
 from tailored_llama.serving.gguf_metadata import UNBOUNDED, write_tokenizer
 from tailored_llama.serving.llama_cpp import load_llama_cpp, next_logits, requantise
@@ -61,7 +61,7 @@ def convert(checkpoint: Path, *, gguf_type: GgufType, out: Path, name: str, prog
     with unfinished(out) as whole, tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         file = Path(scratch) / "model.gguf"  # a name in which the converter replaces nothing
         try:
-            run_processes(_convert, (sources, checkpoint, file, "f16" if rounded else gguf_type, name), progress)
+            run_process(_convert, (sources, checkpoint, file, "f16" if rounded else gguf_type, name), progress)
         except (InputError, OSError):
             raise
         except Killed:
@@ -93,7 +93,7 @@ def _check(checkpoint: Path, file: Path) -> None:
 
 
 def _convert(
-    rank: int, progress: Progress, sources: Path, checkpoint: Path, out: Path, gguf_type: str, name: str
+    progress: Progress, sources: Path, checkpoint: Path, out: Path, gguf_type: str, name: str
 ) -> dict[str, Any]:
     """In the process: call llama.cpp's converter with our tokenizer, without layers that predict several tokens."""
     for loaded in [module for module in sys.modules if module.partition(".")[0] == "gguf"]:

@@ -1,4 +1,4 @@
-"""The training loop, in one process or several.
+"""The training loop.
 
 Schedules and trackers are those of transformers and accelerate. transformers' Trainer takes batches of
 one padded tensor. Here a step is packed rows, cut to a number of tokens that is halved when memory runs out.
@@ -6,7 +6,6 @@ one padded tensor. Here a step is packed rows, cut to a number of tokens that is
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +20,8 @@ from tailored_llama.config import TrainingConfig, Work
 from tailored_llama.models import packed_attention, token_budget
 from tailored_llama.store import write_table
 from tailored_llama.training.losses import Sample, add_gradients, in_bfloat16, outcomes, training_loss
-from tailored_llama.training.processes import gathered, passes, put, rank_and_count, share_out, trained, whole
 from tailored_llama.training.records import LOG, LOG_SCHEMA, Outcome
-from tailored_llama.training.state import Training, load_state, save_state
+from tailored_llama.training.state import Training, load_state, put, save_state, trained
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +59,7 @@ def train(
     of a step is the mean over its samples. Deterministic for a seed on a CPU.
 
     The model is the output of `add_adapter`, its random weights already seeded; or a causal LM, to train all its
-    weights. It is on the CPU if several processes train it, which hold parts of it afterwards.
+    weights.
 
     Returns:
         The measurements: tokens, tokens/s, epochs; and what the untrained model and the one with the lowest loss do on
@@ -86,9 +84,7 @@ def train(
             now.step += 1
             batch, epoch = course.batch(now.step, training.batch_size), math.ceil(now.step / per_epoch)
             # Dropout is seeded at every step, so that a resumed training finds it again.
-            torch.manual_seed(
-                int(np.random.SeedSequence((course.seed, now.step, rank_and_count()[0])).generate_state(1)[0])
-            )
+            torch.manual_seed(int(np.random.SeedSequence((course.seed, now.step, 0)).generate_state(1)[0]))
             row = {"step": now.step, "epoch": epoch} | _step(now, batch, steps)
             tokens += sum(map(len, batch))
             work.progress(now.step, steps)
@@ -112,11 +108,10 @@ def train(
 
 
 def _start_or_resume(model: Any, settings: TrainingConfig, keeps_best: bool, work: Work) -> Training:
-    """Share the model out, and find the state of an earlier training."""
-    call = share_out(model, settings.precision)
+    """A training from its start, or from the state of an earlier one."""
     optimizer = torch.optim.AdamW(trained(model).values(), settings.learning_rate, fused=True)
-    budget, log = settings.micro_batch_tokens >> work.halvings, {name: list[Any]() for name in LOG_SCHEMA.names}
-    now = Training(model, call, optimizer, settings, budget, _copy(model) if keeps_best else {}, log)
+    best, log = _copy(model) if keeps_best else {}, {name: list[Any]() for name in LOG_SCHEMA.names}
+    now = Training(model, optimizer, settings, settings.micro_batch_tokens, best, log)
     if work.resume:
         load_state(work.resume, now)
     return now
@@ -152,7 +147,7 @@ def _step(now: Training, batch: Sequence[Sample], steps: int) -> dict[str, Any]:
 
 def _evaluate(now: Training, held_out: Sequence[Sample]) -> float:
     """The held-out loss; the weights are kept if they are the first, or better than all before."""
-    results = _outcomes(now, held_out)
+    results = outcomes(now.model, held_out, now.settings, min(now.budget, token_budget(None, now.model)))
     loss = training_loss(results)
     if not now.step:
         now.untrained = results
@@ -164,21 +159,8 @@ def _evaluate(now: Training, held_out: Sequence[Sample]) -> float:
     return loss
 
 
-def _outcomes(now: Training, held_out: Sequence[Sample]) -> list[Outcome]:
-    """Measure what the model does on held-out samples; several processes share them out."""
-    if rank_and_count()[1] == 1:
-        budget = min(now.budget, token_budget(None, now.model))
-        return list(now.call(outcomes, held_out, now.settings, budget))
-    mine: dict[int, Outcome] = {}
-    for part in passes(list(map(len, held_out)), now.budget):
-        batch = [held_out[i] for i in part] or [min(held_out, key=len)]
-        mine |= zip(part, now.call(outcomes, batch, now.settings, sys.maxsize), strict=False)  # none of an empty part
-    by_number = gathered(mine)
-    return [by_number[i] for i in range(len(held_out))]
-
-
 def _copy(model: Any) -> dict[str, Tensor]:
-    return {name: whole(parameter).clone() for name, parameter in trained(model).items()}
+    return {name: parameter.detach().clone() for name, parameter in trained(model).items()}
 
 
 def _append(log: dict[str, list[Any]], **row: Any) -> None:

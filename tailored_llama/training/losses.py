@@ -17,7 +17,6 @@ from tailored_llama import models
 from tailored_llama.config import TrainingConfig
 from tailored_llama.memory import out_of_memory
 from tailored_llama.training.distillation import SoftTargets, divergence, in_pieces, targets_of
-from tailored_llama.training.processes import gathered, passes, rank_and_count
 from tailored_llama.training.records import Outcome
 from tailored_llama.training.state import Training
 
@@ -92,16 +91,15 @@ def add_gradients(now: Training, batch: Sequence[Sample]) -> float:
     """Accumulate a step's gradients in micro-batches; when memory runs out, halve them and start the step again."""
     while True:
         loss = 0.0
-        parts = passes(list(map(len, batch)), now.budget)
+        parts = models.batches(list(map(len, batch)), now.budget)
         try:
             for part in parts:
-                micro_batch = [batch[i] for i in part] or [min(batch, key=len)]
-                loss += _pass(now, micro_batch, 1 / len(batch) if part else 0.0)
+                loss += _pass(now, [batch[i] for i in part], 1 / len(batch))
         except (RuntimeError, MemoryError) as error:
             if max(map(len, parts)) == 1 or not out_of_memory(error):
                 raise
         else:
-            return sum(gathered({rank_and_count()[0]: loss}).values())
+            return loss
         now.model.zero_grad()  # drop the gradients of the parts that did fit
         largest = max(sum(len(batch[i]) for i in part) for part in parts)
         now.budget = models.halved(min(now.budget, largest))
@@ -110,14 +108,10 @@ def add_gradients(now: Training, batch: Sequence[Sample]) -> float:
 def _pass(now: Training, batch: Sequence[Sample], share: float) -> float:
     """Backward pass of a micro-batch, each sample with this share of the loss; a graph that did not fit is freed."""
     with models.using_threads(models.busy_threads(now.model, sum(map(len, batch)))):
-        loss = now.call(_weighted_loss, now.settings, batch, share)
-        (loss * rank_and_count()[1]).backward()  # processes that train together take the mean of their gradients
+        with autocast(now.model, now.settings):
+            loss = torch.stack(sample_losses(now.model, batch)).sum() * share
+        loss.backward()
     return float(loss.item())
-
-
-def _weighted_loss(model: Any, settings: TrainingConfig, batch: Sequence[Sample], share: float) -> Tensor:
-    with autocast(model, settings):
-        return torch.stack(sample_losses(model, batch)).sum() * share
 
 
 def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig, budget: int) -> list[Outcome]:
@@ -134,7 +128,7 @@ def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig, bu
             return [_outcome(nll, sample) for nll, sample in zip(choice_losses(model, batch), batch, strict=True)]
 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    with torch.no_grad(), models.packed_attention(base):  # FSDP cannot train weights that it gathered in inference mode
+    with torch.no_grad(), models.packed_attention(base):
         lengths = [models.tokens_read(base, sample.encoded.document) for sample in samples]
         at_once = models.passes_at_once(model, budget)
         for part, results in models.within_memory(lengths, budget, run, at_once=at_once):

@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tailored_llama.config import TrainingConfig
-from tailored_llama.training.processes import on_first, part_like, put, rank_and_count, trained
 from tailored_llama.training.records import Outcome
 
 _log = logging.getLogger(__name__)
@@ -33,7 +31,6 @@ class Training:
     """A training under way."""
 
     model: Any
-    call: Callable[..., Any]  # calls a function with the model (`share_out`)
     optimizer: Optimizer
     settings: TrainingConfig
     budget: int  # tokens per micro-batch that did fit
@@ -46,6 +43,18 @@ class Training:
     kept: list[Outcome] = field(default_factory=list)  # of the best ones
 
 
+def trained(model: Any) -> dict[str, Tensor]:
+    """The parameters that are trained, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def put(model: Any, weights: dict[str, Tensor]) -> None:
+    """Set trained parameters by name."""
+    with torch.no_grad():
+        for name, parameter in trained(model).items():
+            parameter.copy_(weights[name])
+
+
 def save_state(folder: Path, now: Training) -> None:
     """Write the state atomically; a failure is logged and does not stop the training.
 
@@ -56,10 +65,7 @@ def save_state(folder: Path, now: Training) -> None:
         parts[f"weights {name}"] = parameter
         for key, value in now.optimizer.state[parameter].items():
             parts[f"optimizer {key} {name}"] = value
-    tensors = on_first(parts)
-    if rank_and_count()[0]:
-        return
-    tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in parts.items()}
     text = json.dumps({name: getattr(now, name) for name in _NUMBERS}, default=astuple)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,8 +106,7 @@ def load_state(folder: Path, now: Training) -> None:
     states: dict[int, dict[str, Any]] = {}  # by the number of the parameter
     for entry in filter(lambda entry: entry.startswith("optimizer "), tensors):
         _, key, name = entry.split(" ")
-        part = part_like(tensors[entry], parameters[name])
-        states.setdefault(list(parameters).index(name), {})[key] = part
+        states.setdefault(list(parameters).index(name), {})[key] = tensors[entry]
     now.optimizer.load_state_dict(now.optimizer.state_dict() | {"state": states})
     _log.info("going on after step %d", now.step)
 

@@ -1,16 +1,12 @@
 """Tuning on a few examples (arXiv 2410.19185, section 4), and healing, general recovery by distillation before it."""
 
 import logging
-import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from tailored_llama import models
 from tailored_llama.config import WRITTEN, Metric, Work, part_of
@@ -19,13 +15,10 @@ from tailored_llama.store import read_table
 from tailored_llama.training.distillation import TEACHER, TEACHER_SCHEMA
 from tailored_llama.training.loop import Course, train
 from tailored_llama.training.losses import Sample, TextSamples
-from tailored_llama.training.processes import gather, in_processes, on_first, rank_and_count, trained
-from tailored_llama.training.records import LOG, write_comparison
+from tailored_llama.training.records import write_comparison
 from tailored_llama.training.settings import HealSettings, TuneSettings
 
 _log = logging.getLogger(__name__)
-
-_WEIGHTS = "weights.safetensors"  # of a training of all weights, by their names in the model
 
 
 def tune(pruned: Path, prompts: Mapping[str, Path], *, settings: TuneSettings, work: Work) -> dict[str, Any]:
@@ -39,15 +32,9 @@ def tune(pruned: Path, prompts: Mapping[str, Path], *, settings: TuneSettings, w
     as they are trained: the adapter is attached, and the model may be quantised.
 
     Raises:
-        InputError: a continuation is longer than the model's context, or streaming
-            is demanded.
+        InputError: a continuation is longer than the model's context, or streaming is demanded.
         FloatingPointError: the loss is not finite; the message names the step.
     """
-    return in_processes(partial(_tune, pruned, prompts, settings), work)
-
-
-def _tune(pruned: Path, prompts: Mapping[str, Path], settings: TuneSettings, work: Work) -> dict[str, Any]:
-    """The whole of `tune`, in one process or in each of several."""
     adapter, execution = settings.adapter, work.execution
     torch.manual_seed(settings.seed)
     base = models.open_model(pruned, execution, work.out, whole="tuning")
@@ -56,7 +43,6 @@ def _tune(pruned: Path, prompts: Mapping[str, Path], settings: TuneSettings, wor
     course = Course(shots, held_out, settings.seed, adapter.epochs, adapter.patience)
     measured, (untuned, kept) = train(model, course, adapter, work)  # a new adapter changes nothing
     write_comparison(work.out, examples, untuned, kept)
-    gather(model)
     models.save_adapter(model, pruned, work.out)
     return measured
 
@@ -110,26 +96,11 @@ def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> 
         InputError: streaming is demanded, or all weights need more memory than is free.
         FloatingPointError: the loss is not finite; the message names the step.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        measured = in_processes(partial(_heal, pruned, teacher, settings), replace(work, out=scratch))
-        if settings.full:
-            model = models.load_model(pruned)
-            model.load_state_dict(load_file(scratch / _WEIGHTS), strict=False)  # a tied head is in the file once
-            models.save_changed(model, pruned, work.out)
-        else:
-            models.merge_adapter(pruned, scratch, out=work.out)
-        shutil.copyfile(scratch / LOG, work.out / LOG)
-    return measured
-
-
-def _heal(pruned: Path, teacher: Path, settings: HealSettings, work: Work) -> dict[str, Any]:
-    """Write what is trained, an adapter or all weights, and the log, in one process or in each of several."""
     training, execution, full = settings.training, work.execution, settings.full
     torch.manual_seed(settings.seed)
     base = models.open_model(pruned, execution, work.out, whole="healing")
-    if full and rank_and_count()[1] == 1:  # several devices were asked before the run
-        models.check_whole_training(models.read_structure(pruned).parameters, str(base.device))
+    if full:
+        models.check_whole_training(models.read_structure(pruned).parameters, execution.device)
     model = base.float().requires_grad_(True) if full else models.add_adapter(base, training, execution)
     if full and execution.recompute_activations:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -141,8 +112,9 @@ def _heal(pruned: Path, teacher: Path, settings: HealSettings, work: Work) -> di
     course = Course(samples, held_out, settings.seed, patience=2, checks=10, keeps_best=False)
     measured, _ = train(model, course, training, work)
     if full:
-        save_file(on_first(trained(model)), work.out / _WEIGHTS)
-    else:
-        gather(model)
-        models.save_adapter(model, pruned, work.out)
+        models.save_changed(model.to(models.stored_dtype(pruned)), pruned, work.out)
+        return measured
+    with tempfile.TemporaryDirectory() as scratch:
+        models.save_adapter(model, pruned, Path(scratch))
+        models.merge_adapter(pruned, Path(scratch), out=work.out)
     return measured

@@ -1,4 +1,4 @@
-"""A model spread over two devices computes what it does on one, in every stage but training."""
+"""A model spread over two devices computes what it does on one, in every stage."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +46,8 @@ def _balanced_is_both(monkeypatch: pytest.MonkeyPatch) -> None:
         return of_any_device("cpu" if device_type == "lazy" else device_type, *args, **options)
 
     monkeypatch.setattr(torch, "autocast", autocast)
+    adamw = torch.optim.AdamW  # is fused on real devices alone
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *args, fused, **options: adamw(*args, **options))
     monkeypatch.setattr(torch, "lazy", torch.cpu, raising=False)  # checkpoint() asks for its random state
 
 
@@ -177,6 +179,23 @@ def test_scores_with_an_adapter(
 
     expected, found = (column(out, "predictions.parquet", "loglikelihoods") for out in both(stage))
     assert found == [pytest.approx(row, abs=1e-2) for row in expected]
+
+
+def test_tuning_and_what_resumes_it(tiny: Path, benchmark: tuple[ScoreSettings, Path, Path], both: Any) -> None:
+    tuning = TuningConfig(shots=4, held_out=2, epochs=1, batch_size=2, dropout=0.0, learning_rate=1e-2)
+
+    def stage(execution: ExecutionConfig, out: Path) -> None:
+        execution = execution.model_copy(update={"recompute_activations": True, "keep_state_every": 1})
+        for _ in range(2):  # the second one resumes the finished first
+            tune(tiny, benchmark[1], tuning, out, execution=execution, resume=out / "state")
+
+    one, two = both(stage)
+    for name in ("loss", "held_out_loss"):
+        assert column(two, "log.parquet", name) == [
+            loss if loss is None else pytest.approx(loss, abs=1e-3) for loss in column(one, "log.parquet", name)
+        ]
+    expected, found = (load_file(out / "adapter_model.safetensors") for out in (one, two))
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-2)
 
 
 def test_teacher_outputs(tiny: Path, text: Path, both: Any) -> None:

@@ -24,7 +24,7 @@ from tailored_llama.pipeline import StoreExecutor, executor, steps
 from tailored_llama.pipeline.graph import stage
 from tailored_llama.pipeline.stages import STAGES
 from tailored_llama.pipeline.workers import Slots, Workers, run_in
-from tailored_llama.processes import run_processes
+from tailored_llama.processes import run_process
 from tailored_llama.progress import silent
 
 SIDE_BY_SIDE = {"execution": {"processes": 2}}
@@ -74,7 +74,7 @@ def test_a_killed_worker_counts_as_out_of_memory_and_is_replaced(own_run: dict[s
         for process in multiprocessing.active_children():
             os.kill(process.pid or 0, signal.SIGKILL)
 
-    with pytest.raises(MemoryError, match="perplexity dense: process 0 was killed, perhaps because memory ran out"):
+    with pytest.raises(MemoryError, match="perplexity dense: the process was killed, perhaps because memory ran out"):
         measure(endless, kill)
     assert begun.is_set()
     until(lambda: not multiprocessing.active_children(), 20, "the end of all that were killed")
@@ -86,7 +86,7 @@ def test_a_killed_worker_counts_as_out_of_memory_and_is_replaced(own_run: dict[s
 
 
 def test_they_end_with_a_killed_run(tmp_path: Path) -> None:
-    code = "import members; from tailored_llama.processes import run_processes as run; "
+    code = "import members; from tailored_llama.processes import run_process as run; "
     code += "run(members.begin_and_sleep, (), lambda done, total: None)"
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     with children() as spawn:
@@ -108,7 +108,7 @@ def test_an_error_that_cannot_be_sent_is_told_in_words_and_a_log_as_its_reader_a
 ) -> None:
     for level, told in ((logging.WARNING, []), (logging.INFO, ["about to refuse"])):
         with caplog.at_level(level), pytest.raises(RuntimeError, match=r"^Refused: ratio: got 2$"):
-            run_processes(members.refuse, (), silent)
+            run_process(members.refuse, (), silent)
         assert caplog.messages == told
 
 

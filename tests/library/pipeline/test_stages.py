@@ -40,7 +40,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
     run: dict[str, Any] = {
         "benchmarks": [own, own | {"name": "shades"}],
         "model": {"source": str(save_worded_llama(place / "worded")), "dtype": "float32"},
-        "calibration": {"source": [str(text), "prompts"], "samples": 4, "tokens": 16},
+        "calibration": {"source": str(text), "samples": 4, "tokens": 16},
         "pruning": {"ratios": [0.35], "min_channels": 4},
         "tuning": {"shots": 8, "held_out": 4, "epochs": 1},
         "perplexity": {"source": str(text), "window": 32, "tokens": 128},
@@ -48,7 +48,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
     }
     whole = run | {
         "pruning": run["pruning"] | {"kinds": ["attention", "mlp", "vocabulary"], "vocabulary": 448},
-        "healing": {"tokens": 64},
+        "healing": {"tokens": 64, "source": "prompts"},
         "store": run["store"] | {"export": str(place / "models"), "export_formats": ["gguf:f32"]},
     }
     plain = run | {"pruning": run["pruning"] | {"ratios": [0.2]}}
@@ -112,7 +112,7 @@ def test_a_function_takes_inputs_settings_and_work_and_nothing_else(calls: Calls
 
 def test_what_a_stage_works_with_cannot_change_what_it_writes() -> None:
     assert [field.name for field in fields(Work)] == [
-        "out", "execution", "downloads", "progress", "resume", "name", "halvings"
+        "out", "execution", "downloads", "progress", "resume", "name"
     ]  # fmt: skip
 
 
