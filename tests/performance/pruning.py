@@ -2,13 +2,15 @@
 
     python tests/performance/pruning.py FOLDER --shape 1b
     python tests/performance/pruning.py FOLDER --shape 7b --skip usual --skip "prune, static"
+    python tests/performance/pruning.py FOLDER --shape lfm2-1b --tokenizer smollm2  # made by `tailored-llama convert`
 
 A checkpoint of random weights is written into FOLDER/SHAPE (kept, and found again), in bfloat16, layer by layer. Then
 each stage runs in a process of its own: the dependency graph, first-order importance on 10 × 64 tokens as in
 LLM-Pruner, pruning to the ratio without reconstruction, and with it (static, the same tokens). `usual` computes the
 same scores as LLM-Pruner's code does: every weight with a gradient, one backward pass for each sample. Prints a table
 and writes FOLDER/pruning.parquet. Peak memory is the process's resident high-water mark, libraries and mapped files
-included; `idle` is that of a process that has only loaded the libraries.
+included; `idle` is that of a process that has only loaded the libraries. Of a type of which only tokens leave, they do
+so by the tokenizer of another model, down to 16,384.
 """
 
 import json
@@ -31,11 +33,12 @@ from tailored_llama.config import ReconstructionConfig, Work
 from tailored_llama.data import read_calibration
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.memory import peak_memory, reset_peak_memory
-from tailored_llama.models import load_model, weight_files
+from tailored_llama.models import copy_tokenizer, load_model, weight_files
 from tailored_llama.processes import forking
 from tailored_llama.pruning import ImportanceSettings, build_graph, read_groups, score_importance
 from tailored_llama.pruning.groups import read_owners
 from tailored_llama.pruning.importance import add_scores, read_importance
+from tailored_llama.serving import trim_checkpoint
 from tailored_llama.store import write_table
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -59,8 +62,15 @@ SHAPES: dict[str, dict[str, Any]] = {
         "model_type": "qwen3_5_text", "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24,
         "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 256, "vocab_size": 248320, "pad_token_id": 0,
     },
+    # LFM2 1.2B, with SmolLM2's number of tokens: of it, only tokens leave
+    "lfm2-1b": {
+        "model_type": "lfm2", "hidden_size": 2048, "intermediate_size": 12288, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 49152, "pad_token_id": 0,
+        "layer_types": ["full_attention" if i in (2, 5, 8, 10, 12, 14) else "conv" for i in range(16)],
+    },
 }  # fmt: skip
 SAMPLES, TOKENS = 10, 64
+GENERAL = "What leaves is chosen by how often a text uses it."
 
 
 def write_checkpoint(folder: Path, shape: dict[str, Any]) -> None:
@@ -128,6 +138,8 @@ def stages(dense: Path, root: Path, ratio: float) -> dict[str, Callable[[], Any]
         folders = dense, root / "graph", root / "importance"
         return lambda: prune(*folders, tokens, ratio=ratio, reconstruction=fitted, out=new(f"pruned-{method}"))
 
+    if (dense / "tokenizer.json").is_file():  # beside it, where only tokens leave
+        return {"idle": lambda: None, "tokens": lambda: trim_checkpoint(dense, [GENERAL], 16_384, new("trimmed"))}
     return {
         "idle": lambda: None,
         "graph": lambda: build_graph(dense, settings=None, work=Work(new("graph"))),
@@ -157,11 +169,14 @@ def main(
     shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}.")] = "1b",
     ratio: float = 0.2,
     skip: Annotated[list[str] | None, typer.Option(help="A stage to leave out; repeatable.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Checkpoint whose tokenizer a shape takes.")] = None,
 ) -> None:
     """Measure every stage; see the top of this file."""
     dense, root = folder / shape, folder / f"{shape}-stages"
     if not (dense / "config.json").is_file():
         write_checkpoint(dense, SHAPES[shape])
+    if tokenizer:
+        copy_tokenizer(tokenizer, dense)
     write_tokens(root / "tokens", SHAPES[shape]["vocab_size"])
     weights = sum(file.stat().st_size for file in weight_files(dense))
     rows = []
@@ -172,7 +187,7 @@ def main(
         idle = rows[0]["peak_bytes"]
         rows[-1] |= {"above_idle_over_weights": (peak - idle) / weights, "weight_bytes": weights}
         print(f"{name:14} {seconds:8.1f} s {peak / 2**30:7.2f} GiB, {(peak - idle) / weights:.3f} × weights + idle")
-    if "usual" not in (skip or []):
+    if "usual" not in (skip or []) and not tokenizer:
         ours, theirs = read_importance(root / "importance"), np.load(root / "usual.npy")
         print(f"scores: rank correlation {pd.Series(ours).corr(pd.Series(theirs), method='spearman'):.5f}")
     pd.DataFrame(rows).to_parquet(folder / "pruning.parquet")
