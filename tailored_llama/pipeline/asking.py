@@ -54,7 +54,7 @@ def verify_server(
         ranked = ", as choices were ranked and are written now" * bool(served and served.asked == "log-likelihoods")
         told = {
             f"{ended} answers end at the limit of tokens, {unended} when certified: its stop or grammar is another": (
-                ended != unended
+                abs(ended - unended) > ROUNDING * len(rows)
             ),
             f"{unsteady} of {REPEATED} answers change when asked again: its temperature is another": unsteady > 0,
             f"{changed} answers score otherwise than when certified{ranked}": changed > ROUNDING * len(rows),

@@ -446,7 +446,11 @@ def test_rows_as_people_have_them_go_through_a_search_and_its_proof(
     status, said = verify(shipped, rows)
     assert (status, "less than 40 points lost" in said) == (0, True), said
     (weights,), file = shipped.glob("*.gguf"), shipped / "certificate.json"
-    assert json.loads(file.read_text())["served"][rows.stem]["asked"] == "chat"
+    certificate = json.loads(file.read_text())
+    served = certificate["served"][rows.stem]
+    assert served["asked"] == "chat"
+    # As if rounding had ended an answer, or kept it from its end
+    file.write_text(json.dumps(put(certificate, f"served.{rows.stem}.unended", abs(served["unended"] - 1))))
     with llama_server(weights) as server:
         status, asked_again = verify(shipped, rows, "--url", f"{server.url}/v1")
     assert (status, asked_again) == (0, said[: said.index("This does not")] + "served as certified\n")
@@ -454,7 +458,7 @@ def test_rows_as_people_have_them_go_through_a_search_and_its_proof(
         with llama_server(shutil.copy(weights, tmp_path)) as server:
             status, asked_again = verify(shipped, rows, "--url", server.url)
         assert "not served as certified:" in asked_again
-        assert "answers end at the limit of tokens, 0 when certified: its stop or grammar is another" in asked_again
+        assert "answers end at the limit of tokens, 1 when certified: its stop or grammar is another" in asked_again
 
 
 def test_a_server_is_asked_for_choices_and_refused_for_another_model_in_one_line(shipped: Path, tmp_path: Path) -> None:
