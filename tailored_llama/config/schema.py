@@ -144,7 +144,12 @@ class RunConfig(Section):
                 if benchmark.unlabelled:
                     got = f"benchmarks.{benchmark.name}.unlabelled: got {benchmark.unlabelled!r}"
                     yield f"{got}; allowed: in a search for the smallest model, which asks for labels"
-        asked = len(self.benchmarks) if self.calibration.source == QUESTIONS else 1
-        if (samples := self.calibration.samples) < asked:
-            got = f"calibration.samples: got {samples}"
+        text, healing = self.calibration, self.healing
+        asked, healed = len(self.benchmarks), (healing.source or text.source) == QUESTIONS and healing.tokens
+        if text.source == QUESTIONS and text.samples < asked:
+            got = f"calibration.samples: got {text.samples}"
             yield f"{got}; allowed: at least {asked}, one for the questions of each benchmark"
+        if healed and healed <= (asked - 1) * text.tokens:
+            got = f"healing.tokens: got {healed}"
+            least = (asked - 1) * text.tokens
+            yield f"{got}; allowed: more than {least}, a sequence for the questions of each benchmark"

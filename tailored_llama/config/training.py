@@ -38,7 +38,8 @@ class HealingConfig(TrainingConfig):
     """Tokens to train on, in whole sequences of calibration.tokens; 0: no healing. The teacher outputs are
     read whole: 256 bytes of memory a token, at the default healing.top."""
     source: str | None = Field(None, min_length=1)
-    """The text to train on, with the same values as calibration.source; absent: the calibration text."""
+    """The text to train on, with the same values as calibration.source, and read by its column; absent: the
+    calibration text."""
     top: int = Field(32, ge=1, le=1024, description="Likeliest tokens kept of each dense prediction; the rest are one.")
     variant: Literal["lora", "full"] = "lora"
     """lora: an adapter (arXiv 2106.09685), merged into the weights; full: all weights are trained, in float32, which

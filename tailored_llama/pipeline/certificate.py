@@ -63,6 +63,7 @@ class StatedTest(Stated):
     loss: float
     bound: float
     p: float
+    bootstrap: float = 0.0  # of earlier proofs; it decided nothing
     counts: Counts | None
     looks: list[StatedLook] = Field(default_factory=list, max_length=evaluation.LOOKS)
     missing: Rows = 0

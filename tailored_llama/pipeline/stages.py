@@ -75,7 +75,7 @@ def pruned(
 ) -> None: ...
 
 
-@stage("teacher", 5, lambda: training.teach, on_device=True)
+@stage("teacher", 6, lambda: training.teach, on_device=True)
 def teacher(*, settings: training.TeachSettings, dense: Artifact, text: Artifact) -> None: ...
 
 

@@ -1,7 +1,7 @@
 """The training loop.
 
-Schedules and trackers are those of transformers and accelerate. transformers' Trainer takes batches of
-one padded tensor. Here a step is packed rows, cut to a number of tokens that is halved when memory runs out.
+Schedules are those of transformers. Its Trainer takes batches of one padded tensor. Here a step is packed rows, cut to
+a number of tokens that is halved when memory runs out.
 """
 
 import logging

@@ -17,6 +17,7 @@ from tailored_llama.training.loop import Course, train
 from tailored_llama.training.losses import Sample, TextSamples
 from tailored_llama.training.records import write_comparison
 from tailored_llama.training.settings import HealSettings, TuneSettings
+from tailored_llama.training.state import trained
 
 _log = logging.getLogger(__name__)
 
@@ -111,10 +112,13 @@ def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> 
     # Another copy of all weights would be much, so the last ones are kept.
     course = Course(samples, held_out, settings.seed, patience=2, checks=10, keeps_best=False)
     measured, _ = train(model, course, training, work)
-    if full:
-        models.save_changed(model.to(models.stored_dtype(pruned)), pruned, work.out)
+    if full:  # into the model as it is stored, of which some weights stay in float32
+        healed = models.load_model(pruned)
+        healed.load_state_dict(trained(model), strict=False)  # a tied head is there once
+        models.save_changed(healed, pruned, work.out)
         return measured
     with tempfile.TemporaryDirectory() as scratch:
         models.save_adapter(model, pruned, Path(scratch))
+        del base, model, outputs, samples, held_out, course  # merging loads the model again
         models.merge_adapter(pruned, Path(scratch), out=work.out)
     return measured

@@ -181,6 +181,11 @@ def test_the_questions_of_the_benchmarks_share_the_sequences(count: int, samples
     if count > 1:
         with pytest.raises(InputError, match=exactly(message)):
             validate_config({"benchmarks": names, "calibration": {"samples": count - 1}})
+        message = (
+            f"healing.tokens: got 512; allowed: more than {512 * (count - 1)}, a sequence for the questions of each "
+        )
+        with pytest.raises(InputError, match=exactly(message + "benchmark")):
+            validate_config({"benchmarks": names, "healing": {"tokens": 512}})
 
 
 def test_healing_reads_a_text_of_its_own() -> None:
