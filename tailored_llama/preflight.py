@@ -66,7 +66,7 @@ def preflight_tailor(run: config.RunConfig) -> None:
     if architecture and models.family_of(architecture).converted:
         for package in config.LLAMA_CPP:
             got = f"store.export_formats: got {list(formats)} for architecture {architecture}"
-            config.check_installed(package, got, "safetensors", "gguf")
+            config.check_installed(package, got, "safetensors")
     if (few_bits := [kind for kind in types if kind in config.FEW_BITS]) and not find_spec("llama_cpp_py_sync"):
         raise InputError(
             f"store.export_formats: got gguf:{few_bits[0]}, which needs llama-cpp-py-sync; allowed: other types, or "
@@ -81,7 +81,7 @@ def preflight_sweep(sweep: config.SweepConfig) -> None:
         preflight(run)
 
 
-def texts_of(run: config.RunConfig) -> list[tuple[str, config.TextConfig]]:
+def _texts_of(run: config.RunConfig) -> list[tuple[str, config.TextConfig]]:
     """The texts that a run reads from elsewhere, each after its section."""
     heals = run.healing.tokens and not run.healing.source
     reads = config.reads_calibration(run) or config.trims_vocabulary(run) or heals
@@ -99,7 +99,7 @@ def texts_of(run: config.RunConfig) -> list[tuple[str, config.TextConfig]]:
 
 def check_texts(run: config.RunConfig, only: str | None = None) -> None:
     """Check the texts that a run reads, or only those of one section, as `check_text` does."""
-    for section, text in texts_of(run):
+    for section, text in _texts_of(run):
         if only in (None, section):
             data.check_text(text, section)
 

