@@ -71,9 +71,8 @@ def _row(row: SweepRow) -> Row:
         share_cell(row.recovery, row.recovery_low, row.recovery_high, seeds, digits=1),
         share_cell(row.chance_corrected, row.cc_low, row.cc_high, over, digits=1),
     ]
-    if not row.ratio and not f"{row.label}, ".startswith(
-        f"{TUNED_DENSE}, "
-    ):  # the dense model, of which recoveries are shares
+    tuned = row.label == TUNED_DENSE or row.label.startswith(f"{TUNED_DENSE}, ")
+    if not row.ratio and not tuned:  # the dense model, of which recoveries are shares
         shares = [Cell(percent(1.0, 0))] * 2
     return table_row(
         row.label,

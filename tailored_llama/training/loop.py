@@ -83,7 +83,8 @@ def train(
         while now.step < steps and now.worse < course.patience:
             now.step += 1
             batch, epoch = course.batch(now.step, training.batch_size), math.ceil(now.step / per_epoch)
-            # Dropout is seeded at every step, so that a resumed training finds it again.
+            # Dropout is seeded at every step, so that a resumed training finds it again. The 0 keeps
+            # the draws of earlier adapters.
             torch.manual_seed(int(np.random.SeedSequence((course.seed, now.step, 0)).generate_state(1)[0]))
             row = {"step": now.step, "epoch": epoch} | _step(now, batch, steps)
             tokens += sum(map(len, batch))
