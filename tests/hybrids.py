@@ -38,6 +38,8 @@ HYBRIDS: dict[str, dict[str, Any]] = {
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": False},
     "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "lfm2_moe": EXPERTS | {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
+    "glm4": {},
+    "apertus": {"tie_word_embeddings": False},  # llama.cpp needs a head
     "cohere": {},  # without a row
     "phi": {"num_key_value_heads": 4, "tie_word_embeddings": False},  # without a row; its head has a bias
 }

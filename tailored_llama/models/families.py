@@ -60,10 +60,10 @@ FAMILIES: dict[str, Family] = {
     "cwm": Family(),
     "olmo2": Family("olmo2", level="channels"),  # a norm over all heads
     "olmo3": Family("olmo2", level="channels", windows=True),
-    "glm": Family(twin="mistral"),
-    "glm4": Family(twin="mistral"),
+    "glm": Family(twin="mistral"),  # llama.cpp needs as many channels in all heads as in the hidden states
+    "glm4": Family("glm4", twin="mistral", converted=True),
     "arcee": Family("arcee", gated=False, paired=True),
-    "apertus": Family(gated=False),
+    "apertus": Family("apertus", gated=False, converted=True),
     "helium": Family(level="channels"),  # o_proj is as wide as the hidden states
     # Hybrids, whose layers are attention, convolutions or state-space models. The first two have an ordinary MLP.
     "qwen3_5_text": replace(_HYBRID, gguf="qwen35", converted=True),

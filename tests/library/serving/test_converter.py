@@ -4,14 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from helpers import bpe_tokenizer
+from helpers import bpe_tokenizer, prune
 from hybrids import HYBRIDS, save_hybrid
 from llama_cpp import llama_cpp, with_ggml_gelu
+from tailored_llama.config import GgufType, PruningConfig, Work
 from tailored_llama.errors import InputError
 from tailored_llama.models import FAMILIES, load_model, load_tokenizer
+from tailored_llama.pruning import build_graph, read_groups
+from tailored_llama.pruning.importance import write_importance
 from tailored_llama.serving import Importance, write_gguf
 
 IDS = [5, 9, 200, 31, 77, 14, 3, 8]
@@ -51,6 +55,24 @@ def test_other_types_are_smaller_and_llama_cpp_reads_them(tmp_path: Path, gguf_t
         expected = load_model(checkpoint)(torch.tensor([IDS])).logits[0]
         assert torch.cosine_similarity(runtime.logits(IDS).flatten(), expected.flatten(), dim=0) > like
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "model.gguf"]
+
+
+@pytest.mark.parametrize("architecture", [name for name in CONVERTED if FAMILIES[name].level != "tokens"])
+def test_a_pruned_model_is_the_same_in_llama_cpp(tmp_path: Path, architecture: str) -> None:
+    dense, checkpoint = save(tmp_path / "dense", architecture), tmp_path / "pruned"
+    checkpoint.mkdir()
+    build_graph(dense, settings=None, work=Work(tmp_path))
+    groups = read_groups(tmp_path)
+    write_importance(tmp_path, groups, np.random.default_rng(1).random(len(groups)), "random")
+    prune(dense, tmp_path, tmp_path, None, ratio=0.1, pruning=PruningConfig(min_channels=2), out=checkpoint)
+    with torch.no_grad():
+        expected = load_model(checkpoint)(torch.tensor([IDS])).logits[0]
+    types: dict[GgufType, float] = {"f32": 1e-6, "q8_0": 0.05}
+    for gguf_type, unlike in types.items():
+        write_gguf(checkpoint, gguf_type=gguf_type, out=tmp_path / f"{gguf_type}.gguf")
+        with llama_cpp(tmp_path / f"{gguf_type}.gguf") as runtime:
+            like = torch.cosine_similarity(runtime.logits(IDS).flatten(), expected.flatten(), dim=0)
+            assert like > 1 - unlike
 
 
 def test_what_only_our_own_writer_does_is_refused(tmp_path: Path) -> None:
