@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from tailored_llama.errors import InputError
 
 ROW_FILES = "a .csv, .jsonl, .json or .parquet file"
+CSV_CELLS = "a header, and as many cells in every row, in quotes if they have separators or line breaks"
 _VALUES_PER_BYTE = 100  # upper bound for tables whose rows differ; only constant columns pack tighter
 
 
@@ -58,11 +59,11 @@ def read_file(path: Path, may_be_empty: bool = False) -> list[dict[str, Any]]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; allowed: {ROW_FILES}")
     try:
-        if path.suffix == ".parquet":
+        if (kind := path.suffix.lower()) == ".parquet":
             rows = read_table(path).to_pylist()
-        elif path.suffix in (".jsonl", ".json"):
+        elif kind in (".jsonl", ".json"):
             rows = _json_rows(path)
-        elif path.suffix == ".csv":
+        elif kind in (".csv", ".tsv"):
             rows = _csv_rows(path)
         else:
             raise InputError(f"{path}: type {path.suffix or 'none'}; allowed: {ROW_FILES}")
@@ -70,8 +71,10 @@ def read_file(path: Path, may_be_empty: bool = False) -> list[dict[str, Any]]:
         raise
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        as_csv = path.suffix == ".csv" and isinstance(error, UnicodeDecodeError)
-        allowed = "a whole file in UTF-8" + ", which spreadsheets save as CSV UTF-8" * as_csv
+        allowed = "a whole file in UTF-8"
+        if kind in (".csv", ".tsv"):
+            is_text = not isinstance(error, UnicodeDecodeError)
+            allowed = CSV_CELLS if is_text else f"{allowed}, which spreadsheets save as CSV UTF-8"
         raise InputError(f"{path}: cannot be read ({reason}); allowed: {allowed}") from None
     if not rows and not may_be_empty:
         raise InputError(f"{path}: holds no rows; allowed: at least one")
@@ -79,32 +82,51 @@ def read_file(path: Path, may_be_empty: bool = False) -> list[dict[str, Any]]:
 
 
 def _csv_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows whose cells are separated as in the header: by commas, or by semicolons or tabs, as some spreadsheets do."""
+    """Rows whose cells are separated as in the header: by commas, semicolons or tabs. Rows of empty cells are none."""
     import pandas as pd
 
     with path.open(encoding="utf-8-sig") as file:
         header = next(filter(str.strip, file), "")
     separator = max(",;\t", key=header.count)
-    rows: list[Any] = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False).to_dict("records")
+    spaced = separator != "\t"
+    table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, skipinitialspace=spaced)
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first cells of longer rows for their names
+        got = f"rows of {len(table.columns) + table.index.nlevels} cells below a header of {len(table.columns)}"
+        raise InputError(f"{path}: got {got}; allowed: {CSV_CELLS}")
+    rows: list[Any] = table[(table != "").any(axis=1)].to_dict("records")
     return rows
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
-    """One object per line, or one list of objects, with their values unchanged; missing keys are None."""
-    text = path.read_text(encoding="utf-8-sig")
-    rows: list[dict[str, Any]] = []
-    if text.lstrip().startswith("["):
-        with suppress(ValueError, TypeError):
-            rows, text = [{**row} for row in json.loads(text)], ""
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
+    """One object per line, or one list of objects, perhaps as `data` of one; missing keys are None."""
+    text, allowed = path.read_text(encoding="utf-8-sig"), "one JSON object a line, or one list of them"
+    try:
+        whole = _from_json(text)
+    except ValueError as error:
+        if text.lstrip().startswith("["):
+            raise InputError(f"{path}: got a list that is no JSON ({error}); allowed: {allowed}") from None
+        whole = None
+    if isinstance(whole, dict) and isinstance(whole.get("data"), list):
+        whole = whole["data"]
+    rows = list[dict[str, Any]]()
+    is_list = isinstance(whole, list)
+    for number, part in enumerate(whole if is_list else text.split("\n"), start=int(not is_list)):
+        if is_list or part.strip():
             try:
-                rows.append({**json.loads(line)})
+                rows.append({**(part if is_list else _from_json(part))})
             except (ValueError, TypeError):
-                allowed = "one JSON object a line, or one list of them"
-                raise InputError(f"{path} line {number}: got {line[:80]!r}; allowed: {allowed}") from None
+                at = f"row {number}" if is_list else f"line {number}"
+                raise InputError(f"{path} {at}: got {str(part)[:80]!r}; allowed: {allowed}") from None
     columns = dict.fromkeys(name for row in rows for name in row)
     return [{name: row.get(name) for name in columns} for row in rows]
+
+
+def _from_json(text: str) -> Any:
+    """A value as JSON has it; half of an emoji, as in a text that was cut, becomes a question mark."""
+    value = json.loads(text)
+    if "\\ud" in text.lower():
+        value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    return value
 
 
 @contextmanager

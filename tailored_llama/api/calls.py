@@ -254,8 +254,13 @@ def _source(model: Source) -> str:
 
 def _benchmark(rows: Rows) -> Any:
     """A benchmark's name, or a table of rows in a file; a Dataset's classes are written by their names."""
+    if isinstance(rows, Mapping) and not any(isinstance(rows.get(field), str) for field in ("name", "data")):
+        got = f"{type(rows).__name__} with {', '.join(map(str, rows)):.80}"
+        raise InputError(f"rows: got {got}; allowed: one of its parts, if they are rows, or a list of dicts")
     if isinstance(rows, str | Path | Mapping):
         return str(rows) if isinstance(rows, Path) else rows
+    if hasattr(rows, "with_format"):  # a Dataset, which may give tensors
+        rows = rows.with_format(None)
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # a data frame
         rows = rows.to_dict("records")
     features = getattr(rows, "features", None) or {}

@@ -14,7 +14,10 @@ Kind = Literal["labels", "choices", "written", "json", "call"]
 Metric = Literal["acc", "acc_norm", "exact_match", "f1", "json", "tool_call"]  # each with its kinds in `METRICS`
 Row = Mapping[str, Any]
 
-SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
+MESSAGES = ("messages", "conversations")  # ShareGPT's name is the latter
+ROLES = {"developer": "system", "human": "user", "gpt": "assistant"}  # as OpenAI and ShareGPT call them, too
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 OTHER_SOURCES = ("train", "evaluation", "source", "subset", "revision")  # fields that `data` replaces
 TEXTS = ("text", "sentence", "review", "content", "message", "input", "query")
 LABELS = ("label", "category", "class", "intent", "topic", "sentiment")
@@ -36,10 +39,22 @@ MOST_LABELS, MOST_NUMBERS, LONGEST_LABEL, ROWS_A_LABEL = 200, 10, 100, 5
 
 
 def as_benchmark(value: Any) -> Any:
-    """A benchmark's table; a text is the name of a benchmark, or the path of a file that holds one."""
+    """A benchmark's table; a text is the name of a benchmark, or the path of a file that holds one.
+
+    InputError: it is another path.
+    """
     if not isinstance(value, str):
         return value
-    return {"data" if Path(value).suffix in SUFFIXES else "name": value}
+    if is_row_file(value):
+        return {"data": value}
+    if "://" not in value and (Path(value).suffix or "/" in value or "\\" in value):
+        raise InputError(f"benchmarks: got {value!r}; allowed: a {', '.join(SUFFIXES)} file, or a benchmark's name")
+    return {"name": value}
+
+
+def is_row_file(path: str) -> bool:
+    """Tell by its name whether a file has rows."""
+    return Path(path).suffix.lower() in SUFFIXES
 
 
 def form_of(row: Row, is_asked: bool = False) -> Form | None:
@@ -48,7 +63,7 @@ def form_of(row: Row, is_asked: bool = False) -> Form | None:
     prompt = cells.get("prompt")
     turns = from_json(prompt) if isinstance(prompt, str) else prompt
     has_turns = isinstance(turns, list) and all(isinstance(turn, dict) and "role" in turn for turn in turns)
-    if "messages" in cells or (has_turns and turns and (is_asked or "completion" in cells)):
+    if any(name in cells for name in MESSAGES) or (has_turns and turns and (is_asked or "completion" in cells)):
         return "messages"
     return "alpaca" if "instruction" in cells and (is_asked or "output" in cells) else None
 
@@ -59,16 +74,19 @@ def in_form(rows: Sequence[Row], form: Form, where: str, unanswered: bool = Fals
     If rows may be `unanswered`, the answer of such a row is None.
 
     messages: `turns`, those before the answer; `system`; `user`, the texts of all others, after the tools; `assistant`,
-    the answer; and `prompt`, all but the answer. alpaca: `output`, and `prompt`, the instruction with any input.
+    the answer; and `prompt`, all but the answer. alpaca: `output`, and `prompt`: a system text, the instruction and any
+    input.
     """
     shaped = []
     for number, row in enumerate(rows):
         cells = {column.lower(): value for column, value in row.items()}
         try:
+            if form == "alpaca" and cells.get("history"):
+                raise ValueError(f"column history: got {cells['history']!r:.80}; allowed: none, or rows of messages")
             told = _turns(cells, unanswered) if form == "messages" else {"output": cells.get("output")}
         except ValueError as error:
             raise InputError(f"{where} row {number}: {error}") from None
-        parts = ("system", "user") if form == "messages" else ("instruction", "input")
+        parts = ("system", "user") if form == "messages" else ("system", "instruction", "input")
         texts = [text for part in parts if isinstance(text := (cells | told).get(part), str) and text.strip()]
         shaped.append({**row, **told, "prompt": "\n\n".join(texts)})
     return shaped
@@ -76,16 +94,19 @@ def in_form(rows: Sequence[Row], form: Form, where: str, unanswered: bool = Fals
 
 def _turns(cells: Row, unanswered: bool) -> dict[str, Any]:
     """The messages of a row, and their texts; ValueError: they are no words, or not questions with answers in turn."""
-    messages, where = _messages(cells), "column messages" if "messages" in cells else "columns prompt and completion"
+    listed = next((name for name in MESSAGES if name in cells), None)
+    messages, where = _messages(cells, listed), f"column {listed}" if listed else "columns prompt and completion"
     roles = [str(message["role"]) for message in messages]
     if unanswered and roles[-1:] == ["user"]:
         unknown = {"role": "assistant", "content": UNKNOWN["call"]}
-        return _turns({**cells, "messages": [*messages, unknown]}, False) | {"assistant": None}
+        return _turns({**cells, listed or "messages": [*messages, unknown]}, False) | {"assistant": None}
     asked = len(roles) - (roles[:1] == ["system"])
     if not asked or roles[-asked:] != ["user", "assistant"] * (asked // 2):
         allowed = "system (or none), then user and assistant in turn, assistant last"
         raise ValueError(f"{where}: got the roles {', '.join(roles) or 'of none'}; allowed: {allowed}")
-    call, tools = _call(where, messages[-1]), _tools(cells.get("tools"))
+    if any(message.get("tool_calls") or message.get("function_call") for message in messages[:-1]):
+        raise ValueError(f"{where}: got a call before the last message; allowed: a call as the answer")
+    call, tools = _call(where, messages[-1]), _tools(cells.get("tools") or cells.get("functions"))
     contents = [message.get("content") for message in messages[:-1]] + [call or messages[-1].get("content")]
     *texts, answer = (_words(where, role, content) for role, content in zip(roles, contents, strict=True))
     if tools and not calls_of(from_json(answer)):
@@ -97,13 +118,13 @@ def _turns(cells: Row, unanswered: bool) -> dict[str, Any]:
     return {"turns": turns, "system": texts[0], "user": "\n\n".join(texts[1:]), "assistant": answer}
 
 
-def _messages(cells: Row) -> list[dict[str, Any]]:
-    """The messages of a row, or of its prompt and completion, without an empty system message first.
+def _messages(cells: Row, listed: str | None) -> list[dict[str, Any]]:
+    """The messages in a column, or of prompt and completion, without an empty system message first.
 
-    OpenAI calls the system the developer now. ValueError: a cell is no list of messages.
+    ValueError: a cell is no list of messages.
     """
     messages = list[dict[str, Any]]()
-    for column in ("messages",) if "messages" in cells else ("prompt", "completion"):
+    for column in (listed,) if listed else ("prompt", "completion"):
         cell = cells.get(column)
         part = from_json(cell) if isinstance(cell, str) else cell
         if column == "completion" and not is_answered(cell):
@@ -111,14 +132,18 @@ def _messages(cells: Row) -> list[dict[str, Any]]:
         if not isinstance(part, list) or not all(isinstance(message, dict) for message in part):
             raise ValueError(f"column {column}: got {cell!r:.80}; allowed: a list of messages")
         messages += part
-    messages = [{**m, "role": "system" if m.get("role") == "developer" else m.get("role")} for m in messages]
+    roles = [str(m.get("role", m.get("from"))).lower() for m in messages]
+    messages = [
+        {**m, "role": ROLES.get(role, role), "content": m.get("content", m.get("value"))}
+        for m, role in zip(messages, roles, strict=True)
+    ]
     is_told = not messages or messages[0]["role"] != "system" or is_answered(messages[0].get("content"))
     return messages if is_told else messages[1:]
 
 
 def _tools(cell: Any) -> str:
     """Tools as JSON, one a line; ValueError: they are no list of objects."""
-    tools = from_json(cell) if isinstance(cell, str) and cell else cell or []
+    tools = from_json(cell) if isinstance(cell, str) and cell else without_nulls(cell or [])
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise ValueError(f"column tools: got {cell!r:.80}; allowed: a list of tools")
     return "\n".join(map(json_of, tools))
@@ -131,11 +156,18 @@ def _call(where: str, message: Row) -> str:
     functions = [call.get("function", call) if isinstance(call, dict) else {} for call in listed]
     calls = [{key: function.get(key) for key in ("name", "arguments")} for function in functions]
     for call in calls:
-        if isinstance(call["arguments"], str):
-            call["arguments"] = from_json(call["arguments"] or "{}")
+        told = call["arguments"]
+        call["arguments"] = from_json(told or "{}") if isinstance(told, str) else without_nulls(told)
     if not all(map(calls_of, calls)):
         raise ValueError(f"{where}: got the call {cell!r:.80}; allowed: a name, and arguments as an object")
     return json_of(calls if len(calls) > 1 else calls[0]) if calls else ""
+
+
+def without_nulls(value: Any) -> Any:
+    """A nested value without the fields that are None: in Parquet, every row has the fields of all."""
+    if isinstance(value, dict):
+        return {name: without_nulls(part) for name, part in value.items() if part is not None}
+    return [without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
 def _words(where: str, role: str, content: Any) -> str:

@@ -8,7 +8,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tailored_llama.config.forms import METRICS, OTHER_SOURCES, SUFFIXES, WRITTEN, Form, Kind, Metric, as_benchmark
+from tailored_llama.config.forms import (
+    METRICS,
+    OTHER_SOURCES,
+    SUFFIXES,
+    WRITTEN,
+    Form,
+    Kind,
+    Metric,
+    as_benchmark,
+    is_row_file,
+)
 from tailored_llama.config.section import Section, narrow
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -150,8 +160,8 @@ class BenchmarkConfig(Section):
         if isinstance(file := data.get("data"), str):
             if data.get("unlabelled") == file:
                 data = data | {"unlabelled": OWN}
-            name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(file).stem).lstrip("-._")
-            return {**data, "name": data.get("name") or name}
+            name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(file).stem).lstrip("-._")[:96]
+            return {**data, "name": data.get("name") or name or "rows"}
         is_text = WRITTEN.get(str(data.get("metric")), "written") == "written"
         return data if is_text or data.get("stop") is not None else {**data, "stop": ()}
 
@@ -165,7 +175,7 @@ class BenchmarkConfig(Section):
             if (value := getattr(self, field)) is not None:
                 yield f"{where} with {field} = {value!r}; allowed: data alone, or {field}"
         for field, file in (("data", self.data), ("unlabelled", self.unlabelled)):
-            if file not in (None, OWN) and Path(str(file)).suffix not in SUFFIXES:
+            if file not in (None, OWN) and not is_row_file(str(file)):
                 allowed = f"a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
                 yield f"benchmarks.{self.name}.{field}: got {file!r}; allowed: {allowed}"
         if self.unlabelled is not None and self.metric == "f1":

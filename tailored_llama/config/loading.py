@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from tailored_llama.config.forms import SUFFIXES
+from tailored_llama.config.forms import is_row_file
 from tailored_llama.config.resolving import resolved_fields
 from tailored_llama.config.schema import RunConfig
 from tailored_llama.config.section import Section
@@ -55,7 +55,7 @@ def read_config_data(path: str | Path | None, overrides: list[str] | None = None
         except OSError as error:
             raise InputError(f"configuration {path}: {error.strerror}; allowed: a readable TOML file") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            if Path(path).suffix in SUFFIXES:
+            if is_row_file(str(path)):
                 told = f"allowed: a TOML file, or `tailored-llama smallest {path}`, which needs none"
                 raise InputError(f"configuration {path}: not TOML, but a file of rows; {told}") from None
             raise InputError(f"configuration {path}: not TOML ({error})") from None

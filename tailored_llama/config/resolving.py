@@ -14,7 +14,7 @@ from tailored_llama.errors import InputError
 
 COMMON = {  # field → the names of columns that may hold it
     "context": ("question", "context", "prompt", "instruction", *TEXTS),
-    "choices": ("choices",),
+    "choices": ("choices", "options"),
     "answer": ("answer", "completion", "output", "response", "target", *LABELS),
 }
 NEEDED: dict[Any, tuple[str, ...]] = {  # kind, None while it is unknown → fields beside the context and the answer
@@ -23,6 +23,9 @@ NEEDED: dict[Any, tuple[str, ...]] = {  # kind, None while it is unknown → fie
     **dict.fromkeys(("written", "json", "call"), ("max_new_tokens", "stop")),
     None: ("kind",),
 }
+ONE_EACH = (r"[A-Za-z]", r"(?i)(?:option|choice)[ _-]?[a-z0-9]")  # names of columns with a choice each
+IN_ORDER = (string.ascii_lowercase, string.digits, string.digits[1:])  # how such names end
+FROM_ZERO = 20  # rows of which one at least has the first choice as its answer
 LEAST_TOKENS, ROOM = 32, 8  # of a written answer; the tokens beyond the longest one
 
 
@@ -64,12 +67,20 @@ def _completed(given: dict[str, Any], path: Path) -> dict[str, Any]:
     if given.get("unlabelled"):
         cells = [cell for cell in cells if forms.is_answered(cell)]
     if not given["kind"]:
-        kind = _kind_of_all(where, given["answer"], cells)
-        if kind == "written" and forms.is_labelled(given["answer"], [accepted(cell) for cell in cells]):
+        kind, texts = _kind_of_all(where, given["answer"], cells, given.get("form")), [accepted(cell) for cell in cells]
+        several = [number for number, own in enumerate(texts) if len(own) > 1]
+        if kind == "written" and several and given["answer"].lower() in LABELS:
+            got = f"{where}: column {given['answer']}: got {cells[several[0]]!r:.80} in row {several[0]}"
+            allowed = 'one label, or kind = "json" (the list is the answer) or "written" (each text is a right answer)'
+            raise InputError(f"{got}; allowed: {allowed}")
+        is_text = any(texts) and not any(isinstance(cell, list | dict) for cell in cells)
+        if kind == "written" and is_text and forms.is_labelled(given["answer"], texts):
             kind = "labels"
         given["kind"] = "labels" if given.get("metric") else kind  # it is acc or acc_norm
     if given["kind"] == "labels" and not given.get("labels"):
         given["labels"] = _labels(where, given["answer"], [forms.label_of(cell) for cell in cells])
+    if given["kind"] == "choices":
+        _check_indices(f"{where}: column {given['answer']}", given["choices"], given["answer"], rows)
     if given["kind"] in WRITTEN.values():
         given = _limits([text for cell in cells for text in accepted(cell, given["kind"])], given["kind"]) | given
     return given
@@ -90,23 +101,24 @@ def _with_columns(given: dict[str, Any], where: str, columns: Sequence[str]) -> 
     A question is written as "Question: …" and "Answer:"; a text that has a label likewise, by the names of both.
     """
     kind, found, problems = given["kind"], dict[str, Any](), list[str]()
-    letters = tuple(sorted((c for c in columns if len(c) == 1 and c in string.ascii_letters), key=str.lower))
+    sets = [tuple(sorted(filter(re.compile(each).fullmatch, columns), key=str.lower)) for each in ONE_EACH]
     for key in COMMON:
         if given.get(key) is not None or (key == "choices" and kind not in (None, "choices")):
             continue
         several: list[Any] = [column for column in columns if column.lower() in COMMON[key]]
-        if key == "choices" and len(letters) > 1:
-            several.append(letters)
-        gap = several == [letters] and not string.ascii_lowercase.startswith("".join(letters).lower())
+        several += [own for own in sets if key == "choices" and len(own) > 1]
+        ends = ["".join(column[-1].lower() for column in own) for own in several if isinstance(own, tuple)]
+        gap = len(several) == 1 and any(not any(row.startswith(end) for row in IN_ORDER) for end in ends)
         if len(several) == 1 and not gap:
             found[key] = several[0]
         elif several or key != "choices" or kind:
             shown = " and ".join(own if isinstance(own, str) else f"({', '.join(own)})" for own in several)
             none = f"no column is called {', '.join(COMMON[key])}{', or a, b and so on' * (key == 'choices')}"
-            why = f"{shown} leave out a letter" if gap else f"{shown} may be meant" if several else none
+            why = f"{shown} leave one out" if gap else f"{shown} may be meant" if several else none
             problems.append(f"{key} is not set, and {why}")
     if problems:
-        raise InputError(f"{where}: {'; '.join(problems)}; allowed: columns of the file ({', '.join(columns)})")
+        allowed = f"columns of the file ({', '.join(columns)}), named as rows.context, rows.answer and so on"
+        raise InputError(f"{where}: {'; '.join(problems)}; allowed: {allowed}")
     given |= found
     if given.get("choices"):
         given["kind"] = kind or "choices"
@@ -120,12 +132,22 @@ def _with_columns(given: dict[str, Any], where: str, columns: Sequence[str]) -> 
     return given
 
 
-def _kind_of_all(where: str, column: str, cells: Sequence[Any]) -> Kind:
-    """The kind of written answers; InputError: they are of several."""
+def _check_indices(where: str, choices: Any, answer: str, rows: Sequence[forms.Row]) -> None:
+    """Refuse answers that count the choices from 1, which a file shows in that none of many is 0."""
+    numbers = {forms.label_of(row.get(answer)) for row in rows}
+    texts = {str(row.get(column)) for row in rows for column in ([] if isinstance(choices, str) else choices)}
+    if len(rows) >= FROM_ZERO and all(map(str.isdecimal, numbers)) and "0" not in numbers and not numbers <= texts:
+        got = f"got numbers from {min(numbers, key=int)} to {max(numbers, key=int)}"
+        raise InputError(f"{where}: {got}; allowed: a choice's letter, its text, or its index, of which the first is 0")
+
+
+def _kind_of_all(where: str, column: str, cells: Sequence[Any], form: Form | None = None) -> Kind:
+    """The kind of written answers; InputError: they are of several. A list of texts in a message is JSON."""
     first = dict[str, int]()
     for number, cell in enumerate(cells):
         if cell is not None and cell != "":  # such a row is refused when it is read
-            first.setdefault(_what(cell), number)
+            is_list = form == "messages" and isinstance(from_json(str(cell)), list)
+            first.setdefault("JSON" if is_list and _what(cell) == "a text" else _what(cell), number)
     if len(first) > 1:
         shown = " and ".join(f"{what} in row {number}" for what, number in first.items())
         overruled = ', or kind = "written"' * all(isinstance(cells[number], str) for number in first.values())

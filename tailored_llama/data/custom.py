@@ -85,7 +85,8 @@ def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
 
     Labels are the choices of every row; the answer is the text of one, or a number, its index from 0. A choices column
     holds a list, or a JSON list as text. With one column per choice, missing choices at the end are left out. A text
-    answer is the exact text of a choice, else a single letter (A is the first choice), else digits (0 is the first).
+    answer is the text of a choice, else a single letter (A, A. or (A) is the first choice), else digits (0 is the
+    first).
     For written answers, the choices are the accepted texts: a list, a JSON list of texts, one text, or (as in SQuAD) a
     table with a list `text`; for JSON and calls, as `accepted` says. ValueError: a cell is not what its column should
     hold.
@@ -132,6 +133,8 @@ def choices_of(named: str | Sequence[str] | None, row: Mapping[str, Any]) -> lis
     if isinstance(named, str):
         cell = row[named]
         choices = from_json(cell) if isinstance(cell, str) else cell
+        if isinstance(choices, dict):  # each by its letter
+            choices = [*choices.values()]
         if not isinstance(choices, list):
             kind = "JSON list" if isinstance(cell, str) else "list"
             raise ValueError(f"column {named}: got {cell!r:.80}; allowed: a {kind} of texts")
@@ -139,16 +142,16 @@ def choices_of(named: str | Sequence[str] | None, row: Mapping[str, Any]) -> lis
     choices = [row[column] for column in named or ()]
     while choices and (choices[-1] is None or choices[-1] == "" or choices[-1] != choices[-1]):  # NaN: missing
         choices.pop()
-    return choices
+    return [label_of(choice) if isinstance(choice, int | float) else choice for choice in choices]
 
 
 def _answer_index(answer: Any, choices: Sequence[Any]) -> int:
     """The index that an answer means, as written in JSON, Parquet or CSV; -1 if it means none."""
     if isinstance(answer, float) and answer.is_integer():  # pandas turns an integer column with a gap into floats
         answer = int(answer)
-    if isinstance(answer, str) and answer in choices:
-        return choices.index(answer)
-    text = str(answer).strip()
-    if isinstance(answer, str) and re.fullmatch("[A-Za-z]", text):
-        return ord(text.upper()) - ord("A")
+    text, texts = str(answer).strip(), [str(choice).strip() for choice in choices]
+    if isinstance(answer, str) and text in texts:
+        return choices.index(answer) if answer in choices else texts.index(text)
+    if isinstance(answer, str) and (letter := re.fullmatch(r"\(?([A-Za-z])[.)]?", text)):
+        return ord(letter[1].upper()) - ord("A")
     return int(text) if re.fullmatch(r"\d{1,9}", text) else -1

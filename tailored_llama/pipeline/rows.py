@@ -11,6 +11,7 @@ from tailored_llama.evaluation import DISCORDANT
 from tailored_llama.pipeline.labelling import FEW_TO_CHOOSE, TO_CHOOSE
 
 SHOWN = 60  # labels
+LONGEST = 4000  # characters of a text that is shown whole
 SHARES = (0.03, 0.08, 0.15)  # of rows that two models answer differently
 POINTS = (1, 2, 3, 5)  # that a model may lose
 FEW = 50  # labelled rows in a part; below, an accuracy has a standard error of 7 points at its worst
@@ -160,7 +161,11 @@ def _asked(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[Exampl
     (start, end), unknown = around or ("", ""), "" if around else ", without the model's special tokens"
     settings = data.PromptSettings.of(config, benchmark, "train")
     end = prompt.end or (settings.ending + end if _is_ended(config, settings, train) else "")
-    return f"the prompt {start + context!r} has the answer {answer + end!r}{unknown}"
+    return f"the prompt {_shown(start + context)} has the answer {_shown(answer + end)}{unknown}"
+
+
+def _shown(text: str) -> str:
+    return repr(text) if len(text) <= LONGEST else f"{text[: LONGEST // 2]!r} … {text[-LONGEST // 2 :]!r}"
 
 
 def _is_ended(config: RunConfig, settings: data.PromptSettings, train: Sequence[Example]) -> bool:

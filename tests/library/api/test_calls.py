@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tailored_llama as tl
@@ -73,7 +73,7 @@ def test_pruned_tuned_compared_saved_and_exported(
 
 
 def test_rows_in_any_form_are_the_same_rows(model: Path, small: tl.Small, rows: list[dict[str, Any]]) -> None:
-    for form in (pd.DataFrame(rows), Dataset.from_list(rows)):
+    for form in (pd.DataFrame(rows), Dataset.from_list(rows), Dataset.from_list(rows).with_format("pandas")):
         assert tl.prune(model, RATIO, rows=form, settings=SETTINGS).folder == small.folder
 
 
@@ -151,6 +151,10 @@ def test_an_error_names_the_argument(model: Path, rows: list[dict[str, Any]]) ->
         (lambda: tl.prune(model, 0.2), "text: got both or none of text and rows; allowed: one of them"),
         (lambda: tl.prune(5, 0.2, text=["a"]), "model: got int; allowed: a path, a Hub id, or a model and its "),
         (lambda: tl.tune(model, 5), "rows: got int; allowed: a list of dicts, a data frame, a Dataset, a file, or "),
+        (
+            lambda: tl.tune(model, DatasetDict(train=Dataset.from_list(rows))),
+            "rows: got DatasetDict with train; allowed: one of its parts, if they are rows, or a list of dicts",
+        ),
         (lambda: tl.smallest(model, rows, 1), "lose_at_most: got 1 with 127 rows of rows to prove on; allowed: "),
     ):
         with pytest.raises(InputError) as refused:

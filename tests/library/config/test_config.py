@@ -143,8 +143,10 @@ WRONG = {
     'benchmarks=[{name="x", chioces="a"}]': "benchmarks.0.chioces: unknown key; did you mean benchmarks.0.choices?",
     'benchmarks=[{name="x", choices=3}]': "benchmarks.0.choices: got 3; allowed: a valid string; "
     "benchmarks.0.choices: got 3; allowed: a list",
-    "benchmarks=['../x']": "benchmarks.0.name: got '../x'; allowed: text that matches "
-    "'^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}$'",
+    "benchmarks=['../x']": "benchmarks: got '../x'; allowed: a .csv, .tsv, .jsonl, .json, .parquet file, or a "
+    "benchmark's name",
+    "benchmarks=['rows.xlsx']": "benchmarks: got 'rows.xlsx'; allowed: a .csv, .tsv, .jsonl, .json, .parquet file, "
+    "or a benchmark's name",
     "epochs": "--set 'epochs': allowed: key=value, such as tuning.epochs=5",
     "=5": "--set '=5': allowed: key=value, such as tuning.epochs=5",
     "store.root=s3://AK:se/c+et@bucket/x": f"store.root: got 's3://AK:***@bucket/x'; {NO_SECRET}",

@@ -23,6 +23,7 @@ from tailored_llama.data import (
 from tailored_llama.data.benchmarks import load_examples, read_examples
 from tailored_llama.data.splits import SHARES, divide
 from tailored_llama.errors import InputError
+from tailored_llama.files import read_file
 from tailored_llama.pipeline import rows_of
 from tailored_llama.training import TuneSettings
 
@@ -238,6 +239,9 @@ def named(columns: str, tmp_path: Path, **changes: Any) -> BenchmarkConfig:
         ("Answer,B,A,Question", "Question: {Question}\nAnswer:", ("A", "B"), "Answer"),
         ("prompt,choices,label", "prompt", "choices", "label"),
         ("text,choices,label,d", "text", "choices", "label"),  # d alone is no choice
+        ("text,options,label", "text", "options", "label"),
+        ("question,Option A,Option B,answer", "Question: {question}\nAnswer:", ("Option A", "Option B"), "answer"),
+        ("text,option2,option1,label", "text", ("option1", "option2"), "label"),
         ("context,a,b,x,answer", None, None, None),  # a, b, x: not in a row
     ],
 )
@@ -246,7 +250,7 @@ def test_columns_with_common_names_are_found(
 ) -> None:
     if context is None:
         with pytest.raises(
-            InputError, match=r"choices is not set, and \(a, b, x\) leave out a letter; allowed: columns of the file \("
+            InputError, match=r"choices is not set, and \(a, b, x\) leave one out; allowed: columns of the file \("
         ):
             named(columns, tmp_path)
         return
@@ -266,9 +270,9 @@ def test_columns_that_are_not_clear_are_one_error(tmp_path: Path) -> None:
         named("id,question,text,x,reply", tmp_path, kind="choices")
     assert str(caught.value) == (
         "benchmarks.my-rows: context is not set, and question and text may be meant; choices is not set, and no column "
-        "is called choices, or a, b and so on; answer is not set, and no column is called answer, completion, output, "
-        "response, target, label, category, class, intent, topic, sentiment; allowed: columns of the file (id, "
-        "question, text, x, reply)"
+        "is called choices, options, or a, b and so on; answer is not set, and no column is called answer, completion, "
+        "output, response, target, label, category, class, intent, topic, sentiment; allowed: columns of the file (id, "
+        "question, text, x, reply), named as rows.context, rows.answer and so on"
     )
 
 
@@ -278,6 +282,41 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         validate_config({"benchmarks": [str(path)]})
     assert str(caught.value).startswith(f"{path}: cannot be read (")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("A.CSV", 'text, label\n"one, two", x\n,\nthree, y\n'),
+        ("a.tsv", "text\tlabel\none, two\tx\nthree\ty\n"),
+        ("a.json", '{"data": [{"text": "one, two", "label": "x"},\n {"text": "three", "label": "y"}]}'),
+    ],
+)
+def test_files_as_people_have_them_are_read(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert read_file(tmp_path / name) == [{"text": "one, two", "label": "x"}, {"text": "three", "label": "y"}]
+
+
+def test_half_an_emoji_becomes_a_question_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "cut \\ud83d", "label": "whole \\ud83d\\ude00"}\n')
+    assert read_file(tmp_path / "a.jsonl") == [{"text": "cut ?", "label": "whole 😀"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "text,label\nnumber 1, two,x\n", "got rows of 3 cells below a header of 2; allowed: a header"),
+        ("a.json", '[{"text": "one"},\n]', "got a list that is no JSON ("),
+        ("a.json", '[{"text": "one"}, null]', "row 1: got 'None'; allowed: one JSON object a line"),
+        ("a.jsonl", '{"text": "one"}\nnull\n', "line 2: got 'null'; allowed: one JSON object a line"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_file(tmp_path / name)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -47,6 +47,10 @@ def trl(*messages: Row) -> Row:
     return {"prompt": [*messages[:-1]], "completion": [messages[-1]]}
 
 
+def sharegpt(turns: dict[str, str]) -> Row:
+    return {"conversations": [{"from": role, "value": text} for role, text in turns.items()]}
+
+
 def called(user: str, name: str, arguments: Any, key: str = "tool_calls") -> Row:
     """A message that is answered by a call, in the form of OpenAI, which writes arguments as JSON, or its older one."""
     function = {"name": name, "arguments": json.dumps(arguments)}
@@ -105,6 +109,9 @@ def test_a_text_and_its_label_in_every_kind_of_file(tmp_path: Path) -> None:
         (trl(*chat("Hi.", "Yes?")["messages"], *chat("one", "x")["messages"]), "Hi.\n\nYes?\n\none", "x"),
         ({"messages": json.dumps(chat("one", "x")["messages"])}, "one", "x"),
         ({"messages": chat("one", "x")["messages"], "tools": []}, "one", "x"),
+        (sharegpt({"human": "one", "gpt": "x"}), "one", "x"),
+        (sharegpt({"system": "Be short.", "User": "one", "Assistant": "x"}), "one", "x"),
+        ({"system": "Be short.", "instruction": "one", "output": "x", "history": []}, "Be short.\n\none", "x"),
     ],
 )
 def test_the_forms_that_rows_have(tmp_path: Path, row: Row, context: str, answer: str) -> None:
@@ -191,6 +198,24 @@ def test_answers_that_are_objects_are_json(tmp_path: Path, cell: Any, kind: str,
     assert headline_metric(own) == {"json": "json", "call": "tool_call", "written": "exact_match"}[kind]
     assert {example.choices for example in load_examples(own, "train", "")} == {texts or tuple(cell)}
     assert own.stop == (("\n",) if kind == "written" else ())
+
+
+def test_a_list_of_texts_that_a_message_is_is_one_answer(tmp_path: Path) -> None:
+    own = read(tmp_path, [chat(f"text {i}", json.dumps(["Oslo", f"Rome {i}"])) for i in range(150)])
+    assert own.kind == "json"
+    assert prompts(own)["text 3"] == '["Oslo", "Rome 3"]'
+
+
+def test_a_call_has_no_field_that_parquet_adds(tmp_path: Path) -> None:
+    function = {"name": "f", "arguments": {"a": 1}}
+    tool = {"name": "f", "parameters": {"a": {"type": "int"}}}
+    rows = [chat(f"text {i}", "") | {"functions": [tool]} for i in range(150)]
+    for row in rows:
+        row["messages"].append({"role": "assistant", "function_call": function})
+    rows[1]["messages"][-1] = {"role": "assistant", "function_call": {"name": "f", "arguments": {"b": 2}}}
+    pd.DataFrame(rows).to_parquet(tmp_path / "own.parquet")
+    own = read_benchmark(data=str(tmp_path / "own.parquet"))
+    assert prompts(own)[f"{json.dumps(tool)}\n\ntext 0"] == json.dumps(function)
 
 
 @pytest.mark.parametrize("key", ["tool_calls", "function_call"])
@@ -388,6 +413,28 @@ REFUSED: dict[str, tuple[list[Row], Row, str]] = {
         [{"prompt": f"{i}", "completion": {"a": i}} for i in range(150)],
         {"prompt": "x", "completion": None},
         "row 150: column completion: got None; allowed: JSON",
+    ),
+    "several labels": (
+        [{"text": f"text {i}", "label": ["a", "b"][: 1 + i % 2]} for i in range(150)],
+        {"text": "x", "label": ["a"]},
+        "column label: got ['a', 'b'] in row 1; allowed: one label, or kind = \"json\" (the list is the answer) or "
+        '"written" (each text is a right answer)',
+    ),
+    "choices counted from 1": (
+        [{"question": f"{i}?", "a": "x", "b": "y", "answer": 1 + i % 2} for i in range(150)],
+        {"question": "?", "a": "x", "b": "y", "answer": 2},
+        "column answer: got numbers from 1 to 2; allowed: a choice's letter, its text, or its index, of which the "
+        "first is 0",
+    ),
+    "a call in an earlier turn": (
+        [chat("x", "y")],
+        talk(*called("x", "f", {"a": 1})["messages"], *chat("x", "y")["messages"]),
+        f"row 1: {MESSAGES} a call before the last message; allowed: a call as the answer",
+    ),
+    "a history": (
+        [{"instruction": "x", "output": "y"}],
+        {"instruction": "x", "output": "y", "history": [["x", "y"]]},
+        "row 1: column history: got [['x', 'y']]; allowed: none, or rows of messages",
     ),
     "a picture": (
         [chat("x", "y")],

@@ -221,7 +221,7 @@ def test_choices_of_each_row_are_kept(tmp_path: Path) -> None:
         (
             [{"text": "a"}],
             {"unlabelled": "a.txt"},
-            "unlabelled: got 'a.txt'; allowed: a .csv, .jsonl, .json or .parquet",
+            "unlabelled: got 'a.txt'; allowed: a .csv, .tsv, .jsonl, .json or .parquet",
         ),
         ([{"text": "a"}], {"data": None, "name": "csqa"}, "unlabelled: got 'inputs.jsonl'; allowed: beside `data`"),
     ],

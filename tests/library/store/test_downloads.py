@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from tailored_llama.errors import InputError
-from tailored_llama.files import read_file
+from tailored_llama.files import CSV_CELLS, read_file
 from tailored_llama.store import downloads as sources
 from tailored_llama.store import fetch_wheel, read_member, sha256_file
 from tailored_llama.store.downloads import Wheel
@@ -167,14 +167,13 @@ BROKEN = {
     "rows": (b"x", ": type none; allowed: a .csv, .jsonl, .json or .parquet file"),
     "empty.jsonl": (b"\n\n", ": holds no rows; allowed: at least one"),
     "header.csv": (b"text,label\n", ": holds no rows; allowed: at least one"),
-    "empty.csv": (b"", ": cannot be read (No columns to parse from file); allowed: a whole file in UTF-8"),
+    "empty.csv": (b"", f": cannot be read (No columns to parse from file); allowed: {CSV_CELLS}"),
     "ragged.csv": (
         b"a,b\n1,2\n1,2,3\n",
-        ": cannot be read (Error tokenizing data. C error: Expected 2 fields in line 3, saw 3); allowed: "
-        "a whole file in UTF-8",
+        f": cannot be read (Error tokenizing data. C error: Expected 2 fields in line 3, saw 3); allowed: {CSV_CELLS}",
     ),
     "cut.jsonl": (b'{"a": 1}\n{"a": ', " line 2: got '{\"a\": '; allowed: one JSON object a line, or one list of them"),
-    "list.jsonl": (b"[1, 2]\n", " line 1: got '[1, 2]'; allowed: one JSON object a line, or one list of them"),
+    "list.jsonl": (b"[1, 2]\n", " row 0: got '1'; allowed: one JSON object a line, or one list of them"),
     "latin.jsonl": (b'{"a": "\xe9"}\n', ": cannot be read ('utf-8' codec can't decode byte 0xe9 in position 7: "
                     "invalid continuation byte); allowed: a whole file in UTF-8"),
     "latin.csv": (b"a\n\xe9\n", ": cannot be read ('utf-8' codec can't decode byte 0xe9 in position 2: "
