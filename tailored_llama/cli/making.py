@@ -24,10 +24,10 @@ def example(
     name: Annotated[str | None, typer.Argument(help="Name of the example; absent: list all.")] = None,
     folder: Annotated[Path, typer.Argument(help="Folder to write it to.")] = Path("."),
 ) -> None:
-    """Write an example configuration, with the file of questions (CommonsenseQA) that own-task reads."""
+    """Write an example configuration; own-task and my-task also write the folder my-task, with example rows."""
     from tailored_llama.data import worked_example
 
-    about = worked_example.configurations() | {"my-task": "The questions of own-task alone."}
+    about = worked_example.configurations() | {"my-task": "Rows alone, as own-task and the tutorial read them."}
     if name is None:
         width = max(map(len, about))
         print(*(f"{title:{width}}  {sentence}" for title, sentence in about.items()), sep="\n")
@@ -129,7 +129,10 @@ def gguf(
     out: Annotated[Path, typer.Argument(help="File to write; it must be new.")],
     gguf_type: Annotated[
         str,
-        typer.Option("--type", help=f"Type of the matrices: {', '.join(GGUF_TYPES)}; the types with k need llama.cpp."),
+        typer.Option(
+            "--type",
+            help=f"Type of the matrices: {', '.join(GGUF_TYPES)}; those with k, and iq4_nl, need the extra gguf.",
+        ),
     ] = "f16",
     name: Annotated[str | None, typer.Option(help="The model's name in the file; by default the folder's.")] = None,
     data: Annotated[

@@ -46,7 +46,7 @@ def no_gain(tailored: RecoveryRow, comparison: Comparison | None, config: RunCon
         scored = f"on the {tailored.examples:,} scored examples {points(tailored.gain)} points over the pruned model"
         low, high = points(tailored.gain_low), points(tailored.gain_high)
         evidence.append(scored + (f" (95 % interval {low} to {high})" if tailored.gain_low is not None else ""))
-    levers = ["a prompt that fits the task (prompts.template; the flow prompts compares them)"]
+    levers = ["a prompt that fits the task (prompts.template; a sweep compares several)"]
     levers += ["more examples or epochs (tuning.shots, tuning.epochs)", "a lower ratio, if the capacity is gone"]
     signature = NOTHING if nothing else "No gain from tuning where it is scored"
     if nothing:

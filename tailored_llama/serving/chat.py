@@ -159,11 +159,12 @@ def _options(chat: Chat, file: Path | None) -> dict[str, Any]:
 def how_to_ask(name: str, chat: Chat | None, file: Path | None = None) -> str:
     """The section of a card, in Markdown, on how to ask a model for one answer; `file`: it is a GGUF file."""
     values: dict[str, Any] = {"name": name, "chat": chat, "file": file and file.name}
+    values["port"] = port = 8080 if file else 8000  # of llama-server and of vllm, unless they are told
     values["beside"] = bool(file and file.with_name(TEMPLATE).is_file())
     values["ollama"] = file.with_name("Modelfile").read_text(encoding="utf-8") if file else ""
     if chat:
         shown = chat.with_words()
         values |= {"messages": [{"role": "user", "content": shown.message}], "options": _options(shown, file)}
-        values |= {"curl": curl_call(chat, file, "http://127.0.0.1:8000"), "message": shlex.quote(shown.message)}
+        values |= {"curl": curl_call(chat, file, f"http://127.0.0.1:{port}"), "message": shlex.quote(shown.message)}
     template = (Path(__file__).parent / "templates" / "how_to_ask.md.j2").read_text(encoding="utf-8")
     return Environment(trim_blocks=True, lstrip_blocks=True).from_string(template).render(values).strip()

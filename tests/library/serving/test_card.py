@@ -66,10 +66,10 @@ def test_the_code_of_a_card_gets_an_answer(kind: str, tmp_path: Path, monkeypatc
     with llama_server(out / "job-f16.gguf") as server:
         port = server.url.rpartition(":")[2]
         *_, curl = (block for block in blocks(card, "sh") if "curl" in block)
-        asked = curl[curl.index("curl") :].replace(":8000/", f":{port}/")
+        asked = curl[curl.index("curl") :].replace(":8080/", f":{port}/")
         answer = subprocess.run(["bash", "-c", asked], capture_output=True, timeout=120, check=True).stdout
         said = json.loads(answer)["choices"][0]["message"]["content"]
-        client = blocks(card, "python")[0].replace(":8000/", f":{port}/")
+        client = blocks(card, "python")[0].replace(":8080/", f":{port}/")
         assert printed(client) == f"{said}\n"
     assert kind != "labels" or said in (" good", " bad")
     chat = read_chat({"job": prompts})
