@@ -87,7 +87,7 @@ def _csv_rows(path: Path) -> list[dict[str, Any]]:
 
     with path.open(encoding="utf-8-sig") as file:
         header = next(filter(str.strip, file), "")
-    separator = max(",;\t", key=header.count)
+    separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
     spaced = separator != "\t"
     table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, skipinitialspace=spaced)
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first cells of longer rows for their names

@@ -81,8 +81,9 @@ def in_form(rows: Sequence[Row], form: Form, where: str, unanswered: bool = Fals
     for number, row in enumerate(rows):
         cells = {column.lower(): value for column, value in row.items()}
         try:
-            if form == "alpaca" and cells.get("history"):
-                raise ValueError(f"column history: got {cells['history']!r:.80}; allowed: none, or rows of messages")
+            history = from_json(told) if isinstance(told := cells.get("history"), str) else told
+            if form == "alpaca" and isinstance(history, list) and history:
+                raise ValueError(f"column history: got {history!r:.80}; allowed: none, or rows of messages")
             told = _turns(cells, unanswered) if form == "messages" else {"output": cells.get("output")}
         except ValueError as error:
             raise InputError(f"{where} row {number}: {error}") from None

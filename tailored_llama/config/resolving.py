@@ -14,7 +14,7 @@ from tailored_llama.errors import InputError
 
 COMMON = {  # field → the names of columns that may hold it
     "context": ("question", "context", "prompt", "instruction", *TEXTS),
-    "choices": ("choices", "options"),
+    "choices": ("choices",),
     "answer": ("answer", "completion", "output", "response", "target", *LABELS),
 }
 NEEDED: dict[Any, tuple[str, ...]] = {  # kind, None while it is unknown → fields beside the context and the answer
@@ -23,9 +23,9 @@ NEEDED: dict[Any, tuple[str, ...]] = {  # kind, None while it is unknown → fie
     **dict.fromkeys(("written", "json", "call"), ("max_new_tokens", "stop")),
     None: ("kind",),
 }
-ONE_EACH = (r"[A-Za-z]", r"(?i)(?:option|choice)[ _-]?[a-z0-9]")  # names of columns with a choice each
-IN_ORDER = (string.ascii_lowercase, string.digits, string.digits[1:])  # how such names end
-FROM_ZERO = 20  # rows of which one at least has the first choice as its answer
+OPTION = r"(?i)(?:option|choice)[ _-]?([a-h]|\d+)"  # a column with one choice
+IN_ORDER = tuple(map("".join, (string.ascii_lowercase, map(str, range(100)), map(str, range(1, 100)))))
+FROM_ZERO = 50  # rows of which one at least has the first choice as its answer
 LEAST_TOKENS, ROOM = 32, 8  # of a written answer; the tokens beyond the longest one
 
 
@@ -80,7 +80,7 @@ def _completed(given: dict[str, Any], path: Path) -> dict[str, Any]:
     if given["kind"] == "labels" and not given.get("labels"):
         given["labels"] = _labels(where, given["answer"], [forms.label_of(cell) for cell in cells])
     if given["kind"] == "choices":
-        _check_indices(f"{where}: column {given['answer']}", given["choices"], given["answer"], rows)
+        _check_indices(f"{where}: column {given['answer']}", given["choices"], cells, rows)
     if given["kind"] in WRITTEN.values():
         given = _limits([text for cell in cells for text in accepted(cell, given["kind"])], given["kind"]) | given
     return given
@@ -101,13 +101,16 @@ def _with_columns(given: dict[str, Any], where: str, columns: Sequence[str]) -> 
     A question is written as "Question: …" and "Answer:"; a text that has a label likewise, by the names of both.
     """
     kind, found, problems = given["kind"], dict[str, Any](), list[str]()
-    sets = [tuple(sorted(filter(re.compile(each).fullmatch, columns), key=str.lower)) for each in ONE_EACH]
+    letters = tuple(sorted((c for c in columns if len(c) == 1 and c in string.ascii_letters), key=str.lower))
     for key in COMMON:
         if given.get(key) is not None or (key == "choices" and kind not in (None, "choices")):
             continue
         several: list[Any] = [column for column in columns if column.lower() in COMMON[key]]
-        several += [own for own in sets if key == "choices" and len(own) > 1]
-        ends = ["".join(column[-1].lower() for column in own) for own in several if isinstance(own, tuple)]
+        if key == "choices" and len(letters) > 1:
+            several.append(letters)
+        if key == "choices" and not several:
+            several = _options(columns)
+        ends = ["".join(re.findall(r"\d+$|.$", c)[0] for c in own).lower() for own in several if isinstance(own, tuple)]
         gap = len(several) == 1 and any(not any(row.startswith(end) for row in IN_ORDER) for end in ends)
         if len(several) == 1 and not gap:
             found[key] = several[0]
@@ -132,22 +135,34 @@ def _with_columns(given: dict[str, Any], where: str, columns: Sequence[str]) -> 
     return given
 
 
-def _check_indices(where: str, choices: Any, answer: str, rows: Sequence[forms.Row]) -> None:
+def _options(columns: Sequence[str]) -> list[Any]:
+    """The column `options`, and the columns with an option each, of a file whose answers are in no column of labels."""
+    if any(column.lower() in LABELS[1:] for column in columns):
+        return []
+    each = [column for column in columns if re.fullmatch(OPTION, column)]
+    ordered = tuple(sorted(each, key=lambda column: (len(column), column.lower())))
+    return [column for column in columns if column.lower() == "options"] + [ordered] * (len(each) > 1)
+
+
+def _check_indices(where: str, choices: Any, cells: Sequence[Any], rows: Sequence[forms.Row]) -> None:
     """Refuse answers that count the choices from 1, which a file shows in that none of many is 0."""
-    numbers = {forms.label_of(row.get(answer)) for row in rows}
-    texts = {str(row.get(column)) for row in rows for column in ([] if isinstance(choices, str) else choices)}
-    if len(rows) >= FROM_ZERO and all(map(str.isdecimal, numbers)) and "0" not in numbers and not numbers <= texts:
+    numbers = {forms.label_of(cell) for cell in cells}
+    columns = [choices] if isinstance(choices, str) else choices
+    held = [from_json(cell) if isinstance(cell := row.get(own), str) else cell for row in rows for own in columns]
+    texts = {forms.label_of(text) for cell in held for text in (cell if isinstance(cell, list) else [cell])}
+    if len(cells) >= FROM_ZERO and all(map(str.isdecimal, numbers)) and "0" not in numbers and not numbers <= texts:
         got = f"got numbers from {min(numbers, key=int)} to {max(numbers, key=int)}"
         raise InputError(f"{where}: {got}; allowed: a choice's letter, its text, or its index, of which the first is 0")
 
 
 def _kind_of_all(where: str, column: str, cells: Sequence[Any], form: Form | None = None) -> Kind:
-    """The kind of written answers; InputError: they are of several. A list of texts in a message is JSON."""
+    """The kind of written answers; InputError: they are of several. A message that is a list of texts is JSON."""
     first = dict[str, int]()
     for number, cell in enumerate(cells):
         if cell is not None and cell != "":  # such a row is refused when it is read
-            is_list = form == "messages" and isinstance(from_json(str(cell)), list)
-            first.setdefault("JSON" if is_list and _what(cell) == "a text" else _what(cell), number)
+            listed = from_json(cell) if form == "messages" and isinstance(cell, str) else None
+            is_json = isinstance(listed, list) and all(isinstance(part, str) for part in listed)
+            first.setdefault("JSON" if is_json and _what(cell) == "a text" else _what(cell), number)
     if len(first) > 1:
         shown = " and ".join(f"{what} in row {number}" for what, number in first.items())
         overruled = ', or kind = "written"' * all(isinstance(cells[number], str) for number in first.values())

@@ -84,8 +84,8 @@ def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:
     """Convert a row to an example's fields, choices and answer.
 
     Labels are the choices of every row; the answer is the text of one, or a number, its index from 0. A choices column
-    holds a list, or a JSON list as text. With one column per choice, missing choices at the end are left out. A text
-    answer is the text of a choice, else a single letter (A, A. or (A) is the first choice), else digits (0 is the
+    holds a list or an object by letters, perhaps as JSON. With one column per choice, missing choices at the end are
+    left out. A text answer is the text of a choice, else a letter (A, A. or (A) is the first), else digits (0 is the
     first).
     For written answers, the choices are the accepted texts: a list, a JSON list of texts, one text, or (as in SQuAD) a
     table with a list `text`; for JSON and calls, as `accepted` says. ValueError: a cell is not what its column should
@@ -133,16 +133,17 @@ def choices_of(named: str | Sequence[str] | None, row: Mapping[str, Any]) -> lis
     if isinstance(named, str):
         cell = row[named]
         choices = from_json(cell) if isinstance(cell, str) else cell
-        if isinstance(choices, dict):  # each by its letter
-            choices = [*choices.values()]
-        if not isinstance(choices, list):
+        if isinstance(choices, list):
+            return choices
+        if not isinstance(choices, dict) or not string.ascii_lowercase.startswith("".join(sorted(choices)).lower()):
             kind = "JSON list" if isinstance(cell, str) else "list"
             raise ValueError(f"column {named}: got {cell!r:.80}; allowed: a {kind} of texts")
-        return choices
-    choices = [row[column] for column in named or ()]
+        choices = [choices[letter] for letter in sorted(choices)]
+    else:
+        choices = [row[column] for column in named or ()]
     while choices and (choices[-1] is None or choices[-1] == "" or choices[-1] != choices[-1]):  # NaN: missing
         choices.pop()
-    return [label_of(choice) if isinstance(choice, int | float) else choice for choice in choices]
+    return choices
 
 
 def _answer_index(answer: Any, choices: Sequence[Any]) -> int:

@@ -242,6 +242,13 @@ def named(columns: str, tmp_path: Path, **changes: Any) -> BenchmarkConfig:
         ("text,options,label", "text", "options", "label"),
         ("question,Option A,Option B,answer", "Question: {question}\nAnswer:", ("Option A", "Option B"), "answer"),
         ("text,option2,option1,label", "text", ("option1", "option2"), "label"),
+        (
+            "text,answer," + ",".join(f"option{i}" for i in range(1, 11)),
+            "text",
+            tuple(f"option{i}" for i in range(1, 11)),
+            "answer",
+        ),
+        ("text,choices,options,answer", "text", "choices", "answer"),
         ("context,a,b,x,answer", None, None, None),  # a, b, x: not in a row
     ],
 )
@@ -270,7 +277,7 @@ def test_columns_that_are_not_clear_are_one_error(tmp_path: Path) -> None:
         named("id,question,text,x,reply", tmp_path, kind="choices")
     assert str(caught.value) == (
         "benchmarks.my-rows: context is not set, and question and text may be meant; choices is not set, and no column "
-        "is called choices, options, or a, b and so on; answer is not set, and no column is called answer, completion, "
+        "is called choices, or a, b and so on; answer is not set, and no column is called answer, completion, "
         "output, response, target, label, category, class, intent, topic, sentiment; allowed: columns of the file (id, "
         "question, text, x, reply), named as rows.context, rows.answer and so on"
     )

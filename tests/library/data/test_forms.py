@@ -200,6 +200,26 @@ def test_answers_that_are_objects_are_json(tmp_path: Path, cell: Any, kind: str,
     assert own.stop == (("\n",) if kind == "written" else ())
 
 
+@pytest.mark.parametrize(
+    ("choices", "answer", "index"),
+    [
+        ({"B": "two", "A": "one"}, "A", 0),
+        ('{"A": "one", "B": "two"}', "(b)", 1),
+        (["2", "3"], "3", 1),  # a text goes before an index
+        (["one ", "two"], "one", 0),
+    ],
+)
+def test_the_answer_to_choices_is_a_letter_or_a_text(tmp_path: Path, choices: Any, answer: str, index: int) -> None:
+    own = read(tmp_path, [{"question": f"{i}?", "options": choices, "answer": answer} for i in range(150)])
+    assert own.choices == "options"
+    assert {example.answer for example in load_examples(own, "train", "")} == {index}
+
+
+def test_columns_that_may_be_options_are_none_beside_a_category(tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "Option 1": "red", "Option 2": "L", "category": "ab"[i % 2]} for i in range(150)]
+    assert read(tmp_path, rows).labels == ("a", "b")
+
+
 def test_a_list_of_texts_that_a_message_is_is_one_answer(tmp_path: Path) -> None:
     own = read(tmp_path, [chat(f"text {i}", json.dumps(["Oslo", f"Rome {i}"])) for i in range(150)])
     assert own.kind == "json"
