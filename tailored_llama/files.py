@@ -82,18 +82,19 @@ def read_file(path: Path, may_be_empty: bool = False) -> list[dict[str, Any]]:
 
 
 def _csv_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows whose cells are separated as in the header: by commas, semicolons or tabs. Rows of empty cells are none."""
+    """Rows whose cells are separated as in the header: by commas, semicolons or tabs; no empty rows at the end."""
     import pandas as pd
 
     with path.open(encoding="utf-8-sig") as file:
         header = next(filter(str.strip, file), "")
     separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
-    spaced = separator != "\t"
+    spaced = f"{separator} " in header
     table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, skipinitialspace=spaced)
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first cells of longer rows for their names
         got = f"rows of {len(table.columns) + table.index.nlevels} cells below a header of {len(table.columns)}"
         raise InputError(f"{path}: got {got}; allowed: {CSV_CELLS}")
-    rows: list[Any] = table[(table != "").any(axis=1)].to_dict("records")
+    filled = (table != "").any(axis=1)
+    rows: list[Any] = table[filled[::-1].cummax()[::-1]].to_dict("records")
     return rows
 
 
@@ -106,8 +107,9 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
         if text.lstrip().startswith("["):
             raise InputError(f"{path}: got a list that is no JSON ({error}); allowed: {allowed}") from None
         whole = None
-    if isinstance(whole, dict) and isinstance(whole.get("data"), list):
-        whole = whole["data"]
+    listed = whole.get("data") if isinstance(whole, dict) else None
+    if isinstance(listed, list) and listed and all(isinstance(row, dict) for row in listed):
+        whole = listed
     rows = list[dict[str, Any]]()
     is_list = isinstance(whole, list)
     for number, part in enumerate(whole if is_list else text.split("\n"), start=int(not is_list)):
@@ -116,7 +118,9 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
                 rows.append({**(part if is_list else _from_json(part))})
             except (ValueError, TypeError):
                 at = f"row {number}" if is_list else f"line {number}"
-                raise InputError(f"{path} {at}: got {str(part)[:80]!r}; allowed: {allowed}") from None
+                raise InputError(
+                    f"{path} {at}: got {(json.dumps(part) if is_list else part)[:80]!r}; allowed: {allowed}"
+                ) from None
     columns = dict.fromkeys(name for row in rows for name in row)
     return [{name: row.get(name) for name in columns} for row in rows]
 

@@ -256,7 +256,7 @@ def _benchmark(rows: Rows) -> Any:
     """A benchmark's name, or a table of rows in a file; a Dataset's classes are written by their names."""
     if isinstance(rows, Mapping) and not any(isinstance(rows.get(field), str) for field in ("name", "data")):
         got = f"{type(rows).__name__} with {', '.join(map(str, rows)):.80}"
-        raise InputError(f"rows: got {got}; allowed: one of its parts, if they are rows, or a list of dicts")
+        raise InputError(f"rows: got {got}; allowed: a list of dicts, or one part of a DatasetDict")
     if isinstance(rows, str | Path | Mapping):
         return str(rows) if isinstance(rows, Path) else rows
     if hasattr(rows, "with_format"):  # a Dataset, which may give tensors

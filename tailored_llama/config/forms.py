@@ -63,7 +63,7 @@ def form_of(row: Row, is_asked: bool = False) -> Form | None:
     prompt = cells.get("prompt")
     turns = from_json(prompt) if isinstance(prompt, str) else prompt
     has_turns = isinstance(turns, list) and all(isinstance(turn, dict) and "role" in turn for turn in turns)
-    if any(name in cells for name in MESSAGES) or (has_turns and turns and (is_asked or "completion" in cells)):
+    if "messages" in cells or _listed(cells) or (has_turns and turns and (is_asked or "completion" in cells)):
         return "messages"
     return "alpaca" if "instruction" in cells and (is_asked or "output" in cells) else None
 
@@ -83,7 +83,7 @@ def in_form(rows: Sequence[Row], form: Form, where: str, unanswered: bool = Fals
         try:
             history = from_json(told) if isinstance(told := cells.get("history"), str) else told
             if form == "alpaca" and isinstance(history, list) and history:
-                raise ValueError(f"column history: got {history!r:.80}; allowed: none, or rows of messages")
+                raise ValueError(f"column history: got {history!r:.80}; allowed: none, or all turns as messages")
             told = _turns(cells, unanswered) if form == "messages" else {"output": cells.get("output")}
         except ValueError as error:
             raise InputError(f"{where} row {number}: {error}") from None
@@ -95,7 +95,7 @@ def in_form(rows: Sequence[Row], form: Form, where: str, unanswered: bool = Fals
 
 def _turns(cells: Row, unanswered: bool) -> dict[str, Any]:
     """The messages of a row, and their texts; ValueError: they are no words, or not questions with answers in turn."""
-    listed = next((name for name in MESSAGES if name in cells), None)
+    listed = _listed(cells) or ("messages" if "messages" in cells else None)
     messages, where = _messages(cells, listed), f"column {listed}" if listed else "columns prompt and completion"
     roles = [str(message["role"]) for message in messages]
     if unanswered and roles[-1:] == ["user"]:
@@ -119,6 +119,11 @@ def _turns(cells: Row, unanswered: bool) -> dict[str, Any]:
     return {"turns": turns, "system": texts[0], "user": "\n\n".join(texts[1:]), "assistant": answer}
 
 
+def _listed(cells: Row) -> str | None:
+    """The column with the messages of a row."""
+    return next((name for name in MESSAGES if isinstance(cells.get(name), list | str)), None)
+
+
 def _messages(cells: Row, listed: str | None) -> list[dict[str, Any]]:
     """The messages in a column, or of prompt and completion, without an empty system message first.
 
@@ -138,6 +143,8 @@ def _messages(cells: Row, listed: str | None) -> list[dict[str, Any]]:
         {**m, "role": ROLES.get(role, role), "content": m.get("content", m.get("value"))}
         for m, role in zip(messages, roles, strict=True)
     ]
+    if isinstance(system := cells.get("system"), str) and (not messages or messages[0]["role"] != "system"):
+        messages = [{"role": "system", "content": system}, *messages]
     is_told = not messages or messages[0]["role"] != "system" or is_answered(messages[0].get("content"))
     return messages if is_told else messages[1:]
 

@@ -73,7 +73,7 @@ def _completed(given: dict[str, Any], path: Path) -> dict[str, Any]:
             got = f"{where}: column {given['answer']}: got {cells[several[0]]!r:.80} in row {several[0]}"
             allowed = 'one label, or kind = "json" (the list is the answer) or "written" (each text is a right answer)'
             raise InputError(f"{got}; allowed: {allowed}")
-        is_text = any(texts) and not any(isinstance(cell, list | dict) for cell in cells)
+        is_text = not any(isinstance(cell, list | dict) for cell in cells)
         if kind == "written" and is_text and forms.is_labelled(given["answer"], texts):
             kind = "labels"
         given["kind"] = "labels" if given.get("metric") else kind  # it is acc or acc_norm

@@ -151,8 +151,11 @@ def _answer_index(answer: Any, choices: Sequence[Any]) -> int:
     if isinstance(answer, float) and answer.is_integer():  # pandas turns an integer column with a gap into floats
         answer = int(answer)
     text, texts = str(answer).strip(), [str(choice).strip() for choice in choices]
-    if isinstance(answer, str) and text in texts:
-        return choices.index(answer) if answer in choices else texts.index(text)
-    if isinstance(answer, str) and (letter := re.fullmatch(r"\(?([A-Za-z])[.)]?", text)):
-        return ord(letter[1].upper()) - ord("A")
+    letter = re.fullmatch(r"\(?([A-Za-z])[.)]?", text)
+    if isinstance(answer, str):
+        for told in filter(None, (text, letter and letter[1])):
+            if told in texts:
+                return texts.index(told)
+        if letter:
+            return ord(letter[1].upper()) - ord("A")
     return int(text) if re.fullmatch(r"\d{1,9}", text) else -1

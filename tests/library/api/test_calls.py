@@ -153,7 +153,7 @@ def test_an_error_names_the_argument(model: Path, rows: list[dict[str, Any]]) ->
         (lambda: tl.tune(model, 5), "rows: got int; allowed: a list of dicts, a data frame, a Dataset, a file, or "),
         (
             lambda: tl.tune(model, DatasetDict(train=Dataset.from_list(rows))),
-            "rows: got DatasetDict with train; allowed: one of its parts, if they are rows, or a list of dicts",
+            "rows: got DatasetDict with train; allowed: a list of dicts, or one part of a DatasetDict",
         ),
         (lambda: tl.smallest(model, rows, 1), "lose_at_most: got 1 with 127 rows of rows to prove on; allowed: "),
     ):

@@ -295,7 +295,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("A.CSV", 'text, label\n"one, two", x\n,\nthree, y\n'),
+        ("A.CSV", 'text, label\n"one, two", x\nthree, y\n,\n'),
         ("a.tsv", "text\tlabel\none, two\tx\nthree\ty\n"),
         ("a.json", '{"data": [{"text": "one, two", "label": "x"},\n {"text": "three", "label": "y"}]}'),
     ],
@@ -315,7 +315,7 @@ def test_half_an_emoji_becomes_a_question_mark(tmp_path: Path) -> None:
     [
         ("a.csv", "text,label\nnumber 1, two,x\n", "got rows of 3 cells below a header of 2; allowed: a header"),
         ("a.json", '[{"text": "one"},\n]', "got a list that is no JSON ("),
-        ("a.json", '[{"text": "one"}, null]', "row 1: got 'None'; allowed: one JSON object a line"),
+        ("a.json", '[{"text": "one"}, null]', "row 1: got 'null'; allowed: one JSON object a line"),
         ("a.jsonl", '{"text": "one"}\nnull\n', "line 2: got 'null'; allowed: one JSON object a line"),
     ],
 )

@@ -111,6 +111,7 @@ def test_a_text_and_its_label_in_every_kind_of_file(tmp_path: Path) -> None:
         ({"messages": chat("one", "x")["messages"], "tools": []}, "one", "x"),
         (sharegpt({"human": "one", "gpt": "x"}), "one", "x"),
         (sharegpt({"system": "Be short.", "User": "one", "Assistant": "x"}), "one", "x"),
+        (sharegpt({"human": "one", "gpt": "x"}) | {"system": "Be short."}, "one", "x"),
         ({"system": "Be short.", "instruction": "one", "output": "x", "history": []}, "Be short.\n\none", "x"),
     ],
 )
@@ -207,6 +208,7 @@ def test_answers_that_are_objects_are_json(tmp_path: Path, cell: Any, kind: str,
         ('{"A": "one", "B": "two"}', "(b)", 1),
         (["2", "3"], "3", 1),  # a text goes before an index
         (["one ", "two"], "one", 0),
+        (["B", "A"], "A.", 1),
     ],
 )
 def test_the_answer_to_choices_is_a_letter_or_a_text(tmp_path: Path, choices: Any, answer: str, index: int) -> None:
@@ -441,8 +443,8 @@ REFUSED: dict[str, tuple[list[Row], Row, str]] = {
         '"written" (each text is a right answer)',
     ),
     "choices counted from 1": (
-        [{"question": f"{i}?", "a": "x", "b": "y", "answer": 1 + i % 2} for i in range(150)],
-        {"question": "?", "a": "x", "b": "y", "answer": 2},
+        [{"question": f"{i}?", "a": "x", "b": "y", "c": "z", "answer": 1 + i % 2} for i in range(150)],
+        {"question": "?", "a": "x", "b": "y", "c": "z", "answer": 2},
         "column answer: got numbers from 1 to 2; allowed: a choice's letter, its text, or its index, of which the "
         "first is 0",
     ),
@@ -454,7 +456,7 @@ REFUSED: dict[str, tuple[list[Row], Row, str]] = {
     "a history": (
         [{"instruction": "x", "output": "y"}],
         {"instruction": "x", "output": "y", "history": [["x", "y"]]},
-        "row 1: column history: got [['x', 'y']]; allowed: none, or rows of messages",
+        "row 1: column history: got [['x', 'y']]; allowed: none, or all turns as messages",
     ),
     "a picture": (
         [chat("x", "y")],
