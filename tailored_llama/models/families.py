@@ -68,12 +68,12 @@ FAMILIES: dict[str, Family] = {
     # Hybrids, whose layers are attention, convolutions or state-space models. The first two have an ordinary MLP.
     "qwen3_5_text": replace(_HYBRID, gguf="qwen35", converted=True),
     "olmo_hybrid": _HYBRID,
-    "lfm2": replace(_CONVERTED, gguf="lfm2"),
+    "lfm2": replace(_CONVERTED, gguf="lfm2", from_gguf=True),
     "granitemoehybrid": replace(_CONVERTED, gguf="granitehybrid"),
     "falcon_h1": replace(_CONVERTED, gguf="falcon-h1"),
     # Attention of two widths, and keys that several layers share
     "gemma4_text": replace(_CONVERTED, gguf="gemma4"),
-    "nemotron": replace(_CONVERTED, gguf="nemotron"),  # torch-pruning never ends on its graph
+    "nemotron": replace(_CONVERTED, gguf="nemotron", from_gguf=True),  # torch-pruning never ends on its graph
     # Mixtures of experts
     "mixtral": replace(_CONVERTED, gguf="llama"),
     "qwen3_moe": replace(_CONVERTED, gguf="qwen3moe"),

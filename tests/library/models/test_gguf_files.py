@@ -145,7 +145,7 @@ def test_a_file_of_another_architecture_is_refused(tiny: Path, tmp_path: Path) -
     path.write_bytes(path.read_bytes().replace(b"llama", b"mamba"))
     message = (
         f"model.source {path}: architecture mamba in GGUF; allowed: llama, mistral, qwen2, qwen3, gemma2, gemma3_text, "
-        "phi3, or the same model as a folder or Hub id with safetensors"
+        "phi3, lfm2, nemotron, or the same model as a folder or Hub id with safetensors"
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         find_model(ModelConfig(source=str(path)))
@@ -158,7 +158,7 @@ def test_what_transformers_does_not_read_is_one_line(tmp_path: Path, name: str) 
     )
     said = (
         f"model.source {file}: architecture {name} in GGUF; allowed: llama, mistral, qwen2, qwen3, gemma2, "
-        "gemma3_text, phi3, or the same model as a folder or Hub id with safetensors"
+        "gemma3_text, phi3, lfm2, nemotron, or the same model as a folder or Hub id with safetensors"
     )
     with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
         find_model(ModelConfig(source=str(file)))

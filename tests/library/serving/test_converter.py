@@ -11,9 +11,9 @@ import torch
 from helpers import bpe_tokenizer, prune
 from hybrids import HYBRIDS, save_hybrid
 from llama_cpp import llama_cpp, with_ggml_gelu
-from tailored_llama.config import GgufType, PruningConfig, Work
+from tailored_llama.config import GgufType, ModelConfig, PruningConfig, Work
 from tailored_llama.errors import InputError
-from tailored_llama.models import FAMILIES, load_model, load_tokenizer
+from tailored_llama.models import FAMILIES, DenseSettings, load_model, load_tokenizer, prepare_dense
 from tailored_llama.pruning import build_graph, read_groups
 from tailored_llama.pruning.importance import write_importance
 from tailored_llama.serving import Importance, write_gguf
@@ -55,6 +55,17 @@ def test_other_types_are_smaller_and_llama_cpp_reads_them(tmp_path: Path, gguf_t
         expected = load_model(checkpoint)(torch.tensor([IDS])).logits[0]
         assert torch.cosine_similarity(runtime.logits(IDS).flatten(), expected.flatten(), dim=0) > like
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "model.gguf"]
+
+
+@pytest.mark.parametrize("architecture", [name for name in CONVERTED if FAMILIES[name].from_gguf])
+def test_a_file_is_read_again_to_the_bit(tmp_path: Path, architecture: str) -> None:
+    checkpoint, file, again = save(tmp_path / "dense", architecture), tmp_path / "model.gguf", tmp_path / "again"
+    write_gguf(checkpoint, gguf_type="f32", out=file)
+    again.mkdir()
+    prepare_dense(settings=DenseSettings.of(ModelConfig(source=str(file), dtype="float32")), work=Work(again))
+    with torch.no_grad():
+        first, second = (load_model(folder)(torch.tensor([IDS])).logits for folder in (checkpoint, again))
+    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("architecture", [name for name in CONVERTED if FAMILIES[name].level != "tokens"])
