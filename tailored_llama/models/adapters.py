@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tailored_llama.config import Dtype, ExecutionConfig, TrainingConfig, Work
+from tailored_llama.errors import InputError
 from tailored_llama.models.cards import merged_card
 from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, drop_paths, weights_digest
 from tailored_llama.models.id_table import TABLE
@@ -18,7 +19,7 @@ from tailored_llama.store import MANIFEST
 
 
 def add_adapter(base: Any, training: TrainingConfig, execution: ExecutionConfig) -> Any:
-    """Add a new adapter to a causal LM; returns the PEFT model."""
+    """Add a new adapter to a causal LM; returns the PEFT model. InputError: its experts take no dropout."""
     from peft import LoraConfig, get_peft_model  # late: most stages need none of it
 
     settings = LoraConfig(
@@ -28,7 +29,12 @@ def add_adapter(base: Any, training: TrainingConfig, execution: ExecutionConfig)
         target_modules=_targets(base, training.targets),
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(base, settings)
+    try:
+        model = get_peft_model(base, settings)
+    except ValueError:  # experts that are one tensor
+        if not training.dropout:
+            raise
+        raise InputError(f"dropout: got {training.dropout} for a mixture of experts; allowed: 0") from None
     if execution.recompute_activations:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model

@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from helpers import save_tiny_llama, tune
+from hybrids import HYBRIDS, save_hybrid
 from tailored_llama.config import ExecutionConfig, TuningConfig
 from tailored_llama.data import Prompt, read_prompts
 from tailored_llama.errors import InputError
-from tailored_llama.models import encode_pair, load_model, load_tokenizer, merge_adapter, using_threads
+from tailored_llama.models import FAMILIES, encode_pair, load_model, load_tokenizer, merge_adapter, using_threads
 from tailored_llama.training import loop
 from tailored_llama.training.loop import learning_rate
 from tailored_llama.training.losses import sample_losses
@@ -136,6 +137,37 @@ def test_a_killed_tuning_goes_on_and_ends_with_the_same_bytes(
     assert steps[0] == (step - 1) // 2 * 2 + 1  # progress is told before the state of the step is kept
     for path in whole.iterdir():
         assert path.read_bytes() == (killed / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_a_killed_tuning_of_every_type_goes_on(
+    tmp_path: Path, prompts: Path, folder: Callable[[str], Path], architecture: str
+) -> None:
+    if architecture in HYBRIDS:
+        dense = save_hybrid(tmp_path / "dense", architecture)
+    else:
+        dense = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1, pad_token_id=0)
+    keep, settings = (
+        ExecutionConfig(device="cpu", keep_state_every=1),
+        QUICK.model_copy(update={"epochs": 2, "dropout": 0.0}),
+    )
+
+    def kill(done: int, total: int) -> None:
+        if done == 3:
+            raise Killed
+
+    tune(dense, prompts, settings, folder("whole"))
+    with pytest.raises(Killed):
+        tune(dense, prompts, settings, folder("killed"), execution=keep, progress=kill, resume=folder("state"))
+    tune(dense, prompts, settings, tmp_path / "killed", execution=keep, resume=tmp_path / "state")
+    first, second = (load_file(tmp_path / out / "adapter_model.safetensors") for out in ("whole", "killed"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_experts_take_no_dropout(tmp_path: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
+    dense = save_hybrid(tmp_path / "dense", "olmoe")
+    with pytest.raises(InputError, match=r"^dropout: got 0.1 for a mixture of experts; allowed: 0$"):
+        tune(dense, prompts, QUICK, folder("adapter"))
 
 
 def flip(path: Path) -> None:
