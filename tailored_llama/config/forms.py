@@ -41,7 +41,7 @@ MOST_LABELS, MOST_NUMBERS, LONGEST_LABEL, ROWS_A_LABEL = 200, 10, 100, 5
 def as_benchmark(value: Any) -> Any:
     """A benchmark's table; a text is the name of a benchmark, or the path of a file that holds one.
 
-    InputError: it is another path.
+    InputError: it is the path of something else.
     """
     if not isinstance(value, str):
         return value
@@ -81,7 +81,8 @@ def in_form(rows: Sequence[Row], form: Form, where: str, unanswered: bool = Fals
     for number, row in enumerate(rows):
         cells = {column.lower(): value for column, value in row.items()}
         try:
-            history = from_json(told) if isinstance(told := cells.get("history"), str) else told
+            cell = cells.get("history")
+            history = from_json(cell) if isinstance(cell, str) else cell
             if form == "alpaca" and isinstance(history, list) and history:
                 raise ValueError(f"column history: got {history!r:.80}; allowed: none, or all turns as messages")
             told = _turns(cells, unanswered) if form == "messages" else {"output": cells.get("output")}

@@ -39,6 +39,7 @@ KINDS = {
     "gate and up": r"ffn_(gate|up)\.",
     "down": r"ffn_down\.",
 }
+LOW, MIDDLE, HIGH = "iq4_nl", "q5_0", "q8_0"
 SKIP = 1000  # train examples, as train_slice.py
 
 
@@ -55,20 +56,12 @@ def raised(
     ]
 
 
-def main(
-    folder: Path,
-    checkpoints: list[str],
-    benchmark: str = "csqa",
-    low: str = "iq4_nl",
-    middle: str = "q5_0",
-    high: str = "q8_0",
-    limit: int = 500,
-) -> None:
+def main(folder: Path, checkpoints: list[str], benchmark: str = "csqa", limit: int = 500) -> None:
     folder.mkdir(exist_ok=True)
     nothing, everything = "(?!)", ""
-    files = {f"all {low}": (nothing, high)}
-    files |= {f"{kind} {wide}": (own, wide) for wide in (high, middle) for kind, own in KINDS.items()}
-    files |= {f"all {wide}": (everything, wide) for wide in (middle, high)}
+    files = {f"all {LOW}": (nothing, HIGH)}
+    files |= {f"{kind} {wide}": (own, wide) for wide in (HIGH, MIDDLE) for kind, own in KINDS.items()}
+    files |= {f"all {wide}": (everything, wide) for wide in (MIDDLE, HIGH)}
     rows = []
     for given in checkpoints:
         model, _, source = given.partition("=")
@@ -92,11 +85,11 @@ def main(
                 file = own / f"{name.replace(' ', '-')}"
                 layout: Any = partial(raised, pattern, wide)
                 with patch.object(gguf, "parts_of", layout):
-                    made = partial(write, checkpoint, low, JOB, job, file.with_suffix(".gguf"))
+                    made = partial(write, checkpoint, LOW, JOB, job, file.with_suffix(".gguf"))
                     written = read(file.with_suffix(".json"), made)
                     (weights := Path(scratch) / file.name).mkdir()
                     if not all(path.is_file() for path in kept(file, asked)):
-                        dequantise(checkpoint, file.with_suffix(".gguf"), low, weights)
+                        dequantise(checkpoint, file.with_suffix(".gguf"), LOW, weights)
                 after = scored(file, weights, asked)
                 found = row(
                     model, benchmark, name, JOB, asked[benchmark], before[benchmark], after[benchmark] | written
