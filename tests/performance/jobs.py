@@ -8,7 +8,7 @@ a written number. All but `calls` are read from the pinned wheel; `calls` needs 
 
 Each line printed is a model: the rows that it was tuned on, and its accuracy on the proving rows. The last two are of
 the proven file, as certified and asked again by chat. `--codes` puts C01, C02, … in place of the labels. `--no-search`
-ends before the search. All artifacts are kept in the folder, and found again there.
+ends before the search, `--no-dense` begins with it. All artifacts are kept in the folder, and found again there.
 """
 
 import ast
@@ -110,9 +110,17 @@ def in_codes(rows: Rows) -> Rows:
 JOBS = {job.__name__: job for job in (subjects, groups, calls, sums)}
 
 
-def show(model: str, of: Any) -> None:
-    """Print a row of `tl.compare`, whose third column is the metric."""
-    print(f"{model}: {of.index[2]} {of.iloc[2]:.3f} ± {of['stderr']:.3f}", flush=True)
+def score_dense(model: str, file: Path, shots: list[str], common: dict[str, Any]) -> None:
+    """Print the dense model's accuracy as it is, and tuned on so many rows."""
+    fields: dict[str, Any] = {"scoring.limit": PROVING, "tuning.keep": "always"}
+    tuned = {
+        f"tuned on {count}": tl.tune(model, **common, settings=fields | {"tuning.shots": as_value(count)})
+        for count in shots
+    }
+    as_it_is = replace(next(iter(tuned.values())), adapter=None)
+    for name, small in {"as it is": as_it_is, **tuned}.items():
+        of = tl.compare(small, benchmark=str(file), settings=fields).iloc[0]  # its third column is the metric
+        print(f"{name}: {of.index[2]} {of.iloc[2]:.3f} ± {of['stderr']:.3f}", flush=True)
 
 
 def main(
@@ -122,6 +130,7 @@ def main(
     lose_at_most: Annotated[float, typer.Option()] = 5.0,
     ratios: Annotated[str, typer.Option()] = "0.2,0.4",
     codes: Annotated[bool, typer.Option("--codes")] = False,
+    dense: Annotated[bool, typer.Option()] = True,
     search: Annotated[bool, typer.Option()] = True,
     folder: Annotated[Path, typer.Option()] = Path("jobs"),
 ) -> None:
@@ -133,15 +142,8 @@ def main(
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     print(f"{job}, {model}: {len(rows)} rows", flush=True)
     common: dict[str, Any] = {"rows": str(file), "store": folder / "store"}
-    fields: dict[str, Any] = {"scoring.limit": PROVING, "tuning.keep": "always"}
-    tuned = {
-        f"tuned on {count}": tl.tune(model, **common, settings=fields | {"tuning.shots": as_value(count)})
-        for count in shots
-    }
-    as_it_is = replace(next(iter(tuned.values())), adapter=None)
-    for name, small in {"as it is": as_it_is, **tuned}.items():
-        table = tl.compare(small, benchmark=str(file), settings=fields)
-        show(name, table.iloc[0])
+    if dense:
+        score_dense(model, file, shots, common)
     if not search:
         return
     goal = {"goal.choosing_rows": CHOOSING, "goal.even_if_unprovable": True}
