@@ -78,8 +78,8 @@ class TuningConfig(AdapterConfig):
     divided (benchmarks.data), at most as many."""
     keep: Literal["better", "always"] = "better"
     """Whether a finished model (store.export) gets its adapter. better: if the adapter is better than none on the
-    held-out examples, within their error; otherwise the untuned model is exported. always: in any case. Scores of the
-    tailored model are reported either way."""
+    held-out examples by more than their error, or if fewer than 20 are held out and it is not worse; otherwise the
+    untuned model is exported. always: in any case. Scores of the tailored model are reported either way."""
     dense: bool = True
     """Flows tailor and sweep, where the pruned model is tuned: also tune the dense model on the same shots, without
     healing, and score it: what pruning really costs after tailoring."""

@@ -146,11 +146,11 @@ def _steps(run: Executor, config: SmallestConfig, dense: Dense) -> tuple[tuple[S
 
 
 def better_whole(run: Executor, base: Base) -> Whole:
-    """The base model as it is or tuned, whichever has more right on the choosing rows."""
+    """The base model as it is or tuned, whichever has more right on the choosing rows; if both have as many, tuned."""
     config, checkpoint, label = base.config, base.dense.checkpoint, f"{base.config.model.short_name} dense"
     adapters = steps.tune_adapters(config, 0.0, checkpoint, base.prompts)
     tried: list[Whole] = []
-    for name, adapter in {label: None, **{f"{label}, tuned": own for own in list(adapters.values())[:1]}}.items():
+    for name, adapter in {**{f"{label}, tuned": own for own in list(adapters.values())[:1]}, label: None}.items():
         title, asked = f"{name}, 16 bits, to choose", base.rows["selection"]
         scores = {
             of: steps.score(config, of, title, checkpoint, prompts, adapter, "selection")

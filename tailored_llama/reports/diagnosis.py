@@ -14,7 +14,7 @@ from tailored_llama.reports.inputs import RunResults
 from tailored_llama.reports.parts import accuracy_of, number, percent, points, span
 from tailored_llama.reports.text import NOTHING, held_out_evidence, run_name
 from tailored_llama.store import read_table
-from tailored_llama.training import LOG_SCHEMA, Comparison, is_better
+from tailored_llama.training import LOG_SCHEMA, Comparison, is_better, ships_adapter
 
 LOW = 0.65  # tailored ÷ dense accuracy below this: too much removed
 SPIKE = 2.0  # a step's loss above this many times the median of the steps before it is a spike
@@ -51,7 +51,7 @@ def no_gain(tailored: RecoveryRow, comparison: Comparison | None, config: RunCon
     signature = NOTHING if nothing else "No gain from tuning where it is scored"
     if nothing:
         merged = " (an exported model has the adapter all the same, as tuning.keep says)"
-        signature += merged if config.tuning.keep == "always" else ": an exported model is the untuned one"
+        signature += merged if ships_adapter(config.tuning, comparison) else ": an exported model is the untuned one"
     return signature, ", and ".join(evidence), "; ".join(levers)
 
 

@@ -6,7 +6,7 @@ compared on the same examples, by what the metric counts.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ LOG_SCHEMA = pa.schema(
     }
 )
 
+FEW = 20  # held-out examples, on fewer of which the paired error of an accuracy is above ten points
 FILE = "held_out.parquet"
 HELD_OUT_SCHEMA = pa.schema(
     {
@@ -97,8 +98,22 @@ def is_better(comparison: Comparison | None) -> bool | None:
 
 
 def ships_adapter(tuning: TuningConfig, comparison: Comparison | None) -> bool:
-    """Return whether a finished model gets its adapter (`tuning.keep`); without a verdict it does."""
-    return tuning.keep == "always" or is_better(comparison) is not False
+    """Return whether a finished model gets its adapter (`tuning.keep`); without a verdict it does.
+
+    Few examples hide a large gain. So with fewer than `FEW`, an adapter is left out only if it is worse than none.
+    """
+    if tuning.keep == "always" or comparison is None:
+        return True
+    if comparison.examples < FEW:
+        return is_better(_reversed(comparison)) is not True
+    return is_better(comparison) is not False
+
+
+def _reversed(comparison: Comparison) -> Comparison:
+    """None beside an adapter."""
+    losses = {"untuned_loss": comparison.tuned_loss, "tuned_loss": comparison.untuned_loss}
+    accuracies = {"untuned_accuracy": comparison.tuned_accuracy, "tuned_accuracy": comparison.untuned_accuracy}
+    return replace(comparison, **losses, **accuracies)
 
 
 def _exceeds(gain: float, error: float) -> bool:

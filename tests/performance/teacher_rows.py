@@ -62,13 +62,13 @@ def main(
         values["store"] = {"root": str(folder / "store")}
         return build_config(RunConfig, values)
 
-    def answers(config: RunConfig, ratio: float, calibrated: RunConfig) -> Any:
+    def answers(config: RunConfig, ratio: float, calibrated: RunConfig, tuned: bool = True) -> Any:
         """What a model says that is pruned by one configuration, and tuned on the rows of another."""
         prompts = steps.render_all(config)
         first = steps.render_all(calibrated)
         dense = steps.load_dense(config)
         base = steps.prune_to(calibrated, steps.prepare_dense(calibrated, first), ratio, first) if ratio else dense
-        adapter = steps.tune(config, [job], ratio, base, prompts)
+        adapter = steps.tune(config, [job], ratio, base, prompts) if tuned else None
         scored = steps.score(config, job, f"@ {ratio:.2f}", base, prompts.evaluation[job], adapter)
         run = StoreExecutor(config.store, config.execution)
         return read_said(run.open(scored), run.open(prompts.evaluation[job]), "evaluation", "acc", None).answers
@@ -80,6 +80,7 @@ def main(
 
     plain = configured("labelled", own, fresh)
     reference = answers(plain, 0, plain)
+    show("reference, untuned", answers(plain, 0, plain, tuned=False), reference)
     show("reference", reference, reference)
     guessed = answers(configured("unlabelled", own, others), 0, plain)
     told = [row | {"label": str(label)} for row, label in zip(others, guessed, strict=True)]

@@ -135,8 +135,8 @@ def failed(tmp_path: Path) -> ReportInputs:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     write_table(adapter / "log.parquet", log([2.0, 2.0, 2.0, 9.0], [3.0, 3.0]), LOG_SCHEMA)
-    same = [Outcome(1.0, True, 1.0), Outcome(2.0, False, 2.0)] * 4
-    write_comparison(adapter, range(8), same, same)
+    same = [Outcome(1.0, True, 1.0), Outcome(2.0, False, 2.0)] * 10
+    write_comparison(adapter, range(20), same, same)
     run = RunResults(recovery_table(0.2, models, ()), adapters={"own": adapter})
     return ReportInputs("tiny", [run], validate_config({}))
 
@@ -145,7 +145,7 @@ SAID = (
     "Below 65 % of the dense model: too much removed, or the wrong kind",
     "accuracy is 0.400 ± 0.049, 50.0 % of the dense model's",
     "Tuning brought nothing here: an exported model is the untuned one",
-    "on 8 held-out train examples accuracy went from 0.500 to 0.500 (+0.0 ± 0.0 points)",
+    "on 20 held-out train examples accuracy went from 0.500 to 0.500 (+0.0 ± 0.0 points)",
     "Unstable training: rank or learning rate too high",
     "at step 4 the loss was 9.00, 4.5 times the median of the steps before",
 )

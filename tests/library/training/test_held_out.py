@@ -161,6 +161,18 @@ def test_an_adapter_is_left_out_only_by_a_verdict_and_by_default(tmp_path: Path)
     assert ships_adapter(QUICK, None)
 
 
+@pytest.mark.parametrize(("examples", "shipped"), [(18, True), (20, False)])
+def test_on_few_examples_an_adapter_is_left_out_only_if_it_is_worse(
+    tmp_path: Path, examples: int, shipped: bool
+) -> None:
+    """Tuned on 50 rows, SmolLM2 names 62 % of the groups of subjects in place of 38 %: 18 rows did not tell."""
+    undecided = compared(tmp_path, [GAINED, LOST] + [NEITHER] * (examples - 2), NOISE * (examples // 2))
+    assert is_better(undecided) is False
+    assert ships_adapter(QUICK, undecided) is shipped
+    worse = compared(tmp_path, [LOST] * examples, LOWER * (examples // 2))
+    assert not ships_adapter(QUICK, worse)
+
+
 def test_errors_are_paired(tmp_path: Path) -> None:
     """Two models that are right on the same examples differ by nothing, however uncertain each accuracy is."""
     comparison = compared(tmp_path, [BOTH, NEITHER] * 5 + [GAINED] * 2, [(2.0, 1.0)] * 12)
