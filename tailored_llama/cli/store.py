@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from tailored_llama import store
@@ -78,11 +79,8 @@ def store_gc(
     try:
         if delete:
             store.remove_claims(artifacts, claims)
-            unused, gone = gone, store.remove_artifacts(artifacts, gone)
+            gone = store.remove_artifacts(artifacts, gone)
             left = [(path, size) for path, size in left if store.remove_leftover(artifacts, path)]
-            for entry in unused:
-                if entry not in gone:
-                    print(f"{entry.stage}/{entry.key[:12]}: in use, kept")
     except OSError as error:
         raise InputError(f"--root {root}: {error}; allowed: a store that can be written") from error
     table = Table("stage", "key", "MB", "last used")
@@ -90,7 +88,7 @@ def store_gc(
         table.add_row(entry.stage, entry.key[:12], f"{entry.size / 1e6:.1f}", _age(entry))
     if gone:
         Console().print(table)
-    swept = f"{_count(len(left) + len(claims), 'leftover')}, {_size(sum(size for _, size in left))}"
+    swept = f"{len(left) + len(claims):,} leftover(s), {decimal(sum(size for _, size in left))}"
     stay = [entry for entry in entries if entry not in gone]
     print(f"{'removed' if delete else 'would remove'}: {_sum(gone)}; {swept}. Left: {_sum(stay)}.")
     if not delete and (gone or left or claims):
@@ -117,16 +115,7 @@ def _reports(reports: list[store.Entry]) -> str:
 
 
 def _sum(entries: list[store.Entry]) -> str:
-    return f"{_count(len(entries), 'artifact')}, {_size(sum(entry.size for entry in entries))}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _size(size: int) -> str:
-    unit = next((name for name in ("TB", "GB", "MB", "KB") if size >= _BYTES[name]), "B")
-    return f"{size} B" if unit == "B" else f"{size / _BYTES[unit]:.1f} {unit}"
+    return f"{len(entries):,} artifact(s), {decimal(sum(entry.size for entry in entries))}"
 
 
 def _age(entry: store.Entry) -> str:
