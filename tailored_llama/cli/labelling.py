@@ -1,17 +1,13 @@
 """The command that asks a person for labels, one row after another."""
 
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tailored_llama.errors import InputError
-
-if TYPE_CHECKING:
-    from tailored_llama.data import Asked
 
 labelling = typer.Typer()
 
@@ -30,36 +26,27 @@ def label(
 
     if not file.is_file():
         raise InputError(f"{file}: no such file; allowed: one that a search has written")
-    rows = read_asked(file)
+    rows, differ = read_asked(file), list[bool]()
+    places = [place for place, row in enumerate(rows) if bool(row.answer) == bool(again)]
     if again:
-        return _ask_again([row for row in rows if row.answer], again)
-    for place, row in enumerate(rows):
-        if row.answer:
-            continue
-        print(f"\n{place + 1} of {len(rows)}, part {row.part}; q leaves, Enter goes on without an answer")
+        places = random.sample(places, min(again, len(places)))
+    for number, place in enumerate(places, 1):
+        row = rows[place]
+        print(f"\n{number} of {len(places)}, part {row.part}; q leaves, Enter goes on without an answer")
         answer = _ask(row.row, row.answers)
         if answer in LEAVE:
             break
-        if answer:
+        if answer and again:
+            differ.append(answer != row.answer)
+        elif answer:
             rows[place] = replace(row, answer=answer)
             write_asked(file, rows)
-    left = sum(not row.answer for row in rows)
-    print(f"{file}: {len(rows) - left} rows are labelled, {left} are left")
-
-
-def _ask_again(rows: Sequence["Asked"], count: int) -> None:
-    drawn = random.sample(rows, min(count, len(rows)))
-    asked = differ = 0
-    for row in drawn:
-        print(f"\n{asked + 1} of {len(drawn)}; q leaves, Enter goes on without an answer")
-        answer = _ask(row.row, row.answers)
-        if answer in LEAVE:
-            break
-        if answer:
-            asked, differ = asked + 1, differ + (answer != row.answer)
-    if asked:
-        share = f"about {differ / 2 / asked:.1%} of the labels are wrong (goal.label_errors)"
-        print(f"{differ} of {asked} answers differ from the first ones: {share}")
+    if differ:
+        share = f"about {sum(differ) / 2 / len(differ):.1%} of the labels are wrong (goal.label_errors)"
+        print(f"{sum(differ)} of {len(differ)} answers differ from the first ones: {share}")
+    if not again:
+        left = sum(not row.answer for row in rows)
+        print(f"{file}: {len(rows) - left} rows are labelled, {left} are left")
 
 
 def _ask(text: str, answers: tuple[str, ...]) -> str:
