@@ -1,9 +1,11 @@
-"""Figures as text, and as cells of tables."""
+"""What several reports show: figures as text and as cells of tables, and the table of costs."""
 
 from collections.abc import Sequence
 
 from tailored_llama.evaluation import RecoveryRow
-from tailored_llama.reports.tables import Cell
+from tailored_llama.progress import duration
+from tailored_llama.reports.tables import Cell, Column, Table, table_row
+from tailored_llama.store import Manifest
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -22,12 +24,6 @@ def span(low: float | None, high: float | None, digits: int = 1) -> str:
         return ""
     between = " to " if low < 0 else "–"
     return f"{number(100 * low, digits)}{between}{number(100 * high, digits)}\N{NO-BREAK SPACE}%"
-
-
-def share(value: float | None, low: float | None, high: float | None, digits: int = 1) -> str:
-    """A fraction as a percentage, with its interval in brackets if it has one: "97.9 % (94–103)"."""
-    bounds = span(low, high, 0).removesuffix("\N{NO-BREAK SPACE}%").replace(" to ", ", ")
-    return f"{percent(value, digits)} ({bounds})" if bounds else percent(value, digits)
 
 
 def points(share: float | None) -> str:
@@ -68,6 +64,23 @@ def accuracy_of(row: RecoveryRow | None) -> Cell:
 
 
 def share_cell(value: float | None, low: float | None, high: float | None, more: str = "", digits: int = 0) -> Cell:
-    """A fraction as a percentage, with its interval and `more` below it; `digits` are those on a terminal."""
+    """A fraction as a percentage, with its interval and `more` below it; on a terminal, "97.9 % (94–103)"."""
     under = () if value is None else (span(low, high), more)
-    return Cell(percent(value), under, share(value, low, high, digits))
+    bounds = span(low, high, 0).removesuffix("\N{NO-BREAK SPACE}%").replace(" to ", ", ")
+    return Cell(percent(value), under, percent(value, digits) + (f" ({bounds})" if bounds else ""))
+
+
+def cost_table(costs: Sequence[tuple[str, Manifest]]) -> Table:
+    """Show the time that the artifacts of each stage and label took, and all together."""
+    groups: dict[tuple[str, str], list[Manifest]] = {}
+    for label, cost in costs:
+        groups.setdefault((cost.stage, label), []).append(cost)
+    if costs:
+        groups["together", ""] = [cost for _, cost in costs]
+    rows = []
+    for (stage, label), group in groups.items():
+        seconds, memory = sum(cost.seconds for cost in group), max(cost.peak_memory_bytes for cost in group)
+        peak = megabytes(memory) if memory else "–"
+        rows.append(table_row(stage, label, duration(seconds), peak, bold=stage == "together"))
+    columns = (Column("stage", left=True), Column("of", left=True), Column("wall time"), Column("peak memory"))
+    return Table(columns, tuple(rows))

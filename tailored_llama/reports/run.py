@@ -13,12 +13,11 @@ from tailored_llama.config import DENSE, TUNED_DENSE
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import HEALED, MEAN, MODELS, PRUNED, TAILORED, Z95, ModelRow, RecoveryRow, RecoveryTable
 from tailored_llama.reports import text
-from tailored_llama.reports.costs import cost_table
 from tailored_llama.reports.diagnosis import diagnose
 from tailored_llama.reports.figures import COLOURS, WIDTH, Picture, name_ticks, new_figure, styled, xy
 from tailored_llama.reports.inputs import ReportInputs, RunResults
 from tailored_llama.reports.pages import Report, Section, first_sample, settings_of, write_pages
-from tailored_llama.reports.parts import accuracy_of, megabytes, number, percent, share_cell, span
+from tailored_llama.reports.parts import accuracy_of, cost_table, megabytes, number, percent, share_cell, span
 from tailored_llama.reports.tables import Cell, Column, Table, table_row
 from tailored_llama.store import read_table, write_rows
 from tailored_llama.training import LOG_SCHEMA

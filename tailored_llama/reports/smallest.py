@@ -11,10 +11,9 @@ from tailored_llama import evaluation
 from tailored_llama.config import SmallestConfig
 from tailored_llama.evaluation import FIRST_SHARE, Answer, CandidateFigures, LossTest
 from tailored_llama.reports.cards import claim, cost_of, size_of
-from tailored_llama.reports.costs import cost_table
 from tailored_llama.reports.figures import COLOURS, DASHES, Picture, curve_style, new_figure, styled, xy
 from tailored_llama.reports.pages import Report, Section, lines_of, settings_of, shorten, write_pages
-from tailored_llama.reports.parts import lost, megabytes, number, p_value, percent
+from tailored_llama.reports.parts import cost_table, lost, megabytes, number, p_value, percent
 from tailored_llama.reports.tables import Cell, Column, Table, table_row
 from tailored_llama.serving import bits_of
 from tailored_llama.store import Manifest

@@ -40,7 +40,7 @@ from tailored_llama.evaluation.scoring import choice_floor
 from tailored_llama.evaluation.statistics import Answers, chance_corrected, interval, paired_draws, ratios
 from tailored_llama.models import context_length, encode_pair, load_tokenizer, weight_files
 from tailored_llama.reports.figures import COLOURS, STYLE, Picture, new_figure
-from tailored_llama.reports.parts import number, percent, share
+from tailored_llama.reports.parts import number, percent, share_cell
 from tailored_llama.serving import measure_speed, read_speed, write_gguf
 from tailored_llama.store import write_rows
 
@@ -245,7 +245,9 @@ def table(rows: Sequence[Row]) -> str:
         "|---|---|---|--:|--:|--:|--:|--:|",
     ]
     for one in rows:
-        corrected = share(one.chance_corrected, one.cc_low, one.cc_high, 0) if one != rows[0] else percent(1, 0)
+        corrected = share_cell(one.chance_corrected, one.cc_low, one.cc_high).brief
+        if one == rows[0]:
+            corrected = percent(1, 0)
         if not math.isfinite(one.chance_corrected):
             corrected = "–"  # the reference itself has nothing above the floor
         lines.append(
