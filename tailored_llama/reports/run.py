@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from tailored_llama.config import DENSE, TUNED_DENSE
-from tailored_llama.errors import InputError
 from tailored_llama.evaluation import HEALED, MEAN, MODELS, PRUNED, TAILORED, Z95, ModelRow, RecoveryRow, RecoveryTable
 from tailored_llama.reports import text
 from tailored_llama.reports.diagnosis import diagnose
@@ -26,15 +25,9 @@ from tailored_llama.training import LOG_SCHEMA
 def write_report(inputs: ReportInputs, *, out: Path) -> None:
     """Stage: write the pages, `recovery.parquet` and `models.parquet` into an existing folder.
 
-    Every ratio repeats the dense models' rows.
-
-    Raises:
-        InputError: scores of a benchmark have different examples or metrics, or a file is missing or broken.
+    Every ratio repeats the dense models' rows. InputError: the log or the comparison of an adapter is broken.
     """
-    runs = [run for run in inputs.runs if run.table.rows]
-    if not runs:
-        raise InputError("report: no model has scores; allowed: at least one scored benchmark")
-    config, tables = inputs.config, [run.table for run in runs]
+    runs, config, tables = inputs.runs, inputs.config, [run.table for run in inputs.runs]
     sizes = {(row.ratio, row.model): row for table in tables for row in table.models.values()}
     rows = [row for table in tables for row in table.rows]
     write_rows(out / "recovery.parquet", rows, RecoveryRow)

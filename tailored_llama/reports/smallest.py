@@ -63,9 +63,10 @@ def _result(answer: Answer) -> tuple[list[str], list[tuple[str, str]]]:
     candidate, tests = answer.candidates[position], answer.tests[answer.order.index(position)]
     benchmark, test = max(tests.items(), key=lambda item: item[1].bound)
     rows = f"rows of {benchmark}, the worst" if len(tests) > 1 else "rows"
+    removed = percent(candidate.ratio, 0)
     figures = [
         ("size", size_of(answer, candidate)),
-        ("parameters removed", _removed(candidate)),
+        ("parameters removed", f"{removed}{', only tokens' * candidate.trimmed}" if candidate.ratio else "none"),
         (f"measured loss on {number(test.rows, 0)} {rows}", f"{lost(test.loss)} points"),
         ("largest loss not excluded", f"{lost(test.bound, 2)} points"),
     ]
@@ -85,10 +86,6 @@ def _verdict(answer: Answer, candidate: CandidateFigures) -> str:
     if bits_of(candidate.type) < 16:
         return claim(answer, f"Do not prune, quantise: the dense model in {candidate.type}")
     return claim(answer, "Nothing smaller is proven: the dense model in 16 bits")
-
-
-def _removed(candidate: CandidateFigures) -> str:
-    return f"{percent(candidate.ratio, 0)}{', only tokens' * candidate.trimmed}" if candidate.ratio else "none"
 
 
 def _unproven(answer: Answer) -> list[str]:
