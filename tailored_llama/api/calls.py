@@ -182,14 +182,12 @@ def smallest(
             raise InputError(
                 f"store: got none, to record the opening of rows in, and {error}; allowed: {allowed}"
             ) from None
-    fields = {"goal.lose_at_most": lose_at_most, "store.export": str(export or _new_folder()), **(settings or {})}
-    composition = COMPOSITIONS["smallest"]
-    job = _benchmark(rows)
+    fields = {"goal.lose_at_most": lose_at_most, "store.export": str(export or _new_folder())}
     if unlabelled is not None:
-        job = {"data": job} if isinstance(job, str) else job
         others = _benchmark(unlabelled)
-        job = {**job, "unlabelled": others if isinstance(others, str) else others["data"]}
-    run, config = _runner_and_config(model, job, store, fields, SmallestConfig)
+        fields["rows.unlabelled"] = others if isinstance(others, str) else others["data"]
+    composition = COMPOSITIONS["smallest"]
+    run, config = _runner_and_config(model, _benchmark(rows), store, fields | dict(settings or {}), SmallestConfig)
     composition.check(config)
     report = run.folder(composition.make(run, config))
     answer = evaluation.read_answer(report)
@@ -254,11 +252,8 @@ def _source(model: Source) -> str:
 
 def _benchmark(rows: Rows) -> Any:
     """A benchmark's name, or a table of rows in a file; a Dataset's classes are written by their names."""
-    if isinstance(rows, Mapping) and not any(isinstance(rows.get(field), str) for field in ("name", "data")):
-        got = f"{type(rows).__name__} with {', '.join(map(str, rows)):.80}"
-        raise InputError(f"rows: got {got}; allowed: a list of dicts, or one part of a DatasetDict")
-    if isinstance(rows, str | Path | Mapping):
-        return str(rows) if isinstance(rows, Path) else rows
+    if isinstance(rows, str | Path):
+        return str(rows)
     if hasattr(rows, "with_format"):  # a Dataset, which may give tensors
         rows = rows.with_format(None)
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # a data frame
@@ -268,7 +263,7 @@ def _benchmark(rows: Rows) -> Any:
     try:
         return {"data": _written((_named(row, classes) for row in rows), "rows"), "name": "rows"}
     except (TypeError, ValueError):
-        allowed = "a list of dicts, a data frame, a Dataset, a file, or the name of a benchmark"
+        allowed = "a list of dicts, a data frame, a Dataset (no DatasetDict), a file, or the name of a benchmark"
         raise InputError(f"rows: got {type(rows).__name__}; allowed: {allowed}") from None
 
 

@@ -150,10 +150,13 @@ def test_an_error_names_the_argument(model: Path, rows: list[dict[str, Any]]) ->
         (lambda: tl.prune("nowhere", 0.2, text=["a"]), "model nowhere: no such file or folder; allowed: "),
         (lambda: tl.prune(model, 0.2), "text: got both or none of text and rows; allowed: one of them"),
         (lambda: tl.prune(5, 0.2, text=["a"]), "model: got int; allowed: a path, a Hub id, or a model and its "),
-        (lambda: tl.tune(model, 5), "rows: got int; allowed: a list of dicts, a data frame, a Dataset, a file, or "),
+        (
+            lambda: tl.tune(model, 5),
+            "rows: got int; allowed: a list of dicts, a data frame, a Dataset (no DatasetDict), a file, or ",
+        ),
         (
             lambda: tl.tune(model, DatasetDict(train=Dataset.from_list(rows))),
-            "rows: got DatasetDict with train; allowed: a list of dicts, or one part of a DatasetDict",
+            "rows: got DatasetDict; allowed: a list of dicts, a data frame, a Dataset (no DatasetDict), a file, or ",
         ),
         (lambda: tl.smallest(model, rows, 1), "lose_at_most: got 1 with 127 rows of rows to prove on; allowed: "),
     ):
