@@ -13,7 +13,6 @@ answering = typer.Typer()
 
 Finished = Annotated[Path, typer.Argument(help="Folder of a finished model, such as smallest has exported.")]
 Context = Annotated[int, typer.Option(min=1, help="Tokens of a prompt and its answer in llama.cpp, at most.")]
-SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 
 @answering.command(epilog="Example: `tailored-llama answer smallest/my new.csv --out answered.csv`")
@@ -24,8 +23,8 @@ def answer(
     context: Context = CONTEXT,
 ) -> None:
     """Answer new rows with a finished model: its answers and their probabilities, beside the rows."""
-    if out.suffix not in SUFFIXES:
-        raise InputError(f"--out: got {out}; allowed: a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
+    if out.suffix not in (".csv", ".jsonl", ".parquet"):
+        raise InputError(f"--out: got {out}; allowed: a .csv, .jsonl or .parquet file")
     check_new_file(out)
     from tailored_llama.files import unfinished
     from tailored_llama.serving import load

@@ -147,22 +147,16 @@ def gguf(
 ) -> None:
     """Write a checkpoint as a GGUF file, for llama.cpp and Ollama."""
     kind = as_gguf_type(gguf_type)
-    new = [out, *([imatrix] if imatrix and data else [])]
-    for file in new:
+    for file in [out, *([imatrix] if imatrix and data else [])]:
         check_new_file(file)
     if (data or imatrix) and kind not in FEW_BITS:
         raise InputError(f"type: got {kind!r} with --data or --imatrix; allowed: {', '.join(FEW_BITS)}")
     from tailored_llama.serving import read_importance, write_gguf
 
     with room_for(out), progress_bar(f"gguf {gguf_type}") as progress:
-        try:
-            read = read_importance(imatrix) if imatrix and not data else None
-            by = _job(checkpoint, data, kind, imatrix) if data else read
-            written = write_gguf(checkpoint, gguf_type=kind, out=out, name=name, by=by, progress=progress)
-        except BaseException:
-            for file in new[1:]:
-                file.unlink(missing_ok=True)
-            raise
+        read = read_importance(imatrix) if imatrix and not data else None
+        by = _job(checkpoint, data, kind, imatrix) if data else read
+        written = write_gguf(checkpoint, gguf_type=kind, out=out, name=name, by=by, progress=progress)
     print(f"{out}: architecture {written.architecture}, {written.size:,} bytes")
     if written.padded_channels:
         print(f"{written.padded_channels:,} MLP channels of zeros fill its blocks; they change no result")

@@ -102,19 +102,17 @@ def verify(
     if model and not url:
         raise InputError(f"--model: got {model} without --url; allowed: with the URL of a server")
     certificate = read_certificate(folder, rows)
-    differences: list[str] = []
     with scratch_runner(certificate.config) as run:
         if url:
             from tailored_llama.pipeline import verify_server
 
             tests, differences = verify_server(run, certificate, _server(url, model))
+            told = ["not served as certified:", *differences] if differences else ["served as certified"]
         else:
             tests = verify_certificate(run, certificate, dense)
+            told = ["This does not cover:", *uncovered(certificate, dense is not None)]
     _tell(tests)
-    if url:
-        print(*(["not served as certified:", *differences] if differences else ["served as certified"]), sep="\n- ")
-    else:
-        print("This does not cover:", *uncovered(certificate, dense is not None), sep="\n- ")
+    print(*told, sep="\n- ")
     raise typer.Exit(0 if all(test.proven for test in tests.values()) else 1)
 
 
