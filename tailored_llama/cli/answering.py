@@ -7,6 +7,7 @@ import typer
 
 from tailored_llama.cli.folders import check_new_file, room_for
 from tailored_llama.errors import InputError
+from tailored_llama.files import unfinished
 from tailored_llama.serving import CONTEXT
 
 answering = typer.Typer()
@@ -26,7 +27,6 @@ def answer(
     if out.suffix not in (".csv", ".jsonl", ".parquet"):
         raise InputError(f"--out: got {out}; allowed: a .csv, .jsonl or .parquet file")
     check_new_file(out)
-    from tailored_llama.files import unfinished
     from tailored_llama.serving import load
 
     with load(folder, context) as model:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tailored_llama.data import NONE, read_asked, write_asked
 from tailored_llama.errors import InputError
 
 labelling = typer.Typer()
@@ -22,8 +23,6 @@ def label(
     ] = 0,
 ) -> None:
     """Label the rows that a search needs, one after another; each answer is saved at once."""
-    from tailored_llama.data import read_asked, write_asked
-
     if not file.is_file():
         raise InputError(f"{file}: no such file; allowed: one that a search has written")
     rows, differ = read_asked(file), list[bool]()
@@ -51,8 +50,6 @@ def label(
 
 def _ask(text: str, answers: tuple[str, ...]) -> str:
     """Show a row and read its answer: a key of the list or an answer's text; any text if there is no list."""
-    from tailored_llama.data import NONE
-
     print(f"\n{text}\n")
     keys = {str(number): answer for number, answer in enumerate(answers, 1)}
     if set(keys) & set(answers):  # answers that are numbers themselves

@@ -12,9 +12,13 @@ from tailored_llama.cli.arguments import BenchmarkName, Checkpoint, Config, Mode
 from tailored_llama.cli.folders import check_new_file, new_folder, room_for, scratch_runner, with_benchmarks
 from tailored_llama.config import FEW_BITS, GGUF_TYPES, PROMPTS, GgufType, StoreConfig, as_gguf_type, load_config
 from tailored_llama.console import progress_bar
+from tailored_llama.data import all_texts, worked_example
 from tailored_llama.errors import InputError
+from tailored_llama.models import read_structure
 from tailored_llama.pipeline import steps
 from tailored_llama.preflight import check_texts
+from tailored_llama.reports import verdict_line
+from tailored_llama.training import read_comparison
 
 making = typer.Typer()
 
@@ -25,8 +29,6 @@ def example(
     folder: Annotated[Path, typer.Argument(help="Folder to write it to.")] = Path("."),
 ) -> None:
     """Write an example configuration; own-task and my-task also write the folder my-task, with example rows."""
-    from tailored_llama.data import worked_example
-
     about = worked_example.configurations() | {"my-task": "Rows alone, as own-task and the tutorial read them."}
     if name is None:
         width = max(map(len, about))
@@ -69,7 +71,7 @@ def prune(
 ) -> None:
     """Score importance, plan, and write a pruned checkpoint with its plan.parquet."""
     run = load_config(config, [*(overrides or []), f"model.source={json.dumps(model)}", f"pruning.ratios=[{ratio}]"])
-    from tailored_llama.models import pick_device, read_structure
+    from tailored_llama.models import pick_device
 
     pick_device(run.execution.device)
     check_texts(run, "calibration")
@@ -99,9 +101,6 @@ def tune(
     run = load_config(config, overrides)
     if run.tuning.examples != "benchmark":
         raise InputError(f"tuning.examples: got {run.tuning.examples!r}; allowed: 'benchmark' in this command")
-    from tailored_llama.reports import verdict_line
-    from tailored_llama.training import read_comparison
-
     run = with_benchmarks(run, [benchmark], checkpoint)
     benchmark = run.benchmarks[0].name  # of a file, its own
     with new_folder(out) as folder, scratch_runner(run) as runner:
@@ -116,7 +115,7 @@ def tune(
 @making.command(epilog="Example: `tailored-llama merge pruned adapter tailored`")
 def merge(checkpoint: Checkpoint, adapter: Annotated[Path, typer.Argument(help="Adapter folder.")], out: Out) -> None:
     """Merge an adapter into its checkpoint and write a stand-alone checkpoint."""
-    from tailored_llama.models import merge_adapter, read_structure
+    from tailored_llama.models import merge_adapter
 
     with new_folder(out) as folder:
         merge_adapter(checkpoint, adapter, out=folder)
@@ -198,8 +197,6 @@ def trim(
         checkpoint_folder(model)
     else:
         check_new_file(out)
-    from tailored_llama.data import all_texts
-
     texts = [document for file in text for document in all_texts(file)]  # before torch is loaded: that takes seconds
     from tailored_llama.serving import trim_checkpoint, trim_gguf
 

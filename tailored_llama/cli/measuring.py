@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,11 +14,16 @@ from tailored_llama.cli.folders import new_folder, scratch_runner, with_benchmar
 from tailored_llama.cli.running import run_in_process
 from tailored_llama.config import SmallestConfig, build_config, load_config, read_config_data
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import read_certificate, steps, uncovered, verify_certificate
-
-if TYPE_CHECKING:
-    from tailored_llama.evaluation import LossTest
-    from tailored_llama.serving import ChatServer
+from tailored_llama.evaluation import LossTest, compare_scores, read_metrics
+from tailored_llama.pipeline import (
+    compare_servers,
+    read_certificate,
+    steps,
+    uncovered,
+    verify_certificate,
+    verify_server,
+)
+from tailored_llama.serving import ChatServer
 
 measuring = typer.Typer()
 
@@ -33,10 +38,7 @@ def score(
     overrides: Overrides = None,
 ) -> None:
     """Score a checkpoint on one benchmark; print its metrics as JSON."""
-    run = load_config(config, overrides)
-    from tailored_llama.evaluation import read_metrics
-
-    run = with_benchmarks(run, [benchmark], checkpoint)
+    run = with_benchmarks(load_config(config, overrides), [benchmark], checkpoint)
     benchmark = run.benchmarks[0].name  # of a file, its own
     with new_folder(out) if out else nullcontext() as folder, scratch_runner(run) as runner:
         examples = steps.load_examples(run.benchmarks[0])
@@ -52,8 +54,6 @@ def compare(
     folders: Annotated[list[Path], typer.Argument(help="Folders that `score --out` wrote, of one benchmark.")],
 ) -> None:
     """Compare models with the first on the same examples: differences with their 95 % intervals, as JSON."""
-    from tailored_llama.evaluation import compare_scores
-
     by_name = {str(folder): folder for folder in folders}
     if len(by_name) < 2:
         raise InputError(f"folders: got {', '.join(by_name)}; allowed: two or more, each once")
@@ -104,8 +104,6 @@ def verify(
     certificate = read_certificate(folder, rows)
     with scratch_runner(certificate.config) as run:
         if url:
-            from tailored_llama.pipeline import verify_server
-
             tests, differences = verify_server(run, certificate, _server(url, model))
             told = ["not served as certified:", *differences] if differences else ["served as certified"]
         else:
@@ -131,8 +129,6 @@ def parity(
     overrides: Overrides = None,
 ) -> None:
     """Ask two servers the same rows by chat, and test whether the smaller model loses too much."""
-    from tailored_llama.pipeline import compare_servers
-
     file = json.dumps([str(rows)], ensure_ascii=False)
     settings = [f"benchmarks={file}", f"goal.lose_at_most={lose_at_most}", *(overrides or [])]
     config = build_config(SmallestConfig, read_config_data(None, settings))
@@ -142,14 +138,12 @@ def parity(
     raise typer.Exit(0 if all(test.proven for test in tests.values()) else 1)
 
 
-def _server(url: str, model: str | None, key: str = "OPENAI_API_KEY") -> "ChatServer":
+def _server(url: str, model: str | None, key: str = "OPENAI_API_KEY") -> ChatServer:
     """A server; one vendor's key never goes to another."""
-    from tailored_llama.serving import ChatServer
-
     return ChatServer(url, model, os.environ.get(key, "").strip())
 
 
-def _tell(tests: Mapping[str, "LossTest"]) -> None:
+def _tell(tests: Mapping[str, LossTest]) -> None:
     for name, test in tests.items():
         points = f"{100 * test.margin:g} points"
         told = f"less than {points} lost" if test.proven else f"NOT shown to lose less than {points}"

@@ -233,7 +233,7 @@ def test_an_error_is_one_line_and_status_2_and_leaves_nothing(
 def test_verify_hands_the_key_of_a_server_over(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Mock(return_value=({}, []))
     monkeypatch.setattr("tailored_llama.cli.measuring.read_certificate", lambda *_: Mock(config=RunConfig()))
-    monkeypatch.setattr("tailored_llama.pipeline.verify_server", asked)
+    monkeypatch.setattr("tailored_llama.cli.measuring.verify_server", asked)
     for key in ("s3cret\n", ""):
         monkeypatch.setenv("OPENAI_API_KEY", key)
         assert "s3cret" not in "".join(map(str, command("verify", "folder", "--url", "http://127.0.0.1:9")))
