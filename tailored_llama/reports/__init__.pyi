@@ -6,7 +6,7 @@ from .cards import without_folders as without_folders
 from .index import write_index as write_index
 from .inputs import ReportInputs as ReportInputs
 from .inputs import run_results as run_results
-from .labelling import write_label_page as write_label_page
+from .pages import write_label_page as write_label_page
 from .run import write_report as write_report
 from .smallest import verdict as verdict
 from .smallest import write_smallest as write_smallest

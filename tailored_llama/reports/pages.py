@@ -1,9 +1,9 @@
-"""The shape that all reports share, and how it is written for a terminal, in Markdown and in HTML."""
+"""Pages: the shape that all reports share, for a terminal, in Markdown and in HTML; and the page to label rows on."""
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import TypeAdapter
 
 from tailored_llama.config import RunConfig
-from tailored_llama.data import read_prompts
+from tailored_llama.data import NONE, Asked, read_prompts
 from tailored_llama.evaluation import RESAMPLES
+from tailored_llama.files import unfinished
 from tailored_llama.reports.figures import COLOURS, Picture
 from tailored_llama.reports.parts import number, percent, span
 from tailored_llama.reports.tables import Table, as_text, markdown
@@ -63,6 +64,13 @@ def write_pages(report: Report, name: str, out: Path, **measured: Any) -> None:
     for section in report.sections:
         for file, picture in section.pictures.items():
             picture.save_png(out / f"{file}.png")
+
+
+def write_label_page(page: Path, file: Path, rows: Sequence[Asked]) -> None:
+    """Write a page that needs no server and saves rows as the file, whose name decides between CSV and JSONL."""
+    html = from_template("to_label.html.j2", rows=[asdict(row) for row in rows], neither=NONE, file=file.name)
+    with unfinished(page) as new:
+        new.write_text(html, encoding="utf-8")
 
 
 def lines_of(lead: Sequence[str], figures: Sequence[tuple[str, str]]) -> list[str]:
