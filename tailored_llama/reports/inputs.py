@@ -64,11 +64,10 @@ def run_results(
     in_files = {f"{DENSE} {kind}": scores for kind, scores in dense.quantised.items()}
     if run is None:
         return RunResults(recovery_table(None, folders | in_files, rows, seed))
-    rows.append(_model_row(run.ratio, PRUNED, run.pruned))
-    folders[PRUNED] = run.pruned.scores
-    if run.healed:
-        rows.append(_model_row(run.ratio, HEALED, run.healed))
-        folders[HEALED] = run.healed.scores
+    for name, model in ((PRUNED, run.pruned), (HEALED, run.healed)):
+        if model:
+            rows.append(_model_row(run.ratio, name, model))
+            folders[name] = model.scores
     in_files |= {f"{TAILORED} {kind}": scores for kind, scores in run.quantised.items()}
     both = {name: folder for name, folder in run.tailored.items() if name in tuned_dense}
     beside = recovery_table(None, {DENSE: tuned_dense, TAILORED: both}, (), seed).rows[-1:]

@@ -150,15 +150,10 @@ def _candidates(answer: Answer) -> Table:
         share = percent(candidate.ratio, 0) if candidate.ratio else "–"
         removed = Cell(share, ("only tokens",) if candidate.trimmed else (), share)
         kind = "as it is" if candidate.type == "source" else candidate.type or "16 bits"
-        cells: list[Cell | str] = [bases[candidate.base], removed]
-        cells += [kind, "yes" if candidate.tuned else "no", number(candidate.parameters, 0)]
-        cells += [
-            megabytes(candidate.bytes),
-            *cost,
-            *(lost(candidate.losses[name]) for name in names),
-            lost(candidate.smoothed),
-        ]
-        rows.append(table_row(*cells, _outcome(answer, place), bold=place == answer.proven))
+        tuned, sizes = "yes" if candidate.tuned else "no", (number(candidate.parameters, 0), megabytes(candidate.bytes))
+        losses = [lost(loss) for loss in (*(candidate.losses[name] for name in names), candidate.smoothed)]
+        figures = (kind, tuned, *sizes, *cost, *losses, _outcome(answer, place))
+        rows.append(table_row(bases[candidate.base], removed, *figures, bold=place == answer.proven))
     return Table(tuple(columns), tuple(rows))
 
 
