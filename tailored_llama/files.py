@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tailored_llama.errors import InputError
+from tailored_llama.errors import InputError, one_line
 
 ROW_FILES = "a .csv, .jsonl, .json or .parquet file"
 CSV_CELLS = "a header, and as many cells in every row, in quotes if they have separators or line breaks"
@@ -22,20 +22,15 @@ def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
 
     An `InputError` says that it is missing, broken, of another schema, or claims more values than it can hold.
     """
-    with _readable(path), pq.ParquetFile(path) as file:
-        _check(file, path, schema)
-        table = file.read()
-        if table.num_rows != file.metadata.num_rows:
-            raise OSError(f"{table.num_rows} rows, but it claims {file.metadata.num_rows}")
-        return table
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
     try:
-        yield
+        with pq.ParquetFile(path) as file:
+            _check(file, path, schema)
+            table = file.read()
+            if table.num_rows != file.metadata.num_rows:
+                raise OSError(f"{table.num_rows} rows, but it claims {file.metadata.num_rows}")
+            return table
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0][:120]})") from None
+        raise InputError(f"{path}: not a readable Parquet file ({one_line(error)})") from None
 
 
 def _check(file: pq.ParquetFile, path: Path, schema: pa.Schema | None) -> None:
@@ -70,12 +65,11 @@ def read_file(path: Path, may_be_empty: bool = False) -> list[dict[str, Any]]:
     except InputError:
         raise
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         allowed = "a whole file in UTF-8"
         if kind in (".csv", ".tsv"):
             is_text = not isinstance(error, UnicodeDecodeError)
             allowed = CSV_CELLS if is_text else f"{allowed}, which spreadsheets save as CSV UTF-8"
-        raise InputError(f"{path}: cannot be read ({reason}); allowed: {allowed}") from None
+        raise InputError(f"{path}: cannot be read ({one_line(error)}); allowed: {allowed}") from None
     if not rows and not may_be_empty:
         raise InputError(f"{path}: holds no rows; allowed: at least one")
     return [{str(k).strip(): v for k, v in row.items()} for row in rows]

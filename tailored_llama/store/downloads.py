@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tailored_llama.errors import InputError, UnreachableError, is_transient
+from tailored_llama.errors import InputError, UnreachableError, is_transient, one_line
 from tailored_llama.store.files import file_lock, sha256_file
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -141,6 +141,5 @@ def at_hub(failure: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the hub client raises a dozen unrelated types when a repository cannot be reached
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         kind = UnreachableError if is_transient(error) else InputError
-        raise kind(f"{failure} ({reason})") from None
+        raise kind(f"{failure} ({one_line(error)})") from None

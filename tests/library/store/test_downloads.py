@@ -117,11 +117,11 @@ def test_the_hub_without_a_network_is_one_line(monkeypatch: pytest.MonkeyPatch) 
         raise ConnectionError("no route to host\nmore about it")
 
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", refuse)
-    message = "huggyllama/llama-7b at revision main: cannot be read from the Hub (no route to host)"
+    message = "huggyllama/llama-7b at revision main: cannot be read from the Hub (no route to host more about it)"
     with pytest.raises(InputError, match=exactly(message)):
         sources.hub_commit("huggyllama/llama-7b", None, "model")
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    message = f"huggyllama/llama-7b at revision {commit}: cannot be read from the Hub (no route to host)"
+    message = f"huggyllama/llama-7b at revision {commit}: cannot be read from the Hub (no route to host more about it)"
     with pytest.raises(InputError, match=exactly(message)):
         sources.hub_model("huggyllama/llama-7b", commit)
 
