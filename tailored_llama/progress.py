@@ -1,12 +1,8 @@
 """Progress of long stages, which the caller decides how to show, and times for readers."""
 
-from typing import Protocol
+from collections.abc import Callable
 
-
-class Progress(Protocol):
-    """Called with the units of work done and their total."""
-
-    def __call__(self, done: int, total: int) -> None: ...
+Progress = Callable[[int, int], None]  # called with the units of work done and their total
 
 
 def silent(done: int, total: int) -> None:
