@@ -26,10 +26,6 @@ from tailored_llama.progress import Progress
 _LOOK = 0.2  # seconds between two calls of a check
 
 
-class Killed(RuntimeError):
-    """Raised when a process was killed, by a person or because memory ran out."""
-
-
 def check_main() -> None:
     """End the work of a thread whose program ends: Python would wait for its processes before it exits."""
     if not main_thread().is_alive():
@@ -80,39 +76,32 @@ def call_in(
 
     Raises:
         Exception: what the worker raised.
-        Killed: it was killed.
+        MemoryError: it was killed, as the kernel does when memory runs out.
     """
-    kind: str = ""
-    message: Any = None
     with suppress(BrokenPipeError):  # it is killed: the answer says so
         worker.connection.send((function, arguments))
     try:
-        while kind not in ("result", "error"):
+        while True:
             if worker.connection.poll(_LOOK):
                 try:
                     kind, message = worker.connection.recv()
-                except (EOFError, ConnectionError):
-                    kind, message = "error", _ended(worker)
-                if kind == "log":
-                    if (log := logging.getLogger(message.name)).isEnabledFor(message.levelno):
-                        log.handle(message)
-                elif kind == "progress":
+                except (EOFError, ConnectionError):  # it has ended without an answer
+                    worker.process.join()
+                    if (code := worker.process.exitcode) == -signal.SIGKILL:
+                        raise MemoryError("the process was killed, perhaps because memory ran out") from None
+                    raise RuntimeError(f"the process ended with {code}") from None
+                if kind == "result":
+                    return message
+                if kind == "error":
+                    raise message
+                if kind == "progress":
                     progress(*message)
+                elif (log := logging.getLogger(message.name)).isEnabledFor(message.levelno):
+                    log.handle(message)
             check()
-    except BaseException:
+    except BaseException:  # it may be at work, or what failed has left memory behind, or a GPU that answers no more
         worker.kill()
         raise
-    if kind == "error":
-        raise message
-    return message
-
-
-def _ended(worker: Worker) -> Exception:
-    """The error of a worker that has ended without an answer."""
-    worker.process.join()
-    code = worker.process.exitcode
-    killed = code == -signal.SIGKILL
-    return Killed("the process was killed") if killed else RuntimeError(f"the process ended with {code}")
 
 
 def run_process(function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], progress: Progress) -> Any:

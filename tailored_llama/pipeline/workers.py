@@ -13,7 +13,7 @@ from typing import Any
 from tailored_llama.config import Work
 from tailored_llama.memory import free_caches, peak_memory, reset_peak_memory
 from tailored_llama.pipeline.graph import Facts, Stage, run_stage
-from tailored_llama.processes import Killed, Worker, call_in
+from tailored_llama.processes import Worker, call_in
 from tailored_llama.progress import Progress, silent
 
 Slots = list[Worker | None]  # None: a worker that is started when it is needed
@@ -64,13 +64,7 @@ def run_in(
         worker = None
     worker = worker or Worker()
     arguments = (stage.name, inputs, settings, replace(work, progress=silent))
-    try:
-        facts: Facts = call_in(worker, _run, arguments, work.progress, check)
-    except BaseException as error:
-        worker.kill()  # a stage that failed may leave memory behind, or a GPU that answers no more
-        if isinstance(error, Killed):
-            raise MemoryError(f"{work.name}: {error}, perhaps because memory ran out") from None
-        raise
+    facts: Facts = call_in(worker, _run, arguments, work.progress, check)
     slots[0] = worker
     return facts
 

@@ -24,7 +24,7 @@ from tailored_llama.config import K_QUANTS, GgufType
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.files import unfinished
 from tailored_llama.models import family_of, load_model, open_gguf, read_config
-from tailored_llama.processes import Killed, run_process
+from tailored_llama.processes import run_process
 from tailored_llama.progress import Progress
 from tailored_llama.serving.gguf_metadata import UNBOUNDED, write_tokenizer
 from tailored_llama.serving.llama_cpp import load_llama_cpp, next_logits, requantise
@@ -62,12 +62,8 @@ def convert(checkpoint: Path, *, gguf_type: GgufType, out: Path, name: str, prog
         file = Path(scratch) / "model.gguf"  # a name in which the converter replaces nothing
         try:
             run_process(_convert, (sources, checkpoint, file, "f16" if rounded else gguf_type, name), progress)
-        except (InputError, OSError):
+        except (InputError, OSError, MemoryError):
             raise
-        except Killed:
-            raise MemoryError(
-                f"{checkpoint}: llama.cpp's converter was killed, perhaps because memory ran out"
-            ) from None
         except Exception as error:
             allowed = "a model that it can write"
             raise InputError(f"{checkpoint}: llama.cpp's converter: {one_line(error)}; allowed: {allowed}") from error
