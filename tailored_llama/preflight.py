@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 from tailored_llama import config, data, models
@@ -57,21 +56,15 @@ def preflight_tailor(run: config.RunConfig) -> None:
         check_target(exported.folder, "store.export", "an exported model", [GGUF if exported.type else FINISHED])
     types = [exported.type for exported in exports if exported.type]
     architecture = models.source_architecture(models.find_model(run.model)) if types else None
+    got = f"store.export_formats: got {list(formats)} for architecture {architecture}"
     if architecture and not models.family_of(architecture).gguf:
         allowed = f"safetensors, or a model of {', '.join(models.IN_GGUF)}"
-        raise InputError(
-            f"store.export_formats: got {list(formats)} for architecture {architecture}, which llama.cpp lacks; "
-            f"allowed: {allowed}"
-        )
+        raise InputError(f"{got}, which llama.cpp lacks; allowed: {allowed}")
     if architecture and models.family_of(architecture).converted:
         for package in config.LLAMA_CPP:
-            got = f"store.export_formats: got {list(formats)} for architecture {architecture}"
             config.check_installed(package, got, "safetensors")
-    if (few_bits := [kind for kind in types if kind in config.FEW_BITS]) and not find_spec("llama_cpp_py_sync"):
-        raise InputError(
-            f"store.export_formats: got gguf:{few_bits[0]}, which needs llama-cpp-py-sync; allowed: other types, or "
-            "after pip install 'tailored-llama[gguf]'"
-        )
+    if few_bits := [kind for kind in types if kind in config.FEW_BITS]:
+        config.check_installed("llama_cpp_py_sync", f"store.export_formats: got gguf:{few_bits[0]}", "gguf:f16")
 
 
 def preflight_sweep(sweep: config.SweepConfig) -> None:
@@ -81,8 +74,8 @@ def preflight_sweep(sweep: config.SweepConfig) -> None:
         preflight(run)
 
 
-def _texts_of(run: config.RunConfig) -> list[tuple[str, config.TextConfig]]:
-    """The texts that a run reads from elsewhere, each after its section."""
+def check_texts(run: config.RunConfig, only: str | None = None) -> None:
+    """Check the texts that a run reads from elsewhere, or only those of one section, as `check_text` does."""
     heals = run.healing.tokens and not run.healing.source
     reads = config.reads_calibration(run) or config.trims_vocabulary(run) or heals
     sections = {"calibration": run} if reads else {}
@@ -94,12 +87,7 @@ def _texts_of(run: config.RunConfig) -> list[tuple[str, config.TextConfig]]:
         for part in data.calibration_parts(section_config)
         if part.text.source != config.PROMPTS and not part.benchmark
     ]
-    return [("perplexity", run.perplexity), *texts]
-
-
-def check_texts(run: config.RunConfig, only: str | None = None) -> None:
-    """Check the texts that a run reads, or only those of one section, as `check_text` does."""
-    for section, text in _texts_of(run):
+    for section, text in [("perplexity", run.perplexity), *texts]:
         if only in (None, section):
             data.check_text(text, section)
 
