@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import os
 import time
-import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tailored_llama.errors import InputError
+from tailored_llama.files import unfinished
 from tailored_llama.store.files import is_safe_relative, raise_unless_gone, sha256_file
 
 MANIFEST, CERTIFICATE = "manifest.json", "certificate.json"
@@ -167,12 +167,8 @@ def write_stamps(path: Path, stamps: set[str]) -> None:
         path.unlink(missing_ok=True)
         return
     path.parent.mkdir(exist_ok=True)
-    new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with unfinished(path) as new:
         new.write_text("".join(f"{stamp}\n" for stamp in sorted(stamps)))
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def read_stamps(path: Path) -> set[str]:
