@@ -281,8 +281,7 @@ def build(
         progress(done, total)
 
     def compute(slots: Slots, out: Path) -> Facts:
-        resume = artifacts.resume_folder(stage.name, stage.version, fields, inputs)
-        work = Work(out, execution, downloads, told, resume, f"{node.name} {key[:8]}")
+        work = Work(out, execution, downloads, told, artifacts.resume_folder(key), f"{node.name} {key[:8]}")
         opened = node.with_inputs(lambda leaf: artifacts.open(leaf) if isinstance(leaf, ArtifactRef) else leaf)
         if slots:
             return run_in(slots, stage, opened.inputs, node.settings, work, check)

@@ -62,14 +62,16 @@ class ArtifactStore:
         """The file a process locks while it builds or removes the artifacts of a key."""
         return self.local / ".locks" / key
 
-    def resume_folder(self, stage: str, version: int, config: Mapping[str, Any], inputs: Inputs) -> Path:
+    def resume_folder(self, key: str) -> Path:
         """Folder for the state of a running stage; it is removed when the artifact is published."""
-        return self.local / ".resume" / artifact_key(stage, version, _plain(config), inputs)
+        return self.local / ".resume" / key
 
     def build(
-        self, stage: str, version: int, config: Mapping[str, Any], inputs: Inputs, function: Function
+        self, stage: str, version: int, config: dict[str, Any], inputs: Inputs, function: Function
     ) -> tuple[ArtifactRef, bool]:
         """The artifact of this key, and whether it was there; if not, `function(folder)` is run to write its files.
+
+        The configuration is JSON, and so are the names in it: its key has to follow from the manifest.
 
         Two callers with the same key compute it once, on one machine or on two that share a URL: the second waits for
         the first. The return value of `function` goes into the manifest's `measured`; in it, a function that works in
@@ -78,17 +80,17 @@ class ArtifactStore:
         Raises:
             InputError: the store's root is not writable, or its disk is full.
         """
-        config = _plain(config)
         key = artifact_key(stage, version, config, inputs)
+        resume = self.resume_folder(key)
         try:
             if (ref := self.find(stage, key)) and (not self.remote or (ref := self._pull(stage, key))):
-                self._forget_state(key)  # left by a process killed just after publishing
+                shutil.rmtree(resume, ignore_errors=True)  # left by a process killed just after publishing
                 return ref, True
             with file_lock(self.lock(key)), self._claimed(stage, key) as claim:
                 # Another process or machine may have published it meanwhile.
                 found = self.find(stage, key) or self._pull(stage, key, mend=True)
                 ref = found or self._build(stage, version, key, config, inputs, function)
-                self._forget_state(key)
+                shutil.rmtree(resume, ignore_errors=True)
                 return self._publish(ref, claim), found is not None
         except Exception as error:
             number = error_number(error)
@@ -264,14 +266,6 @@ class ArtifactStore:
             manifests.write_stamps(self._stamps(key), stamps)
         except OSError:
             self._unwritten[key] = stamps
-
-    def _forget_state(self, key: str) -> None:
-        shutil.rmtree(self.local / ".resume" / key, ignore_errors=True)
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a configuration as a manifest has it, so that the key follows from that."""
-    return dict(json.loads(json.dumps(dict(config))))
 
 
 def _rename_new(folder: Path, target: Path) -> bool:

@@ -107,20 +107,6 @@ def test_the_key_changes_with_all_it_names_and_with_nothing_else() -> None:
     assert artifact_key("stage", 1, {"x": 1, "y": 2}, {"source": elsewhere}) == key
 
 
-def test_a_configuration_is_keyed_and_kept_as_json_has_it_before_its_stage_runs(root: Path) -> None:
-    def change(out: Path) -> None:
-        config["list"].append(2)
-
-    store = ArtifactStore(str(root))
-    config: dict[str, Any] = {"by number": {2: "a", 10: "b"}, "list": [1]}  # as texts, these keys sort otherwise
-    state = store.resume_folder("stage", 1, config, {})
-    ref, _ = store.build("stage", 1, config, {}, change)
-    again = {"by number": {"2": "a", "10": "b"}, "list": [1]}
-    assert store.build("stage", 1, again, {}, change) == (ref, True)
-    assert store.manifest(ref).config == again
-    assert state.name == ref.key
-
-
 def damage_manifest(**changes: Any) -> Callable[[Path, Path], None]:
     def damage(folder: Path, other: Path) -> None:
         data = json.loads((folder / MANIFEST).read_text())
