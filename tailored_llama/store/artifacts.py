@@ -241,12 +241,10 @@ class ArtifactStore:
                     remote.remove_files(self.remote, [name])
                 return None
             ref = read_manifest(folder).ref
-            if not _rename_new(folder, target):
+            while not _rename_new(folder, target):
                 if read_manifest(target).digest == ref.digest:  # pulled by another process
                     return ref
                 self.discard(stage, key)  # made here, but another machine's was published first
-                if not _rename_new(folder, target):
-                    return read_manifest(target).ref
             self._remember(key, stamps)
             return ref
         finally:
