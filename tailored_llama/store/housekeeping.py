@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -234,12 +233,8 @@ def abandoned_claims(store: ArtifactStore, now: float | None = None) -> list[str
     """Claims that dead processes left at the URL of a store."""
     if not (at := store.remote):
         return []
-    before, old = (time.time() if now is None else now) - HALF_DONE, []
-    for name in remote.names(at, CLAIMS):
-        with suppress(FileNotFoundError):
-            if remote.written(at, f"{CLAIMS}/{name}") < before:  # by the store's clock
-                old.append(f"{CLAIMS}/{name}")
-    return old
+    before = (time.time() if now is None else now) - HALF_DONE
+    return [name for name, (_, written) in remote.files(at, CLAIMS).items() if written < before]  # by the store's clock
 
 
 def remove_claims(store: ArtifactStore, names: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from tailored_llama.store.manifests import MANIFEST, ArtifactRef
 log = logging.getLogger(__name__)
 
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "az"}  # no folders: creating one would create a bucket
-_TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")  # field names in different filesystems
+_TIMES = ("LastModified", "last_modified", "mtime", "created")  # field names in different filesystems
 
 
 @dataclass(frozen=True)
@@ -110,18 +110,12 @@ def overwrite(remote: Remote, name: str, content: bytes) -> None:
         _put(remote, remote.path(name), content, "overwrite")
 
 
-def written(remote: Remote, name: str) -> float:
-    """When a file was written, in seconds since 1970; a `FileNotFoundError` if it does not exist."""
-    with _request(remote, f"looking for {name}"):
-        return _written(remote, remote.filesystem.info(remote.path(name)))
-
-
-def files(remote: Remote) -> dict[str, tuple[int, float]]:
-    """Every file below the root: name → size in bytes, and when it was written (seconds since 1970)."""
-    with _request(remote, "listing it"):
+def files(remote: Remote, folder: str = "") -> dict[str, tuple[int, float]]:
+    """Every file below the root, or a folder there: name → size in bytes, when it was written (seconds since 1970)."""
+    with _request(remote, f"listing {folder or 'it'}"):
         return {
             info["name"].removeprefix(remote.base).lstrip("/"): (int(info["size"] or 0), _written(remote, info))
-            for info in _find(remote, remote.base)
+            for info in _find(remote, remote.path(folder) if folder else remote.base)
         }
 
 
@@ -249,8 +243,6 @@ def _written(remote: Remote, info: dict[str, Any]) -> float:
             value = remote.filesystem.modified(info["name"])
         except NotImplementedError:  # unknown: counts as new, so that housekeeping keeps it
             return time.time()
-    if isinstance(value, str):  # Google Cloud Storage
-        value = datetime.fromisoformat(value)
     return value.timestamp() if isinstance(value, datetime) else float(value)
 
 
