@@ -204,15 +204,14 @@ def _remove_at_url(at: Remote, entry: Entry, store: ArtifactStore) -> bool:
 
 
 def leftovers(store: ArtifactStore, now: float | None = None) -> list[tuple[Path, int]]:
-    """What dead processes left in a store's local folder, and stamps of artifacts removed by hand; sizes in bytes."""
+    """What dead processes left in a store's local folder; sizes in bytes."""
     now, paths = time.time() if now is None else now, []
     for folder, age in ((".building", HALF_DONE), (".resume", STATES), (".locks", HALF_DONE)):
         for path in sorted((store.local / folder).glob("*")):
             size, changed = _extent(path)
             if now - changed >= age:
                 paths.append((path, size))
-    stamps = sorted((store.local / ".verified").glob("*"))
-    return paths + [(path, _extent(path)[0]) for path in stamps if not any(store.local.glob(f"[!.]*/{path.name}"))]
+    return paths
 
 
 def remove_leftover(store: ArtifactStore, path: Path) -> bool:
@@ -221,10 +220,7 @@ def remove_leftover(store: ArtifactStore, path: Path) -> bool:
     with file_lock(lock, wait=False) as held:
         if not held:
             return False
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)  # unless it is the lock
         lock.unlink(missing_ok=True)
     return True
 
@@ -271,9 +267,9 @@ def _files_of(folder: Path) -> Iterator[Path]:
 
 
 def _extent(path: Path) -> tuple[int, float]:
-    """Bytes of a file or folder, and when anything in it last changed; now if it vanishes meanwhile."""
+    """Bytes of the files in a folder, and when anything in it last changed; now if it vanishes meanwhile."""
     try:
         stats = [path.lstat(), *(file.lstat() for file in _files_of(path))]
     except OSError:
         return 0, time.time()
-    return sum(s.st_size for s in stats[1:]) or stats[0].st_size * path.is_file(), max(s.st_mtime for s in stats)
+    return sum(s.st_size for s in stats[1:]), max(s.st_mtime for s in stats)

@@ -184,7 +184,6 @@ def make_garbage(world: World) -> None:
     for name in (f".building/{'a' * 64}.12345678", f".resume/{'b' * 64}"):
         (local / name).mkdir(parents=True)
         (local / name / "half.bin").write_bytes(b"half")
-    (local / ".verified" / ("c" * 64)).write_text("{}")
 
 
 @dataclass(frozen=True)

@@ -2,23 +2,13 @@
 
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tailored_llama.errors import InputError
-from tailored_llama.store import (
-    MANIFEST,
-    ArtifactRef,
-    ArtifactStore,
-    leftovers,
-    manifests,
-    remove_leftover,
-    sha256_file,
-    verify,
-)
+from tailored_llama.store import MANIFEST, ArtifactRef, ArtifactStore, manifests, sha256_file, verify
 
 HOUR = 3600 * 10**9  # nanoseconds
 
@@ -203,16 +193,6 @@ def test_stamps_go_with_their_artifact(root: Path, ref: ArtifactRef) -> None:
     stamp = root / ".verified" / ref.key
     assert stamp.is_file()
     ArtifactStore(str(root)).discard("stage", ref.key)
-    assert not stamp.exists()
-
-
-def test_housekeeping_removes_stamps_of_artifacts_that_were_removed_by_hand(root: Path, ref: ArtifactRef) -> None:
-    open_anew(root, ref)
-    store, stamp = ArtifactStore(str(root)), root / ".verified" / ref.key
-    assert leftovers(store, now=time.time()) == []
-    shutil.rmtree(root / "stage" / ref.key)
-    assert leftovers(store, now=time.time()) == [(stamp, stamp.stat().st_size)]
-    assert remove_leftover(store, stamp)
     assert not stamp.exists()
 
 
