@@ -1,6 +1,5 @@
 """Leaving nodes to workers: their run is created, waited for, and cancelled together with the run that needs it."""
 
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from uuid import UUID
 
 from prefect import State, get_client
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
@@ -28,10 +28,6 @@ FLOW = "stage"  # in flows/compositions.py
 THREADS = 64  # nodes that one flow has under way at once, those that wait for others included
 Result = Callable[[Node], ArtifactRef]
 EVERY = 1.0  # seconds between two looks at a dispatched run, and as many more for each ten nodes under way
-
-
-class CrashedElsewhere(ConnectionError):
-    """The worker or the process that ran a node died; another worker may run it."""
 
 
 class Ordered(BaseModel):
@@ -129,10 +125,10 @@ class Waiting(ThreadPoolTaskRunner[Any]):
     def __init__(self, max_workers: int = THREADS) -> None:
         super().__init__(max_workers)
         self.stopped = Event()
-        self._under_way, self._looked = 0, 0.0
+        self._under_way = 0
 
-    def wait(self, client: SyncPrefectClient, flow_run: UUID, run: FlowRun, is_built: Callable[[], bool]) -> FlowRun:
-        """Wait until an artifact is there or a run has ended; returns the run as it then is.
+    def wait(self, client: SyncPrefectClient, flow_run: UUID, run: FlowRun, is_built: Callable[[], bool]) -> State[Any]:
+        """Wait until an artifact is there or a run has ended; returns the state of the run.
 
         The more nodes are under way, the longer are the pauses between two looks.
 
@@ -140,24 +136,23 @@ class Waiting(ThreadPoolTaskRunner[Any]):
             Cancelled: the flow has been stopped, or someone asked for it. A worker stops the process of the flow, but
                 not before seconds; and nobody stops one that was started from the command line.
         """
+        both = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run, run.id]))
+        states = {run.id: _state(run)}
         self._under_way += 1
         try:
-            while not is_built() and not _state(run).is_final():
+            while not is_built() and not states[run.id].is_final():
                 self.stopped.wait(EVERY * (1 + self._under_way // 10))
-                if time.monotonic() - self._looked > EVERY:  # one thread asks for all
-                    self._looked = time.monotonic()
-                    state = _state(client.read_flow_run(flow_run))
-                    if state.is_cancelling() or state.is_cancelled():
-                        self.stopped.set()
+                states = {own.id: _state(own) for own in client.read_flow_runs(flow_run_filter=both)}
+                if states[flow_run].is_cancelling() or states[flow_run].is_cancelled():
+                    self.stopped.set()
                 self.check()
-                run = client.read_flow_run(run.id)
         except Cancelled:
-            if not _state(run).is_final():
+            if not states[run.id].is_final():
                 client.set_flow_run_state(run.id, Cancelling(message="The run that needs this node has ended."))
             raise
         finally:
             self._under_way -= 1
-        return run
+        return states[run.id]
 
     def cancel_all(self) -> None:
         self.stopped.set()
@@ -181,7 +176,7 @@ def dispatch(
 
     Raises:
         InputError: there is no such deployment, or it works with another store or another version of the code.
-        CrashedElsewhere: the worker died.
+        ConnectionError: the worker died; another one may make the node.
         Cancelled: the flow was cancelled; so is the worker's run.
         RuntimeError: the worker's run failed.
     """
@@ -208,10 +203,9 @@ def dispatch(
                 batch.run = _create(deployment, list(order.values()), model, store, execution)
             batch.tried.add(node.id)
             run = batch.run
-        run = runner.wait(client, flow.flow_run.id, run, is_built)
+        state = runner.wait(client, flow.flow_run.id, run, is_built)
     if is_built():
         return True
-    state = _state(run)
     if state.is_completed():
         raise InputError(
             f"execution.dispatch: {execution.dispatch} completed, but store.root {store.root} has no "
@@ -219,7 +213,7 @@ def dispatch(
             "the code"
         )
     message = f"{deployment}: flow run {run.name} ended {state.name}: {state.message}"
-    raise CrashedElsewhere(message) if state.is_crashed() else RuntimeError(message)
+    raise ConnectionError(message) if state.is_crashed() else RuntimeError(message)
 
 
 def pool_limit(deployment: str) -> int | None:

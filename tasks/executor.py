@@ -4,7 +4,7 @@ The artifact store is the only cache: a task whose artifact exists ends in the s
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -52,46 +52,36 @@ class PrefectExecutor(pipeline.Executor):
     def start(self, node: pipeline.Node) -> Any:
         if not self.ahead:
             return super().start(node)
-        options: dict[str, Any] = {"store": self.store, "execution": self.execution}
+        elsewhere, where = None, {"store": self.store, "execution": self.execution}
         if self._batches and (batch := self._batches.of.get(node.id)):
-            options["elsewhere"] = partial(dispatch, node=node, batch=batch, result=self.result, **options)
-        options["wait_for"] = [self._begin(check) for check in node.checks]
+            elsewhere = partial(dispatch, node=node, batch=batch, result=self.result, **where)
+        checks = [self._begin(check) for check in node.checks]
         later = node.with_inputs(lambda leaf: self._begin(leaf) if isinstance(leaf, pipeline.Node) else leaf)
-        return _task(node.stage.name).submit(*_call(later), **options)
+        return _task(node.stage.name).submit(later.after(), **where, elsewhere=elsewhere, wait_for=checks)
 
     def make(self, node: pipeline.Node) -> Any:
-        task = _task(node.stage.name)
-        return task(*_call(node), store=self.store, execution=self.execution, return_state=True).result()
+        return _task(node.stage.name)(node, self.store, self.execution, return_state=True).result()
 
     def folder(self, made: Any) -> Path:
         return open_store(self.store).open(made)
 
 
-def _call(node: pipeline.Node) -> tuple[str, str, Any, Mapping[str, Any]]:
-    """The arguments of `run_stage` that make a node."""
-    return node.name, node.stage.name, node.settings, node.inputs
-
-
 def run_stage(
-    name: str,
-    stage: str,
-    settings: Any,
-    inputs: Mapping[str, Any],
+    node: pipeline.Node,
     store: StoreConfig,
     execution: ExecutionConfig,
     elsewhere: Callable[[pipeline.Node], bool] | None = None,
 ) -> State[ArtifactRef]:
-    """Find or build one artifact, here or on a worker, with `elsewhere`; the state carries its reference."""
-    node, artifacts = pipeline.Node(pipeline.STAGES[stage], settings, inputs, name), open_store(store)
-    dispatched = elsewhere is not None and elsewhere(node)
-    with progress_bar(name) as progress:
+    """Find or build the artifact of a node, here or on a worker, with `elsewhere`; the state carries its reference."""
+    artifacts, dispatched = open_store(store), elsewhere is not None and elsewhere(node)
+    with progress_bar(node.name) as progress:
         ref, found = pipeline.build(node, artifacts, store.downloads, _frugal(execution), progress, _check)
-    told = f"{name}: built by a worker" if dispatched else pipeline.describe(node, artifacts.manifest(ref), found)
+    told = f"{node.name}: built by a worker" if dispatched else pipeline.describe(node, artifacts.manifest(ref), found)
     get_run_logger().info("%s", told)
-    if stage in PAGES:
+    if ref.stage in PAGES:
         show_report(artifacts, ref)
     state = "Dispatched" if dispatched else "Cached" if found else "Completed"
-    return Completed(name=state, message=f"{stage} {ref.key[:12]}", data=ref)
+    return Completed(name=state, message=f"{ref.stage} {ref.key[:12]}", data=ref)
 
 
 def _check() -> None:
@@ -116,7 +106,7 @@ def _task(stage: str) -> Any:
     return Task(
         run_stage,
         name=stage,
-        task_run_name="{name}",
+        task_run_name="{node.name}",
         cache_policy=NO_CACHE,  # the store is the cache
         retries=len(RETRY_AFTER),
         retry_delay_seconds=list(RETRY_AFTER),
