@@ -287,13 +287,10 @@ def build(
             return run_in(slots, stage, opened.inputs, node.settings, work, check)
         return run_stage(stage, opened.inputs, node.settings, work)
 
-    def is_built() -> bool:
-        return artifacts.find(stage.name, key) is not None
-
     with ExitStack() as held:  # outside of what the store measures: waiting is no work
         slots = Slots()
-        if stage.on_device and execution.processes > 1:
-            slots = held.enter_context(workers(execution.processes).held(key, is_built, stage.timed))
+        if stage.on_device and execution.processes > 1 and not artifacts.find(stage.name, key):
+            slots = held.enter_context(workers(execution.processes).held(stage.timed))
         if stage.timed or not stage.on_device:
             held.enter_context(ALONE)
         check()

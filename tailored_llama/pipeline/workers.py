@@ -1,7 +1,6 @@
 """Stages side by side on this machine (`execution.processes`), in worker processes that stay warm."""
 
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,29 +23,20 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self._count, self._turn = count, Lock()
-        self._keys: defaultdict[str, Lock] = defaultdict(Lock)
         self._free: LifoQueue[Worker | None] = LifoQueue()  # a warm one comes first
         for _ in range(count):
             self._free.put(None)
 
     @contextmanager
-    def held(self, key: str, is_built: Callable[[], bool], alone: bool) -> Iterator[Slots]:
-        """Hold a worker while an artifact is built; none, if it was built meanwhile.
-
-        A second build of the same artifact waits without a worker. A stage that measures time holds all (`alone`);
-        while it waits for them, no other stage begins.
-        """
-        with self._keys[key]:
-            if is_built():
-                yield []
-                return
-            with self._turn:
-                slots = [self._free.get() for _ in range(self._count if alone else 1)]
-            try:
-                yield slots
-            finally:
-                for worker in reversed(slots):  # the warm one last, so that it is taken first
-                    self._free.put(worker)
+    def held(self, alone: bool) -> Iterator[Slots]:
+        """Hold a worker; of what measures time (`alone`) all, and while it waits for them, no other stage begins."""
+        with self._turn:
+            slots = [self._free.get() for _ in range(self._count if alone else 1)]
+        try:
+            yield slots
+        finally:
+            for worker in reversed(slots):  # the warm one last, so that it is taken first
+                self._free.put(worker)
 
 
 def run_in(

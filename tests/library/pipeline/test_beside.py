@@ -112,29 +112,25 @@ def test_an_error_that_cannot_be_sent_is_told_in_words_and_a_log_as_its_reader_a
         assert caplog.messages == told
 
 
-def test_what_measures_time_runs_alone_and_who_builds_the_same_takes_no_slot() -> None:
-    beside, order, built = Workers(2), list[str](), set[str]()
+def test_what_measures_time_runs_alone() -> None:
+    beside, order = Workers(2), list[str]()
 
-    def begin(key: str, alone: bool = False) -> Thread:
+    def begin(name: str, alone: bool = False) -> Thread:
         def hold() -> None:
-            with beside.held(key, lambda: key in built, alone) as held:
-                order.append(key if held else f"{key} is there")
-                built.add(key)
+            with beside.held(alone):
+                order.append(name)
 
         thread = Thread(target=hold)
         thread.start()
         thread.join(0.1)
         return thread
 
-    with beside.held("first", lambda: False, alone=False):
-        same = begin("first")
+    with beside.held(alone=False):
         begin("beside")
-        waiting = [begin("timed", alone=True), begin("after it"), same]
+        waiting = [begin("timed", alone=True), begin("after it")]
         assert order == ["beside"]
-        built.add("first")
     for thread in waiting:
         thread.join()
-    order.remove("first is there")
     assert order == ["beside", "timed", "after it"]
 
 
