@@ -67,48 +67,42 @@ def _deploy(flow: str, name: str, cron: str, parameters: dict[str, Any]) -> str:
         InputError: the name or the schedule is wrong, or the server lacks what `deploy.sh` makes without an argument.
     """
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import DeploymentScheduleCreate
-    from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
-    from prefect.client.schemas.schedules import CronSchedule
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+    from prefect.deployments.runner import DeploymentApplyError
     from prefect.exceptions import ObjectNotFound
+    from prefect.runner.storage import LocalStorage
+    from prefect.schedules import Cron
     from prefect.settings import PREFECT_API_URL
-    from prefect.utilities.callables import parameter_schema
+    from prefect.types.entrypoint import EntrypointType
 
     from flows.compositions import FLOWS
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise InputError(f"--name: got {name!r}; allowed: letters, digits, and . _ - after the first")
-    try:
-        schedule = CronSchedule(cron=cron, timezone=TIMEZONE)
-    except ValueError:
-        raise InputError(f"--cron: got {cron!r}; allowed: five fields, such as {NIGHTLY!r}") from None
     if not PREFECT_API_URL.value():
         raise InputError("PREFECT_API_URL: not set; allowed: the address of the server, http://127.0.0.1:4200/api")
     whole = f"{flow}/{name}"
-    with get_client(sync_client=True) as client:
-        with suppress(ObjectNotFound):
-            if OWN not in client.read_deployment_by_name(whole).tags:
-                raise InputError(f"--name: got {name!r}; allowed: another one, as prefect.yaml has {whole}")
-        try:
-            client.create_deployment(  # or updates the one of this name
-                flow_id=client.create_flow_from_name(flow),
-                name=name,
-                description="A configuration of your own; unchanged stages are found, not computed.",
-                entrypoint=f"flows.compositions.{flow}",
-                pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(Path.cwd())}}],
-                work_pool_name="cpu",
-                tags=[flow, OWN],
-                schedules=[DeploymentScheduleCreate(schedule=schedule)],
-                concurrency_limit=1,
-                concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
-                parameters=parameters,
-                parameter_openapi_schema=parameter_schema(FLOWS[flow]).model_dump(exclude_unset=True),
-                enforce_parameter_schema=True,
-            )
-        except ObjectNotFound:
-            raise InputError(
-                "work pool cpu: not there; allowed: after ./deployments/deploy.sh without a file"
-            ) from None
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        if OWN not in client.read_deployment_by_name(whole).tags:
+            raise InputError(f"--name: got {name!r}; allowed: another one, as prefect.yaml has {whole}")
+    try:
+        deployment = FLOWS[flow].to_deployment(
+            name,
+            schedule=Cron(cron, timezone=TIMEZONE),
+            concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
+            parameters=parameters,
+            description="A configuration of your own; unchanged stages are found, not computed.",
+            tags=[flow, OWN],
+            work_pool_name="cpu",
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+    except ValueError:
+        raise InputError(f"--cron: got {cron!r}; allowed: five fields, such as {NIGHTLY!r}") from None
+    deployment.storage = LocalStorage(str(Path.cwd()))
+    try:
+        deployment.apply()  # makes it, or updates the one of this name
+    except DeploymentApplyError as error:
+        raise InputError(f"{error}; allowed: after ./deployments/deploy.sh without a file") from None
     return whole
 
 
