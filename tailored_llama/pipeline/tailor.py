@@ -39,29 +39,24 @@ def tailor(run: Executor, config: RunConfig) -> Graph:
     return Graph(report, steps.checks(config, dense, prompts), dict(exported))
 
 
-def _label(model: str, ratio: float) -> str:
-    """The label of a run's model, such as pruned @ 0.20."""
-    return f"{model} @ {ratio:.2f}" if round(ratio, 2) == ratio else f"{model} @ {ratio}"
-
-
 def _tailored(config: RunConfig, dense: Dense, ratio: float, prompts: Prompts) -> TailoredRun[Artifact]:
     """Prune the model to a ratio and tailor it to every benchmark."""
     checkpoint = steps.prune_to(config, dense, ratio, prompts)
-    pruned = steps.measure(config, _label("pruned", ratio), checkpoint, prompts, dense.checkpoint)
+    pruned = steps.measure(config, f"pruned @ {ratio:.2f}", checkpoint, prompts, dense.checkpoint)
     base = steps.heal_if_asked(config, dense.checkpoint, ratio, checkpoint, prompts)
     adapters = steps.tune_adapters(config, ratio, base, prompts)
     healed = None
     if config.healing.tokens:
         may_finish = config.store.export and config.tuning.keep == "better"  # without an adapter
         asked = prompts if may_finish else replace(prompts, evaluation={})
-        healed = steps.measure(config, _label("healed", ratio), base, asked, dense.checkpoint)
-    tailored = steps.score_all(config, _label("tailored", ratio), base, prompts, adapters)
+        healed = steps.measure(config, f"healed @ {ratio:.2f}", base, asked, dense.checkpoint)
+    tailored = steps.score_all(config, f"tailored @ {ratio:.2f}", base, prompts, adapters)
     return TailoredRun(ratio, pruned, healed, steps.by_training(config, adapters), tailored)
 
 
 def _quantised_run(config: RunConfig, prompts: Prompts, run: TailoredRun[Artifact]) -> ByType[Artifact]:
     tuned = {name: (run.base, run.adapter(name)) for name in run.tailored if run.adapters}
-    return _quantised(config, prompts, _label("tailored", run.ratio), tuned)
+    return _quantised(config, prompts, f"tailored @ {run.ratio:.2f}", tuned)
 
 
 def _quantised(config: RunConfig, prompts: Prompts, label: str, models: Mapping[str, Model]) -> ByType[Artifact]:
