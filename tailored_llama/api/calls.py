@@ -77,7 +77,7 @@ def prune(
         fields |= {"calibration.source": written, "calibration.column": "text"}
     benchmark = None if rows is None else _benchmark(rows)
     run, config = _runner_and_config(model, benchmark, store, fields | dict(settings or {}))
-    prompts = steps.render_train(config)
+    prompts = steps.render_all(config)
     pruned = steps.prune_to(config, steps.prepare_dense(config, prompts), ratio, prompts)
     run.open(pruned)
     return Small(run, config, pruned, removed=ratio)
@@ -104,7 +104,7 @@ def tune(model: Small | Source, rows: Rows, store: str | Path | None = None, set
     """
     small = _as_small(model, _benchmark(rows), store, settings or {})
     (name,) = (benchmark.name for benchmark in small.config.benchmarks)
-    prompts = steps.render_train(small.config)
+    prompts = steps.render_all(small.config)
     adapter = steps.tune(small.config, [name], 0.0, small.checkpoint, prompts)
     comparison = training.read_comparison(small.run.open(adapter))
     ships = training.ships_adapter(small.config.tuning, comparison)

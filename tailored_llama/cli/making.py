@@ -78,7 +78,7 @@ def prune(
     asked = config or run.calibration.source == PROMPTS
     run = with_benchmarks(run, benchmark or ([configured.name for configured in run.benchmarks] if asked else []))
     with new_folder(out) as folder, scratch_runner(run) as runner:
-        prompts = steps.render_train(run)
+        prompts = steps.render_all(run)
         prepared = steps.prepare_dense(run, prompts)
         before = read_structure(runner.open(prepared.checkpoint)).size
         facts = runner.move(steps.prune_to(run, prepared, ratio, prompts), folder)
@@ -104,7 +104,7 @@ def tune(
     run = with_benchmarks(run, [benchmark], checkpoint)
     benchmark = run.benchmarks[0].name  # of a file, its own
     with new_folder(out) as folder, scratch_runner(run) as runner:
-        prompts = steps.render_train(run)
+        prompts = steps.render_all(run)
         adapter = steps.tune(run, [benchmark], 0.0, checkpoint, prompts)
         facts = runner.move(adapter, folder)
     print(f"{out}: {facts['epochs']} epochs, {facts['tokens_per_second']} tokens/s")
@@ -169,7 +169,7 @@ def _job(checkpoint: Path, data: str, kind: GgufType, imatrix: Path | None) -> A
 
     run = with_benchmarks(load_config(None, None), [data], checkpoint)
     with scratch_runner(run) as runner, tempfile.TemporaryDirectory() as scratch:
-        folders = {name: runner.open(prompts) for name, prompts in steps.render_train(run).train.items()}
+        folders = {name: runner.open(prompts) for name, prompts in steps.render_all(run).train.items()}
         if not (job := job_of(checkpoint, folders, run.execution)):
             raise InputError(f"--data: got {data!r}, which has no rows to tune on; allowed: rows with a train split")
         if imatrix:

@@ -78,15 +78,6 @@ def render(
     return stages.prompts(name, settings=settings, examples=examples, dense=asking)
 
 
-def render_train(config: RunConfig) -> Prompts:
-    """Render the train prompts of every benchmark, and nothing else."""
-    train = {
-        benchmark.name: render(config, benchmark.name, "train", load_examples(benchmark))
-        for benchmark in config.benchmarks
-    }
-    return Prompts(train)
-
-
 def render_all(config: RunConfig) -> Prompts:
     """Render the prompts of every benchmark."""
     examples = {benchmark.name: load_examples(benchmark) for benchmark in config.benchmarks}

@@ -109,7 +109,7 @@ def main(
         plans[f"{name} {setting}".strip()] = with_pruning(own, ratios=(ratio,))
     base = load_config(str(config), override or [])
     run, rows = kept_in(folder, base), {}
-    prompts, slices = steps.render_train(base), render_slices(run, base, examples)
+    prompts, slices = steps.render_all(base), render_slices(run, base, examples)
     trimmed = any(map(trims_vocabulary, plans.values()))
     first: dict[str, np.ndarray] = {}
     for name, plan in plans.items():

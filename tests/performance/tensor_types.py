@@ -77,7 +77,7 @@ def main(folder: Path, checkpoints: list[str], benchmark: str = "csqa", limit: i
         asked = {benchmark: [render(asking, template, example) for example in rest[SKIP : SKIP + limit]]}
         with tempfile.TemporaryDirectory(dir=own) as scratch:
             runner = FolderExecutor(Path(scratch), run.store.downloads, run.execution)
-            prompts = runner.open(steps.render_train(run).train[benchmark])
+            prompts = runner.open(steps.render_all(run).train[benchmark])
             job = job_of(checkpoint, {benchmark: prompts}, run.execution)
             assert job
             before = scored(own / "bf16", checkpoint, asked)

@@ -184,7 +184,7 @@ def test_a_pruned_checkpoint_is_the_same_in_a_folder_and_in_a_store(own_run: dic
     (tmp_path / "scratch").mkdir()
 
     def pruned(run: Executor) -> dict[str, bytes]:
-        prompts = steps.render_train(config)
+        prompts = steps.render_all(config)
         dense = steps.prepare_dense(config, prompts)
         folder = run.open(steps.prune_to(config, dense, 0.2, prompts))
         return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
