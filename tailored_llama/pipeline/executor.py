@@ -46,10 +46,6 @@ class IncompleteRun(RuntimeError):
         super().__init__("; ".join(f"{name}: {error}" for name, error in failed.items()))
 
 
-class Lacking(RuntimeError):
-    """A node cannot be made, since it cannot do without what failed."""
-
-
 class Executor(ABC):
     """Makes nodes, and what they need.
 
@@ -151,7 +147,7 @@ class Executor(ABC):
                     if present := node.present(self.failures) if node.stage.tolerant else node:
                         future = self.start(present)
                     else:
-                        future.set_exception(Lacking("there is nothing to report"))
+                        future.set_exception(RuntimeError("there is nothing to report"))
                     self._begun[node.id] = node, future
         return self._begun[node.id][1]
 

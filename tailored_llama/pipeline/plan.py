@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from tailored_llama.config import RunConfig, StoreConfig
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline.executor import Executor, Lacking
+from tailored_llama.pipeline.executor import Executor
 from tailored_llama.pipeline.graph import Graph, Node, in_order, nodes_in
 from tailored_llama.progress import duration
 from tailored_llama.store import MANIFEST, ArtifactRef, ArtifactStore, read_manifest
@@ -19,10 +20,6 @@ RECENT = 20  # artifacts of a stage, whose times are looked at
 
 class NotMade(BaseException):
     """Ends a composition that asks for a value which is not there; no error, so that nothing takes it for a failure."""
-
-    def __init__(self, name: str, node: Node | None = None) -> None:
-        super().__init__(name)
-        self.name, self.node = name, node
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Planner(Executor):
 
     def make(self, node: Node) -> ArtifactRef:
         if (found := self.artifacts.look(node.stage.name, node.key)) is None:
-            raise Lacking(node.name)
+            raise LookupError(node.name)
         return found
 
     def lost(self, node: Node) -> dict[str, Exception]:
@@ -79,7 +76,7 @@ class Planner(Executor):
 
     def result(self, node: Node) -> Any:
         if self.failures(node):
-            raise NotMade(node.name, node)
+            raise NotMade(node.name)
         return super().result(node)
 
     def commit(self) -> None:
@@ -96,19 +93,17 @@ def known_nodes(
     try:
         return compose(run, config).nodes(), None
     except NotMade as missing:
-        return in_order([*run.begun(), *([missing.node] if missing.node else [])]), missing.name
+        return in_order(run.begun()), str(missing)
 
 
 def plan_run(compose: Callable[[Executor, Any], Graph], config: RunConfig) -> Plan:
     """Plan the run of a composition."""
-    run, times, planned = Planner(config.store), dict[str, float | None](), []
+    run, planned = Planner(config.store), []
+    seconds = cache(partial(_usual_seconds, run.artifacts))
     nodes, open_after = known_nodes(run, compose, config)
     for node in nodes:
-        kind = node.stage.name
-        if kind not in times:
-            times[kind] = _usual_seconds(run.artifacts, kind)
-        found = not run.failures(*in_order([node])) if node.stage.tolerant else not run.failures(node)
-        planned.append(PlannedNode(node.name, found, times[kind]))
+        found = not run.failures(*in_order([node]) if node.stage.tolerant else [node])
+        planned.append(PlannedNode(node.name, found, seconds(node.stage.name)))
     return Plan(planned, open_after)
 
 
