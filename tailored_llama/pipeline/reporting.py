@@ -120,17 +120,13 @@ def _lost(config: SmallestConfig, answer: Answer, proof: Proof[Path]) -> Iterato
     """Rows that only the dense model gets right, an equal number of each benchmark: its name, and the row as text."""
     for name, folder in proof.small.items():
         metric, labels = data.headline_metric(named_benchmark(config, name)), answer.labels.get(name)
-        if labels is None:
-            before, after = (evaluation.read_answers(scores, metric) for scores in (proof.dense[name], folder))
-            lost = (before.values == 1) & (after.values != 1)
-        else:
-            pair = compared(config, name, proof.dense[name], folder, proof.prompts[name], labels)
-            if pair.missing.any():  # whoever gives the labels that are missing must not see what a model answered
-                continue
-            before, lost = pair.dense, pair.dense.values > pair.small.values
+        pair = compared(config, name, proof.dense[name], folder, proof.prompts[name], labels)
+        if pair.missing.any():  # whoever gives the labels that are missing must not see what a model answered
+            continue
+        lost = (pair.dense.values == 1) & (pair.small.values != 1)
         asked = {prompt.example: prompt for prompt in data.read_prompts(proof.prompts[name], "evaluation")}
         chosen = evaluation.read_chosen(folder, metric)
-        only_dense = before.examples[lost].tolist()
+        only_dense = pair.dense.examples[lost].tolist()
         for example in only_dense[: -(-MOST_LOST // len(proof.small))]:
             prompt, wrong = asked[example], chosen[example]
             if not isinstance(wrong, str):
