@@ -204,13 +204,17 @@ def verify_certificate(run: Executor, certificate: Certificate, dense: str | Non
         InputError: the rows are not those of the certificate.
     """
     config = certificate.shipped
-    small, file = _asked(certificate), certificate.folder if _is_served(certificate) else None
-    reference = steps.load_dense(_of_model(config, dense)) if dense else None
+    small, reference = _asked(certificate), steps.load_dense(_of_model(config, dense)) if dense else None
     tests = {}
     for name, prompts in certified_rows(run, certificate):
-        after = _score(run, config, name, small, prompts, file)
-        before = _score(run, config, name, reference, prompts) if reference else None
-        tests[name] = certificate.test(name, certificate.compare(name, after, run.open(prompts), before))
+        if _is_served(certificate):
+            file, settings = certificate.folder, ScoreSettings.of(named_benchmark(config, name))
+            title = f"score {name} again"
+            after = stages.served(title, settings=settings, checkpoint=small, gguf=file, prompts=prompts)
+        else:
+            after = steps.score(config, name, "again", small, prompts)
+        before = run.open(steps.score(config, name, "again", reference, prompts)) if reference else None
+        tests[name] = certificate.test(name, certificate.compare(name, run.open(after), run.open(prompts), before))
     return tests
 
 
@@ -260,14 +264,3 @@ def uncovered(certificate: Certificate, dense: bool) -> list[str]:
 
 def _of_model(config: SmallestConfig, source: str) -> SmallestConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"source": source, "revision": None})})
-
-
-def _score(
-    run: Executor, config: SmallestConfig, name: str, checkpoint: Artifact, prompts: Artifact, file: Path | None = None
-) -> Path:
-    """The scores of a checkpoint, or those of llama.cpp with a file that stands in a folder."""
-    if file:
-        settings = ScoreSettings.of(named_benchmark(config, name))
-        title = f"score {name} again"
-        return run.open(stages.served(title, settings=settings, checkpoint=checkpoint, gguf=file, prompts=prompts))
-    return run.open(steps.score(config, name, "again", checkpoint, prompts))
