@@ -19,7 +19,6 @@ PAGES = {  # reports that the UI shows, by stage: the artifact's key, and a few 
     "smallest": ("smallest", "The smallest model, and the proof"),
 }
 SHOWN = 50  # rows to label
-LIMIT = 400_000  # bytes per artifact, which the server keeps in its database
 
 
 def show_report(store: ArtifactStore, ref: ArtifactRef) -> None:
@@ -64,19 +63,13 @@ def _show(key: str, about: str, text: str) -> None:
         get_run_logger().warning("artifact %s is not shown: %s", key, error)
 
 
-def with_pictures(text: str, folder: Path, limit: int = LIMIT) -> str:
-    """A Markdown text with its PNG files embedded; those that would make it too long are given by path."""
-    room = limit - len(text.encode())
+def with_pictures(text: str, folder: Path) -> str:
+    """A Markdown text with the PNG files of a folder embedded: a few, of tens of kilobytes each."""
 
     def embed(match: re.Match[str]) -> str:
-        nonlocal room
         path = folder / match[2]
         if not path.is_file():
             return match[0]
-        data = base64.b64encode(path.read_bytes()).decode()
-        if len(data) > room:
-            return f"{match[1]}: `{path}`"
-        room -= len(data)
-        return f"![{match[1]}](data:image/png;base64,{data})"
+        return f"![{match[1]}](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})"
 
     return re.sub(r"!\[([^]]*)\]\(([^):/]+\.png)\)", embed, text)
