@@ -68,7 +68,7 @@ def _deploy(flow: str, name: str, cron: str, parameters: dict[str, Any]) -> str:
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-    from prefect.deployments.runner import DeploymentApplyError
+    from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
     from prefect.exceptions import ObjectNotFound
     from prefect.runner.storage import LocalStorage
     from prefect.schedules import Cron
@@ -86,7 +86,8 @@ def _deploy(flow: str, name: str, cron: str, parameters: dict[str, Any]) -> str:
         if OWN not in client.read_deployment_by_name(whole).tags:
             raise InputError(f"--name: got {name!r}; allowed: another one, as prefect.yaml has {whole}")
     try:
-        deployment = FLOWS[flow].to_deployment(
+        deployment = RunnerDeployment.from_flow(
+            FLOWS[flow],
             name,
             schedule=Cron(cron, timezone=TIMEZONE),
             concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
@@ -102,7 +103,7 @@ def _deploy(flow: str, name: str, cron: str, parameters: dict[str, Any]) -> str:
     try:
         deployment.apply()  # makes it, or updates the one of this name
     except DeploymentApplyError as error:
-        raise InputError(f"{error}; allowed: after ./deployments/deploy.sh without a file") from None
+        raise InputError(f"{str(error).rstrip('.')}; allowed: after ./deployments/deploy.sh without a file") from None
     return whole
 
 
