@@ -18,13 +18,13 @@ from tailored_llama.models import (
     CARD,
     EMBEDDED_MODELS,
     copy_licence,
+    copy_tokenizer,
     fetch_model,
     link,
     load_tokenizer,
     merge_adapter,
     open_gguf,
     stored_dtype,
-    weight_files,
     write_shards,
 )
 from tailored_llama.serving.chat import how_to_ask, modelfile, write_chat_template, write_grammar, write_schema
@@ -35,8 +35,6 @@ from tailored_llama.serving.gguf_writing import gguf_file
 from tailored_llama.serving.job import job_of
 from tailored_llama.serving.served import score_served
 from tailored_llama.serving.settings import GgufSettings, QuantisedSettings, SourceSettings
-
-_NOT_COPIED = ("manifest.json", "model.safetensors.index.json")
 
 
 def export_gguf(
@@ -155,7 +153,5 @@ def dequantise(checkpoint: Path, file: Path, gguf_type: GgufType, out: Path) -> 
         return torch.from_numpy(np.concatenate(parts)).to(dtype)
 
     write_shards(out, shapes, dtype, read)
-    weights = {path.name for path in weight_files(checkpoint)}
-    for path in checkpoint.iterdir():
-        if path.is_file() and path.name not in (*weights, *_NOT_COPIED):
-            shutil.copyfile(path, out / path.name)
+    copy_tokenizer(checkpoint, out)
+    shutil.copyfile(checkpoint / "config.json", out / "config.json")
