@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -23,16 +22,6 @@ from tailored_llama.serving.server import TEMPLATE, llama_server
 ROOM = 64  # tokens of a chat beyond the prompt and the answer that were counted
 
 
-@dataclass(frozen=True)
-class Served:
-    """How the rows of a benchmark were asked, by what, and how many answers only the limit of tokens ended."""
-
-    asked: Literal["chat", "prompt", "log-likelihoods"]
-    runtime: str
-    template: str | None  # SHA-256 of the chat template
-    unended: int = 0
-
-
 def score_served(checkpoint: Path, gguf: Path, prompts: Path, *, settings: ScoreSettings, work: Work) -> dict[str, Any]:
     """Stage: score a GGUF file by what llama.cpp answers with it; write what `score_benchmark` writes.
 
@@ -40,18 +29,17 @@ def score_served(checkpoint: Path, gguf: Path, prompts: Path, *, settings: Score
     beside the file. If the file's chat template is not that of the rows, as with several jobs in one file, the server
     is given the prompt itself. A row that is longer than the model's context has no answer, which is wrong. Choices
     that differ by row are ranked by their log-likelihoods; there a long row loses its start. `metrics.json` also says
-    how llama.cpp was asked (`Served`), and the bytes of the file.
+    how llama.cpp was asked (`served`), and the bytes of the file.
 
     `checkpoint` has the tokenizer, and the length of the context.
     """
     rows, file = read_prompts(prompts, settings.split), gguf_file(gguf)
     tokenizer, limit = load_tokenizer(checkpoint), int(read_config(checkpoint)["max_position_embeddings"])
-    template, chat = _template_of(file), read_chat({"": prompts})
-    digest = sha256(template.encode()).hexdigest() if template else None
+    template, chat, replies = _template_of(file), read_chat({"": prompts}), list[Reply]()
     if not is_ended(settings.metric, rows):
         encoded = [encode_prompt(tokenizer, prompt, limit) for prompt in rows]
         result = write_choices(rows, predict(rows, file_loglikelihoods(file, encoded, work.progress)), work.out)
-        served = Served("log-likelihoods", _version("llama-cpp-py-sync"), digest)
+        asked, package = "log-likelihoods", "llama-cpp-py-sync"
     else:
         chat = shipped_chat(chat, file.parent) if chat and chat_template(chat, tokenizer) == template else None
         requests = requests_of(rows, settings, chat, tokenizer.bos_token or "")
@@ -61,11 +49,17 @@ def score_served(checkpoint: Path, gguf: Path, prompts: Path, *, settings: Score
         with llama_server(file, min(limit, tokens + ROOM), torch.get_num_threads()) as url:
             replies = ask_all(ChatServer(url), requests, work.progress)
         result = write_answers(rows, replies, settings, work.out)
-        served = Served("chat" if chat else "prompt", _version("xllamacpp"), digest, unended(replies))
+        asked, package = "chat" if chat else "prompt", "xllamacpp"
+    served = {
+        "asked": asked,
+        "runtime": f"llama.cpp of {package} {version(package)}",
+        "template": sha256(template.encode()).hexdigest() if template else None,
+        "unended": unended(replies),
+    }
     common = {"benchmark": settings.benchmark, "metric": settings.metric, "examples": len(rows)}
-    facts = {"bytes": file.stat().st_size, "served": asdict(served)}
+    facts = {"bytes": file.stat().st_size, "served": served}
     (work.out / "metrics.json").write_text(json.dumps(common | result | facts, indent=1) + "\n")
-    return {"examples": len(rows), "asked": served.asked}
+    return {"examples": len(rows), "asked": asked}
 
 
 def _template_of(file: Path) -> str | None:
@@ -74,10 +68,6 @@ def _template_of(file: Path) -> str | None:
         return beside.read_text(encoding="utf-8")
     field = open_gguf(file, file.name).fields.get("tokenizer.chat_template")
     return field and str(field.contents())
-
-
-def _version(package: str) -> str:
-    return f"llama.cpp of {package} {version(package)}"
 
 
 def requests_of(rows: Sequence[Prompt], score: ScoreSettings, chat: Chat | None, bos: str = "") -> list[dict[str, Any]]:
