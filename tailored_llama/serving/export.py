@@ -29,7 +29,7 @@ from tailored_llama.models import (
 )
 from tailored_llama.serving.chat import how_to_ask, modelfile, write_chat_template, write_grammar, write_schema
 from tailored_llama.serving.converter import is_converted
-from tailored_llama.serving.gguf import Written, write_gguf
+from tailored_llama.serving.gguf import write_gguf
 from tailored_llama.serving.gguf_layout import layout_of, restored, unfused, written_shapes
 from tailored_llama.serving.gguf_writing import gguf_file
 from tailored_llama.serving.job import job_of
@@ -68,7 +68,7 @@ def export_gguf(
         job = job_of(source, prompts or {}, work.execution) if rounded else None
         written = write_gguf(source, gguf_type=settings.type, out=out / file, name=name, by=job, progress=work.progress)
     copy_licence(checkpoint, out)
-    _write_around(out / file, chat, load_tokenizer(checkpoint), _about(written))
+    _write_around(out / file, chat, load_tokenizer(checkpoint), written.padded_channels)
     return {"bytes": written.size, "padded_channels": written.padded_channels}
 
 
@@ -89,18 +89,19 @@ def copy_source(
     tokenizer = load_tokenizer(checkpoint)
     if chat := read_chat(prompts):
         write_chat_template(out, chat, tokenizer)
-    _write_around(file, chat, tokenizer, "")
+    _write_around(file, chat, tokenizer)
     return {"bytes": file.stat().st_size}
 
 
-def _write_around(file: Path, chat: Chat | None, tokenizer: Any, about: str) -> None:
-    """Write what a server needs beside a GGUF file, and a card, which says `about` the file's tensors."""
+def _write_around(file: Path, chat: Chat | None, tokenizer: Any, padded_channels: int = 0) -> None:
+    """Write what a server needs beside a GGUF file, and a card."""
     name, out = file.stem.rpartition("-")[0], file.parent
     write_grammar(out, chat)
     write_schema(out, chat)
     if chat:
         write_chat(out, chat)
     (out / "Modelfile").write_text(modelfile(file.name, chat, tokenizer), encoding="utf-8")
+    about = f"{padded_channels:,} MLP channels of zeros are included. " if padded_channels else ""
     card = f"""# {name} for llama.cpp
 
 `{file.name}` has {file.stat().st_size:,} bytes. {about}
@@ -109,11 +110,6 @@ The checkpoint that it was made from has the full card: scores, settings, licenc
 {how_to_ask(name, chat, file)}
 """
     (out / CARD).write_text(card, encoding="utf-8")
-
-
-def _about(written: Written) -> str:
-    """How a GGUF file differs from its checkpoint."""
-    return f"{written.padded_channels:,} MLP channels of zeros are included. " if written.padded_channels else ""
 
 
 def score_quantised(
