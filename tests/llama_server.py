@@ -22,5 +22,5 @@ class LlamaServer(ChatServer):
 @contextmanager
 def llama_server(file: Path, context: int = 256) -> Iterator[LlamaServer]:
     """A server with one thread: several spin where they wait, and starve what else runs."""
-    with server.llama_server(file, context, 1) as url:
+    with server.llama_server(file, context, 1) as (url, _):
         yield LlamaServer(url)

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import signal
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from tailored_llama.models import load_model, load_tokenizer, token_budget
 from tailored_llama.progress import Progress, silent
 from tailored_llama.serving.chat import SCHEMA, curl_call, grammar_of, written_options
 from tailored_llama.serving.client import ChatServer, ask_all
-from tailored_llama.serving.server import CONTEXT, GRAMMAR, HOST, TEMPLATE, check_server, llama_server, start_server
+from tailored_llama.serving.server import CONTEXT, GRAMMAR, HOST, TEMPLATE, llama_server
 from tailored_llama.store import CERTIFICATE, check_certified
 
 ASKED = (TEMPLATE, "chat.json", GRAMMAR, SCHEMA)  # files that say what is asked, and what may be answered
@@ -101,8 +100,8 @@ def load(folder: str | Path, context: int = CONTEXT) -> Model:
         ask = partial(_ask_checkpoint, load_model(folder, device="auto"), load_tokenizer(folder), chat)
         return Model(folder, chat, ask)
     opened = ExitStack()
-    server = ChatServer(opened.enter_context(llama_server(file, context, torch.get_num_threads())))
-    model = Model(folder, chat, partial(_ask_server, server, chat), opened)
+    url, _ = opened.enter_context(llama_server(file, context, torch.get_num_threads()))
+    model = Model(folder, chat, partial(_ask_server, ChatServer(url), chat), opened)
     finalize(model, opened.close)  # before Python ends: it aborts if it ends while the server's output is read
     return model
 
@@ -113,8 +112,6 @@ def find_finished(folder: Path) -> tuple[Chat, Path | None]:
     if len(files) > 1 or not (files or (folder / "config.json").is_file()):
         got = " and ".join(file.name for file in files) or "no model"
         raise InputError(f"{folder}: got {got}; allowed: a folder with one GGUF file, or a checkpoint")
-    if files:
-        check_server(files[0])
     if (certificate := folder / CERTIFICATE).is_file():
         _check_certified(certificate)
     with suppress(OSError, ValueError, TypeError, AttributeError):
@@ -174,20 +171,11 @@ def serve(folder: Path, port: int, context: int = CONTEXT) -> None:
     InputError: as `load`; vLLM is missing, the port is taken, or llama.cpp cannot serve the file.
     """
     chat, file = find_finished(folder)
-    call = curl_call(chat, file, f"http://{HOST}:{port}")
     if not file:
         if not (vllm := shutil.which("vllm")):
             raise InputError(f"{folder}: vLLM is not installed; allowed: a GGUF file, or after pip install vllm")
-        print(call, flush=True)
+        print(curl_call(chat, file, f"http://{HOST}:{port}"), flush=True)
         os.execv(vllm, [vllm, "serve", str(folder), "--host", HOST, "--port", str(port)])
-    ends = {signal.SIGINT, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # in the server's threads, too: one of them would take it
-    try:
-        _server = start_server(file, context, torch.get_num_threads(), port)
-    except RuntimeError:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        allowed = "a port that is free, and a GGUF file that it reads"
-        raise InputError(f"{file}: llama.cpp cannot serve it on port {port}; allowed: {allowed}") from None
-    print(call, flush=True)
-    signal.sigwait(ends)
-    os._exit(0)  # the server's own end may wait for ever
+    with llama_server(file, context, torch.get_num_threads(), port) as (url, process), suppress(KeyboardInterrupt):
+        print(curl_call(chat, file, url), flush=True)
+        raise RuntimeError(f"{file}: llama.cpp's server ended with {process.wait()}")

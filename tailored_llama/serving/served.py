@@ -46,7 +46,7 @@ def score_served(checkpoint: Path, gguf: Path, prompts: Path, *, settings: Score
         tokens = max(len(encode(tokenizer, prompt.contexts[0])) for prompt in rows) + max(
             own["max_tokens"] for own in requests
         )
-        with llama_server(file, min(limit, tokens + ROOM), torch.get_num_threads()) as url:
+        with llama_server(file, min(limit, tokens + ROOM), torch.get_num_threads()) as (url, _):
             replies = ask_all(ChatServer(url), requests, work.progress)
         result = write_answers(rows, replies, settings, work.out)
         asked, package = "chat" if chat else "prompt", "xllamacpp"

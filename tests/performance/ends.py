@@ -31,7 +31,7 @@ def main(folder: Path, file: Path, rows: Annotated[int, typer.Option()] = 100) -
         run = FolderExecutor(Path(scratch), config.store.downloads, config.execution)
         alone = Path(scratch) / weights.name
         os.symlink(weights.resolve(), alone)
-        with llama_server(alone, context=4096, threads=2) as url:
+        with llama_server(alone, context=4096, threads=2) as (url, _):
             for name, prompts in certified_rows(run, certificate):
                 shown = run.open(prompts)
                 (benchmark,) = (own for own in config.benchmarks if own.name == name)

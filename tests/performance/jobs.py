@@ -155,7 +155,7 @@ def main(
         return
     certificate = read_certificate(found.folder, [str(file)])
     served = llama_server(certificate.weights[0], context=4096, threads=2)
-    with served as url, tempfile.TemporaryDirectory() as scratch:
+    with served as (url, _), tempfile.TemporaryDirectory() as scratch:
         run = FolderExecutor(Path(scratch), certificate.config.store.downloads, certificate.config.execution)
         tests, differences = verify_server(run, certificate, ChatServer(f"{url}/v1"))
     certified = certificate.content.benchmarks

@@ -174,7 +174,7 @@ def test_what_cannot_be_served_is_told_in_one_line(tmp_path: Path, monkeypatch: 
     broken.write_bytes(file.read_bytes()[:5000])
     assert refused(llama_server(broken, 64, 1).__enter__).startswith(f"{broken}: llama.cpp cannot serve it (")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # it leads nowhere
-    with llama_server(file, 64, 1) as url:
+    with llama_server(file, 64, 1) as (url, _):
         server = ChatServer(url).named()
         hello = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
         assert server.reply(hello).ended == "length"
