@@ -15,6 +15,7 @@ from tailored_llama.progress import Progress, silent
 
 TIMEOUT = 600  # seconds for one answer
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+TOO_LONG = ("exceeds the available context size", "maximum context length")  # what llama.cpp says, and vLLM
 OPENAI = "the URL of a server that speaks OpenAI's protocol, such as http://127.0.0.1:8080/v1"
 
 
@@ -27,16 +28,7 @@ class Reply(NamedTuple):
 
 
 class Refused(InputError):
-    """Raised when a server refuses a request; `kind` is its own word for the reason, such as llama.cpp's."""
-
-    def __init__(self, message: str, kind: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-    @property
-    def is_too_long(self) -> bool:
-        """Whether the request is longer than the context, as llama.cpp's or vLLM's server says."""
-        return self.kind == "exceed_context_size_error" or "maximum context length" in str(self)
+    """Raised when a server refuses a request."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +61,9 @@ class ChatServer:
                 if isinstance(told := json.load(answer), dict):
                     return told
         except urllib.error.HTTPError as error:
-            message, kind = _reason(error)
+            message = _reason(error)
             message = (message.replace(self.key, "***") if self.key else message)[:200]  # it may repeat the key
-            raise Refused(f"{address}: the server says {message!r}; allowed: a request that it takes", kind) from None
+            raise Refused(f"{address}: the server says {message!r}; allowed: a request that it takes") from None
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__
             raise UnreachableError(f"{address}: {reason}; allowed: a server that runs, as from llama-server") from None
@@ -128,18 +120,17 @@ def ask_all(server: ChatServer, requests: Sequence[dict[str, Any]], progress: Pr
         try:
             replies.append(server.reply(request))
         except Refused as error:
-            if not error.is_too_long:
+            if not any(told in str(error) for told in TOO_LONG):
                 raise
             replies.append(Reply("", "too long"))
         progress(done, len(requests))
     return replies
 
 
-def _reason(error: urllib.error.HTTPError) -> tuple[str, str]:
-    """A server's message and its kind; without one, the status."""
+def _reason(error: urllib.error.HTTPError) -> str:
+    """A server's message; without one, the status."""
     try:
         content = json.load(error)
-        told = content.get("error", content)
-        return str(told["message"]), str(told.get("type"))
+        return str(content.get("error", content)["message"])
     except (ValueError, TypeError, KeyError, AttributeError):
-        return f"{error.code} {error.reason}", ""
+        return f"{error.code} {error.reason}"
