@@ -120,16 +120,13 @@ def _rope(config: Any) -> dict[str, Any]:
 def _write_windows(writer: GGUFWriter, config: Any, checkpoint: Path) -> None:
     """Write the window, which all but the last of every so many layers have: llama.cpp knows no other order."""
     windowed = [kind == "sliding_attention" for kind in config.layer_types]
-    layers = range(len(windowed))
-    periods = [p for p in range(1, len(windowed) + 2) if [layer % p < p - 1 for layer in layers] == windowed]
-    if not periods:
-        full = [layer for layer in layers if not windowed[layer]]
-        raise InputError(
-            f"{checkpoint / 'config.json'}: layer_types: full attention in layers {full}; allowed for llama.cpp: in "
-            "the last of every so many"
-        )
+    period = [*windowed, False].index(False) + 1
+    if windowed != [layer % period < period - 1 for layer in range(len(windowed))]:
+        full = [layer for layer, is_windowed in enumerate(windowed) if not is_windowed]
+        got = f"layer_types: full attention in layers {full}; allowed for llama.cpp: in the last of every so many"
+        raise InputError(f"{checkpoint / 'config.json'}: {got}")
     writer.add_sliding_window(config.sliding_window)
-    writer.add_sliding_window_pattern(periods[0])
+    writer.add_sliding_window_pattern(period)
     if local := config.rope_parameters.get("sliding_attention"):
         writer.add_rope_freq_base_swa(local["rope_theta"])
 
