@@ -12,7 +12,7 @@ from typing import Any
 import gguf
 import torch
 from gguf import GGUFReader
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig, GgufConfig, PreTrainedTokenizerFast
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
 from tailored_llama.config import Work
@@ -95,17 +95,14 @@ def _convert(path: Path, dtype: torch.dtype, out: Path, shown: str) -> None:
     """Load a GGUF file or a folder with transformers, and save it as a checkpoint."""
     reader = read_gguf(path, shown) if path.is_file() else None
     folder, options = (path.parent, {"gguf_file": path.name}) if reader else (path, {})
+    unpacked = {"quantization_config": GgufConfig(dequantize=True)} if reader else {}
     with _parsed_once(reader) if reader else nullcontext():
-        model = load_weights(folder, dtype, f"model.source {shown}", **options)
+        model = load_weights(folder, dtype, f"model.source {shown}", **options, **unpacked)
         tokenizer = load_tokenizer(folder, f"model.source {shown}", **options)
     if reader:
         _restore_pre_tokenizer(tokenizer, reader, f"model.source {shown}")
         if hasattr(config := model.config, "query_pre_attn_scalar"):  # transformers takes 256
             config.query_pre_attn_scalar = checkpoints.query_scale(config.to_dict())
-        for attribute in ("hf_quantizer", "quantization_method", "is_quantized", "quantization_config"):
-            owner = config if attribute == "quantization_config" else model
-            if hasattr(owner, attribute):  # left by the GGUF loader; save_pretrained would fail
-                delattr(owner, attribute)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     checkpoints.drop_paths(out)
