@@ -11,7 +11,7 @@ import torch
 from tailored_llama.config import Dtype, ExecutionConfig, TrainingConfig, Work
 from tailored_llama.errors import InputError
 from tailored_llama.models.cards import merged_card
-from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, drop_paths, weights_digest
+from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, weights_digest
 from tailored_llama.models.id_table import TABLE
 from tailored_llama.models.load import BASE_FILE, check_adapter, load_model
 from tailored_llama.models.sources import CARD, copy_licence
@@ -99,5 +99,4 @@ def save_changed(model: Any, checkpoint: Path, out: Path, card: str | None = Non
     for name in (TABLE, "plan.parquet"):
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, out / name)
-    drop_paths(out)
     (out / CARD).write_text(card or merged_card(checkpoint), encoding="utf-8")

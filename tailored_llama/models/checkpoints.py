@@ -236,12 +236,3 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             ("tokenizer", "special_tokens", "added_tokens", "chat_template", "generation_config", "vocab", "merges")
         ):
             shutil.copyfile(path, target / path.name)
-
-
-def drop_paths(folder: Path) -> None:
-    """Delete the fields of a checkpoint's JSON files that hold the path it was loaded from."""
-    paths = ("_model_name_or_path", "_name_or_path", "name_or_path")
-    for file in filter(Path.is_file, (folder / "config.json", folder / "tokenizer_config.json")):
-        data = json.loads(file.read_text(encoding="utf-8"))
-        data = {name: value for name, value in data.items() if name not in paths}
-        file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -87,7 +87,6 @@ def _copy(folder: Path, dtype: torch.dtype, out: Path, shown: str) -> bool:
         model.generation_config = GenerationConfig.from_pretrained(folder)
     model.generation_config.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    checkpoints.drop_paths(out)
     return True
 
 
@@ -103,9 +102,9 @@ def _convert(path: Path, dtype: torch.dtype, out: Path, shown: str) -> None:
         _restore_pre_tokenizer(tokenizer, reader, f"model.source {shown}")
         if hasattr(config := model.config, "query_pre_attn_scalar"):  # transformers takes 256
             config.query_pre_attn_scalar = checkpoints.query_scale(config.to_dict())
+        vars(config).pop("_model_name_or_path", None)  # the name that the file gives itself
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    checkpoints.drop_paths(out)
 
 
 def source_tokenizer(source: ModelSource, downloads: str) -> Any:

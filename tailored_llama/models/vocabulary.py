@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.memory import without_gc
-from tailored_llama.models.checkpoints import drop_paths, read_config
+from tailored_llama.models.checkpoints import read_config
 from tailored_llama.models.id_table import write_id_table
 from tailored_llama.models.load import load_tokenizer
 
@@ -208,7 +208,6 @@ def trim_tokenizer(checkpoint: Path, kept: Sequence[int], shares: Sequence[float
         added = {int(index): token for index, token in decoder.items()}
         settings["added_tokens_decoder"] = {str(new[index]): token for index, token in added.items() if index in new}
     file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    drop_paths(out)
     backend = Tokenizer.from_str(json.dumps(trimmed))
     loaded = json.loads(load_tokenizer(out).backend_tokenizer.to_str())
     if any(loaded[part] != json.loads(backend.to_str())[part] for part in ("model", "added_tokens")):
