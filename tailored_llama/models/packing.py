@@ -101,7 +101,7 @@ def within_memory(
 
 @contextmanager
 def packed_attention(model: Any) -> Iterator[None]:
-    """Let a transformers model (or the base of a PEFT model) read packed rows inside the `with` block, if it can."""
+    """Let a transformers or PEFT model read packed rows inside the `with` block, if it can."""
     if not can_pack(model):
         yield
         return

@@ -74,10 +74,9 @@ def train(
     steps, tokens, started = per_epoch * course.epochs, 0, time.perf_counter()
     now = _start_or_resume(model, training, bool(held_out) and course.keeps_best, work)
     model.train()  # a new adapter says that it trains, while the dropout that its base may have is off
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     # Autocast rounds what an adapter reads. PEFT would cast it to float32 before.
     uncast = disable_input_dtype_casting(model, in_bfloat16(model, training))
-    with packed_attention(base), uncast:
+    with packed_attention(model), uncast:
         if held_out and not now.step:
             _append(now.log, step=0, epoch=0, held_out_loss=_evaluate(now, held_out))
             tokens += sum(map(len, held_out))

@@ -127,9 +127,8 @@ def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig, bu
         with autocast(model, training):
             return [_outcome(nll, sample) for nll, sample in zip(choice_losses(model, batch), batch, strict=True)]
 
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    with torch.no_grad(), models.packed_attention(base):
-        lengths = [models.tokens_read(base, sample.encoded.document) for sample in samples]
+    with torch.no_grad(), models.packed_attention(model):
+        lengths = [models.tokens_read(model, sample.encoded.document) for sample in samples]
         at_once = models.passes_at_once(model, budget)
         for part, results in models.within_memory(lengths, budget, run, at_once=at_once):
             by_number |= dict(zip(part, results, strict=True))
