@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,9 @@ def head_logits(model: Any, states: Tensor) -> Tensor:
     if hasattr(model, "get_base_model"):  # PEFT's
         model = model.get_base_model()
     rows = states.reshape(1, -1, states.shape[-1])
-    logits: Tensor = type(model).forward(_WithStates(model, rows), inputs_embeds=rows).logits
+    like_it = copy(model)  # the model itself stays as it is for other threads
+    vars(like_it)["model"] = _AsRun(model.get_decoder(), rows)
+    logits: Tensor = type(model).forward(like_it, inputs_embeds=rows).logits
     return logits.reshape(*states.shape[:-1], logits.shape[-1])
 
 
@@ -155,16 +158,6 @@ class _States(BaseModelOutputWithPast):
 
     def __getattr__(self, name: str) -> None:
         return None
-
-
-class _WithStates:
-    """A causal LM whose decoder is not run, but gives these states; the LM itself stays as it is for other threads."""
-
-    def __init__(self, model: Any, states: Tensor) -> None:
-        self.__dict__.update(_like=model, model=_AsRun(model.get_decoder(), states))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._like, name)
 
 
 class _AsRun:
