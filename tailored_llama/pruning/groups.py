@@ -36,7 +36,7 @@ MEMBERS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Groups:
-    """All coupled groups of a model, column by column, [groups] each.
+    """All coupled groups of a model, layer by layer, column by column, [groups] each.
 
     `kind` is "attention" (one KV head with its query heads) or "mlp" (one channel); `index` counts within the layer and
     kind.
@@ -49,14 +49,6 @@ class Groups:
 
     def __len__(self) -> int:
         return len(self.layer)
-
-    def by_block(self) -> dict[tuple[int, str], Array]:
-        """Indices of the groups by layer and kind, both ascending."""
-        # One stable sort, then cuts: a search per block would read 353,000 groups 64 times.
-        keys = self.layer.astype(np.int64) * len(KINDS) + (self.kind == KINDS[1])
-        order = np.argsort(keys, kind="stable")
-        parts = np.split(order, np.flatnonzero(np.diff(keys[order])) + 1)
-        return {(int(self.layer[part[0]]), str(self.kind[part[0]])): part for part in parts if len(part)}
 
 
 Owners = dict[str, tuple[int, Array]]  # parameter → the dimension that groups own, and each index's group, or −1

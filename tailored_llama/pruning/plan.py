@@ -97,6 +97,9 @@ def _split(heads: _Block, channels: _Block, budget: int, multiple: int, fits: Ca
 def keep(groups: Groups, scores: Array, leaving: dict[str, int]) -> Array:
     """The groups that stay, bool [groups], if so many of each kind leave every layer: those of the lowest scores."""
     kept = np.ones(len(groups), dtype=bool)
-    for (_, kind), members in groups.by_block().items():
-        kept[members[np.argsort(scores[members], kind="stable")[: leaving[kind]]]] = False
+    for kind, number in leaving.items():
+        if number:
+            members = np.flatnonzero(groups.kind == kind).reshape(groups.layer[-1] + 1, -1)  # all layers are alike
+            least = np.argsort(scores[members], axis=1, kind="stable")[:, :number]
+            kept[np.take_along_axis(members, least, 1)] = False
     return kept
