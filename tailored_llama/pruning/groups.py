@@ -121,17 +121,11 @@ def read_groups(folder: Path) -> Groups:
 
 
 def read_owners(folder: Path, shapes: dict[str, list[int]]) -> Owners:
-    """Read `members.parquet`; `shapes`: of the checkpoint's parameters.
-
-    Raises:
-        InputError: the checkpoint lacks a parameter.
-    """
+    """Read `members.parquet`; `shapes`: of the checkpoint's parameters."""
     table = read_table(folder / "members.parquet", MEMBERS_SCHEMA)
     columns, owners = ("parameter", "group", "dim", "start", "stop"), Owners()
     for name, group, dim, start, stop in zip(*(table[column].to_numpy() for column in columns), strict=True):
         if name not in owners:
-            if name not in shapes:
-                raise InputError(f"{folder}: parameter {name} is not in the checkpoint")
             owners[name] = int(dim), np.full(shapes[name][dim], -1, dtype=np.int64)
         owners[name][1][start:stop] = group
     return owners
