@@ -83,7 +83,9 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
     projections, layer = coupled(structure.model_type), structure.layer
     # Four heads, as layers are wired alike whatever their number: torch-pruning 1.6 never ends on two of Gemma 3.
     if projections:
-        check_coupling(_first_layer(models.read_config(dense)), heads=4, channels=layer.channels)
+        config = models.read_config(dense)
+        first_layer = {name: config[name][:1] for name in models.BY_LAYER if name in config}
+        check_coupling(config | {"num_hidden_layers": 1} | first_layer, heads=4, channels=layer.channels)
     counts = {"attention": layer.kv_heads, "mlp": layer.channels}
     rows = [np.empty((0, 4), int)]  # of every layer and kind: layer, kind, index, parameters, [groups, 4]
     members = [np.empty((0, 5), int)]  # of every parameter: group, parameter, dim, start, stop, [groups, 5]
@@ -134,11 +136,6 @@ def read_owners(folder: Path, shapes: dict[str, list[int]]) -> Owners:
 def staying(owners: Owners, kept: Array) -> Stays:
     """The indices that stay in each parameter, if the groups of a mask, bool [groups], do."""
     return {name: (dim, (owner < 0) | kept[owner]) for name, (dim, owner) in owners.items()}
-
-
-def _first_layer(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a model with the first layer alone."""
-    return config | {"num_hidden_layers": 1} | {name: config[name][:1] for name in models.BY_LAYER if name in config}
 
 
 def check_coupling(config: dict[str, Any], heads: int, channels: int) -> None:
