@@ -179,9 +179,7 @@ def text_tensors(stored: Collection[str]) -> dict[str, str]:
     return {text: name for name, text in names.items() if text != name or "lm_head." in name}
 
 
-def _check_sizes(
-    config: dict[str, Any], shapes: dict[str, list[int]], folder: Path, widths: Sequence[str] = WIDTHS
-) -> None:
+def _check_sizes(config: dict[str, Any], shapes: dict[str, list[int]], folder: Path, widths: Sequence[str]) -> None:
     """Reject sizes larger than those of the weights: transformers would allocate a model of the stated sizes."""
     required = ("hidden_size", "num_hidden_layers", HEADS if HEADS in config else "head_dim")
     largest = max((size for shape in shapes.values() for size in shape), default=0)

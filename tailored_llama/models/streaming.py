@@ -144,7 +144,6 @@ class Shelf:
     def __init__(self, folder: Path | None = None, device: str = "cpu", bound: int = 0) -> None:
         self._folder, self._device, self._room = folder, device, bound
         self._held: dict[Hashable, Tensor | Path] = {}
-        self._written = 0
 
     def __setitem__(self, key: Hashable, tensor: Tensor) -> None:
         self.drop(key)
@@ -152,8 +151,7 @@ class Shelf:
             self._held[key] = tensor if self._folder is None else tensor.cpu()
             self._room -= tensor.nbytes
             return
-        self._held[key] = file = self._folder / f"{self._written}.safetensors"
-        self._written += 1
+        self._held[key] = file = self._folder / f"{key}.safetensors"
         save_file({"states": tensor.contiguous()}, file)
 
     def __getitem__(self, key: Hashable) -> Tensor:
