@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tailored_llama.config import Dtype, ExecutionConfig, TrainingConfig, Work
+from tailored_llama.config import Dtype, TrainingConfig, Work
 from tailored_llama.errors import InputError
 from tailored_llama.models.cards import merged_card
 from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, weights_digest
@@ -18,7 +18,7 @@ from tailored_llama.models.sources import CARD, copy_licence
 from tailored_llama.store import MANIFEST
 
 
-def add_adapter(base: Any, training: TrainingConfig, execution: ExecutionConfig) -> Any:
+def add_adapter(base: Any, training: TrainingConfig) -> Any:
     """Add a new adapter to a causal LM; returns the PEFT model. InputError: its experts take no dropout."""
     from peft import LoraConfig, get_peft_model  # late: most stages need none of it
 
@@ -30,14 +30,11 @@ def add_adapter(base: Any, training: TrainingConfig, execution: ExecutionConfig)
         task_type="CAUSAL_LM",
     )
     try:
-        model = get_peft_model(base, settings)
+        return get_peft_model(base, settings)
     except ValueError:  # experts that are one tensor
         if not training.dropout:
             raise
         raise InputError(f"dropout: got {training.dropout} for a mixture of experts; allowed: 0") from None
-    if execution.recompute_activations:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model
 
 
 def _targets(model: Any, projections: Sequence[str]) -> list[str]:

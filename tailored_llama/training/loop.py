@@ -73,6 +73,8 @@ def train(
     held_out, per_epoch = course.held_out, math.ceil(len(course.samples) / training.batch_size)
     steps, tokens, started = per_epoch * course.epochs, 0, time.perf_counter()
     now = _start_or_resume(model, training, bool(held_out) and course.keeps_best, work)
+    if work.execution.recompute_activations:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()  # a new adapter says that it trains, while the dropout that its base may have is off
     # Autocast rounds what an adapter reads. PEFT would cast it to float32 before.
     uncast = disable_input_dtype_casting(model, in_bfloat16(model, training))

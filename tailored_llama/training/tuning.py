@@ -40,7 +40,7 @@ def tune(pruned: Path, prompts: Mapping[str, Path], *, settings: TuneSettings, w
     torch.manual_seed(settings.seed)
     base = models.open_model(pruned, execution, work.out, whole="tuning")
     shots, held_out, examples = _samples(pruned, prompts, settings, models.context_length(base))
-    model = models.add_adapter(base, adapter, execution)
+    model = models.add_adapter(base, adapter)
     course = Course(shots, held_out, settings.seed, adapter.epochs, adapter.patience)
     measured, (untuned, kept) = train(model, course, adapter, work)  # a new adapter changes nothing
     write_comparison(work.out, examples, untuned, kept)
@@ -102,9 +102,7 @@ def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> 
     base = models.open_model(pruned, execution, work.out, whole="healing")
     if full:
         models.check_whole_training(models.read_structure(pruned).parameters, execution.device)
-    model = base.float().requires_grad_(True) if full else models.add_adapter(base, training, execution)
-    if full and execution.recompute_activations:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model = base.float().requires_grad_(True) if full else models.add_adapter(base, training)
     outputs, table = read_table(teacher / TEACHER, TEACHER_SCHEMA), models.read_id_table(pruned)
     texts = range(len(outputs))
     trained_on = len(texts) - min(settings.held_out, len(texts) // 10)

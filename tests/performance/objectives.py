@@ -132,7 +132,7 @@ def follow(
 
     model = base
     answer(0, 0)
-    model = add_adapter(base, tuning, run.execution)
+    model = add_adapter(base, tuning)
     samples = [encode(None, prompt) for prompt in shots]
     course = Course(samples, compared["held out"], run.seed, tuning.epochs, patience=tuning.epochs)  # never stops early
     measured, _ = train(model, course, tuning, Work(out, run.execution, progress=answer))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from helpers import CPU, load_and_render, write_own_benchmark
+from helpers import load_and_render, write_own_benchmark
 from tailored_llama.config import (
     BenchmarkConfig,
     ExecutionConfig,
@@ -110,7 +110,7 @@ def test_what_needs_the_whole_model_is_refused_or_loaded_whole(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     adapter = folder("adapter")
-    save_adapter(add_adapter(load_model(tiny), TuningConfig(rank=4), CPU), tiny, adapter)
+    save_adapter(add_adapter(load_model(tiny), TuningConfig(rank=4)), tiny, adapter)
     message = r"^execution\.streaming: got 'always' with an adapter; allowed: auto or never"
     with pytest.raises(InputError, match=message):
         score(tiny, benchmark_and_prompts, folder("refused"), STREAMED, adapter=adapter)
