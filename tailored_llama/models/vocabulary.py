@@ -199,15 +199,7 @@ def trim_tokenizer(checkpoint: Path, kept: Sequence[int], shares: Sequence[float
     new = {old: index for index, old in enumerate(kept)}
     trimmed, texts = _trimmed(state, new), _texts(state, int(read_config(checkpoint)["vocab_size"]))
     tokenizer.save_pretrained(out)
-    for stale in ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json"):
-        (out / stale).unlink(missing_ok=True)
     (out / "tokenizer.json").write_text(json.dumps(trimmed, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    file = out / "tokenizer_config.json"
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    if decoder := settings.get("added_tokens_decoder"):
-        added = {int(index): token for index, token in decoder.items()}
-        settings["added_tokens_decoder"] = {str(new[index]): token for index, token in added.items() if index in new}
-    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     backend = Tokenizer.from_str(json.dumps(trimmed))
     loaded = json.loads(load_tokenizer(out).backend_tokenizer.to_str())
     if any(loaded[part] != json.loads(backend.to_str())[part] for part in ("model", "added_tokens")):
