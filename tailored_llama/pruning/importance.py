@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -31,20 +30,16 @@ _PASS_TOKENS = 4096
 _POSITIONS = 64  # with logits in memory at once; more take longer on a CPU, where their memory is faulted in every time
 
 
-@dataclass(frozen=True)
-class Text:
-    """Calibration sequences, int64 [samples, tokens], and the most tokens of them per pass; None: 4,096."""
+def in_passes(input_ids: Tensor, batch_tokens: int | None = None, even: bool = False) -> tuple[Tensor, ...]:
+    """Calibration sequences, int64 [samples, tokens], in passes of at most so many tokens, but at least one sequence.
 
-    input_ids: Tensor
-    batch_tokens: int | None = None
-
-    def batches(self, even: bool = False) -> tuple[Tensor, ...]:
-        """The sequences of each pass, at least one; `even`: as many in each, so that all have the same masks."""
-        samples, tokens = self.input_ids.shape
-        size = max(1, min(_PASS_TOKENS, self.batch_tokens or _PASS_TOKENS) // tokens)
-        if even:
-            size = max(divisor for divisor in range(1, size + 1) if samples % divisor == 0)
-        return tuple(self.input_ids.split(size))
+    `even`: as many in each, so that all have the same masks.
+    """
+    samples, tokens = input_ids.shape
+    size = max(1, min(_PASS_TOKENS, batch_tokens or _PASS_TOKENS) // tokens)
+    if even:
+        size = max(divisor for divisor in range(1, size + 1) if samples % divisor == 0)
+    return tuple(input_ids.split(size))
 
 
 def score_importance(
@@ -65,11 +60,12 @@ def score_importance(
     else:
         assert calibration is not None
         model = models.open_model(dense, work.execution, work.out)
-        text = Text(read_calibration(calibration), work.execution.batch_tokens)
+        input_ids = read_calibration(calibration)
         if criterion == "taylor_first":
-            scores = taylor_first_scores(model, text, owners, work.progress)
+            scores = taylor_first_scores(model, input_ids, owners, work.progress)
         else:
-            scores = taylor_gate_scores(model, text, owners, work.progress, settings.seed or 0)
+            batches = in_passes(input_ids, work.execution.batch_tokens)
+            scores = taylor_gate_scores(model, batches, owners, work.progress, settings.seed or 0)
     write_importance(work.out, table, scores, criterion)
 
 
@@ -102,7 +98,7 @@ def magnitude_scores(dense: Path, owners: Owners) -> Array:
     return scores.sqrt().numpy()
 
 
-def taylor_first_scores(model: Any, text: Text, owners: Owners, progress: Progress = silent) -> Array:
+def taylor_first_scores(model: Any, input_ids: Tensor, owners: Owners, progress: Progress = silent) -> Array:
     """First-order Taylor importance, the estimated effect on the loss of removing a group.
 
     It is LLM-Pruner's (arXiv 2305.11627, equation 5, first term): with w a weight and g its gradient of the mean loss
@@ -115,7 +111,7 @@ def taylor_first_scores(model: Any, text: Text, owners: Owners, progress: Progre
     Raises:
         InputError: memory ran out.
     """
-    scores, samples = _zeros(owners), len(text.input_ids)
+    scores, samples = _zeros(owners), len(input_ids)
 
     def add(name: str, module: Any, inputs: Tensor, gradient: Tensor) -> None:
         for parameter, factor in (("weight", inputs), ("bias", torch.ones_like(gradient[..., :1]))):
@@ -125,7 +121,7 @@ def taylor_first_scores(model: Any, text: Text, owners: Owners, progress: Progre
                 add_scores(scores, owned[1], sums.mul_(weight).div_(samples).abs_().sum(1 - owned[0]))
 
     try:
-        _backpropagate(model, [text.input_ids], owners, add, progress)
+        _backpropagate(model, [input_ids], owners, add, progress)
     except Exception as error:
         if not out_of_memory(error):
             raise
@@ -136,7 +132,9 @@ def taylor_first_scores(model: Any, text: Text, owners: Owners, progress: Progre
     return scores.numpy()
 
 
-def taylor_gate_scores(model: Any, text: Text, owners: Owners, progress: Progress = silent, seed: int = 0) -> Array:
+def taylor_gate_scores(
+    model: Any, batches: Sequence[Tensor], owners: Owners, progress: Progress = silent, seed: int = 0
+) -> Array:
     """½ of the Fisher information of gates, one per token on all that a group passes to its output projection.
 
     It is ½ the mean over samples of the sum over tokens of (Σ x·∂L/∂x)², where x are the projection's inputs that the
@@ -146,7 +144,7 @@ def taylor_gate_scores(model: Any, text: Text, owners: Owners, progress: Progres
     Memory holds the weights, hidden states between layers, and one layer's activations. Every layer of a streamed model
     sees all samples before the next one is read; the scores are equal to the bit.
     """
-    scores, samples = _zeros(owners), len(text.input_ids)
+    scores, samples = _zeros(owners), sum(map(len, batches))
     outputs = {name: owned for name, owned in owners.items() if owned[0] == 1}
 
     def add(name: str, module: Any, inputs: Tensor, gradient: Tensor) -> None:
@@ -157,7 +155,7 @@ def taylor_gate_scores(model: Any, text: Text, owners: Owners, progress: Progres
             gates.index_add_(1, torch.from_numpy(columns).to(products.device), products)
             add_scores(scores, groups, gates.square().sum(0).double().div(2 * samples))
 
-    _backpropagate(model, text.batches(), outputs, add, progress, torch.Generator().manual_seed(seed))
+    _backpropagate(model, batches, outputs, add, progress, torch.Generator().manual_seed(seed))
     return scores.numpy()
 
 

@@ -12,7 +12,7 @@ from tailored_llama import models
 from tailored_llama.config import Work
 from tailored_llama.data import read_calibration
 from tailored_llama.pruning.groups import KINDS
-from tailored_llama.pruning.importance import Text
+from tailored_llama.pruning.importance import in_passes
 from tailored_llama.pruning.plan import PLAN_SCHEMA
 from tailored_llama.pruning.reconstruction import reconstruct
 from tailored_llama.pruning.settings import PruneSettings
@@ -70,9 +70,9 @@ def _fit(cut: Cut, calibration: Path | None, scratch: Path, settings: PruneSetti
         return []
     assert calibration is not None
     model = models.open_model(cut.dense, work.execution, scratch)
-    text = Text(read_calibration(calibration), work.execution.batch_tokens)
+    batches = in_passes(read_calibration(calibration), work.execution.batch_tokens, even=True)
     fitted: list[Path] = []
-    for tensors in reconstruct(model, text, cut.stays, settings.reconstruction.ridge, work.progress):
+    for tensors in reconstruct(model, batches, cut.stays, settings.reconstruction.ridge, work.progress):
         fitted.append(scratch / f"{len(fitted)}.safetensors")
         save_file(tensors, fitted[-1])
     return fitted

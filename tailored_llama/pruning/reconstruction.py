@@ -1,6 +1,6 @@
 """Reconstruction: fit the remaining weights, layer by layer, to the outputs of the dense model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,7 +10,6 @@ from torch import Tensor
 from tailored_llama.models import enter, layers_of
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning.groups import Stays
-from tailored_llama.pruning.importance import Text
 
 _OUTPUTS = ("self_attn.o_proj", "mlp.down_proj")  # of a layer: the projections that add to the residual stream
 _BLOCK = 2**23  # elements of right sides solved for at once: 67 MB in float64
@@ -18,12 +17,13 @@ _BLOCK = 2**23  # elements of right sides solved for at once: 67 MB in float64
 
 @torch.inference_mode()
 def reconstruct(
-    model: Any, text: Text, stays: Stays, ridge: float, progress: Progress = silent
+    model: Any, batches: Sequence[Tensor], stays: Stays, ridge: float, progress: Progress = silent
 ) -> Iterator[dict[str, Tensor]]:
     """Fit the output projections of every layer to the dense model's outputs, one layer at a time.
 
-    With W the dense weight [out, in], K the inputs that stay, X their activations in the dense model [tokens, K] and Y
-    the projection's outputs without bias [tokens, out], the new weight is the ridge solution pulled towards W_K:
+    `batches` are calibration sequences, as many in each. With W the dense weight [out, in], K the inputs that stay, X
+    their activations in the dense model [tokens, K] and Y the projection's outputs without bias [tokens, out], the new
+    weight is the ridge solution pulled towards W_K:
 
         Ŵ = (Yᵀ X + λ W_K) (Xᵀ X + λ I)⁻¹,   λ = ridge · mean of the diagonal of Xᵀ X
 
@@ -33,7 +33,7 @@ def reconstruct(
     Yields:
         Weights [out, kept inputs] by name, in the model's dtype.
     """
-    layers, batches = layers_of(model), text.batches(even=True)
+    layers = layers_of(model)
     with layers.shelf() as shelf:  # hidden states by layer and batch
         for index, input_ids in enumerate(batches):
             shelf[0, index], arguments = enter(model, input_ids=input_ids.to(model.device))

@@ -16,8 +16,8 @@ from tailored_llama.models import load_model
 from tailored_llama.pruning import build_graph, importance, read_groups
 from tailored_llama.pruning.groups import Groups, Owners, read_owners
 from tailored_llama.pruning.importance import (
-    Text,
     draw_tokens,
+    in_passes,
     magnitude_scores,
     taylor_first_scores,
     taylor_gate_scores,
@@ -64,7 +64,7 @@ def full_gradients(dense: Path) -> tuple[dict[str, torch.Tensor], dict[str, torc
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
 def test_streamed_importance_equals_full_gradients(tmp_path: Path, changes: dict[str, Any]) -> None:
     dense, groups, owners = prepare(tmp_path, changes)
-    streamed = taylor_first_scores(load_model(dense), Text(IDS, TWO_PASSES), owners)
+    streamed = taylor_first_scores(load_model(dense), IDS, owners)
     weights, mean = full_gradients(dense)
     expected = np.zeros(len(groups))
     for name, (dim, owner) in owners.items():
@@ -77,7 +77,7 @@ def test_streamed_importance_equals_full_gradients(tmp_path: Path, changes: dict
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
 def test_gates_have_the_fisher_information_of_real_gates(tmp_path: Path, changes: dict[str, Any]) -> None:
     dense, groups, owners = prepare(tmp_path, changes)
-    streamed = taylor_gate_scores(load_model(dense), Text(IDS, TWO_PASSES), owners, seed=7)
+    streamed = taylor_gate_scores(load_model(dense), in_passes(IDS, TWO_PASSES), owners, seed=7)
     model, gates = load_model(dense), torch.ones(IDS.shape[1], len(groups), requires_grad=True)  # one at every token
     for name, (dim, own) in owners.items():
         if dim == 1:
@@ -108,9 +108,9 @@ def test_memory_that_runs_out_where_all_samples_are_taken_at_once_is_explained(t
 
     model.model.layers[1].register_forward_pre_hook(full)
     with pytest.raises(InputError, match=r"^pruning.criterion: got 'taylor_first', which takes all 3 sequences"):
-        taylor_first_scores(model, Text(IDS), owners)
+        taylor_first_scores(model, IDS, owners)
     with pytest.raises(torch.OutOfMemoryError):
-        taylor_gate_scores(model, Text(IDS), owners)
+        taylor_gate_scores(model, [IDS], owners)
 
 
 def test_a_model_is_left_as_it_was(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_model_is_left_as_it_was(tmp_path: Path) -> None:
     model = load_model(dense)
     with torch.no_grad():
         before = model(IDS).logits
-    taylor_first_scores(model, Text(IDS), owners)
+    taylor_first_scores(model, IDS, owners)
     assert not any(module.training for module in model.modules())
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
     with torch.no_grad():
