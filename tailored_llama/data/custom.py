@@ -1,6 +1,5 @@
 """Custom benchmarks: what the configuration must name, and how a row becomes an example by the columns it names."""
 
-import difflib
 import json
 import re
 import string
@@ -52,10 +51,8 @@ def _check_own(benchmark: BenchmarkConfig) -> None:
     if not any((benchmark.source, benchmark.evaluation, benchmark.data)):
         missing.append("evaluation")
     if missing:
-        near = difflib.get_close_matches(name.lower(), list(BUILTIN), n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]}? " if near else ""
         raise InputError(
-            f"benchmarks: got {name!r}, unknown; {hint}allowed: {', '.join(BUILTIN)}, {ROW_FILES}, "
+            f"benchmarks: got {name!r}, unknown; allowed: {', '.join(BUILTIN)}, {ROW_FILES}, "
             f"or a new name with train, evaluation, {', '.join(needed[:-1])} and answer "
             f"(not set: {', '.join(missing)})"
         )

@@ -1,6 +1,5 @@
 """Template sets: how the examples of every benchmark are worded, as TOML files that people can read and add to."""
 
-import difflib
 import string
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,9 +96,7 @@ def _unknown_names(field: str, text: str, allowed: tuple[str, ...]) -> Iterator[
     for _, name, spec, conversion in parts:
         if name is not None and (name not in allowed or spec or conversion):
             got = name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
-            near = difflib.get_close_matches(name, allowed, n=1)
-            hint = f" (did you mean {near[0]}?)" if near and near[0] != name else ""
-            yield f"{field}: got {{{got}}}; allowed: {', '.join(allowed)}{hint}"
+            yield f"{field}: got {{{got}}}; allowed: {', '.join(allowed)}"
 
 
 def names_in(text: str) -> set[str]:
@@ -121,11 +118,9 @@ def load_template(source: str) -> Template:
     if source in names:
         path = FOLDER / f"{source}.toml"
     elif (path := Path(source).expanduser()).suffix != ".toml" or not path.is_file():
-        near = difflib.get_close_matches(path.stem, names, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
         kind = "file" if path.suffix == ".toml" else "template set"
         raise InputError(
-            f"prompts.template: got {source!r}, no such {kind}; allowed: {', '.join(names)}, or a .toml file{hint}"
+            f"prompts.template: got {source!r}, no such {kind}; allowed: {', '.join(names)}, or a .toml file"
         )
     data = read_config_data(path)
     try:

@@ -124,13 +124,11 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
     "ratio 1.5": (put("pruning", "ratios", [1.5]), "pruning.ratios.0: got 1.5; allowed: less than 1"),
     "unknown criterion": (
         put("pruning", "criterion", "magnitude_l3"),
-        "pruning.criterion: got 'magnitude_l3'; allowed: 'taylor_gate', 'taylor_first', 'magnitude_l2' or 'random' "
-        "(did you mean magnitude_l2?)",
+        "pruning.criterion: got 'magnitude_l3'; allowed: 'taylor_gate', 'taylor_first', 'magnitude_l2' or 'random'",
     ),
     "unknown template": (
         put("prompts", "template", "harnes"),
-        f"prompts.template: got 'harnes', no such template set; allowed: {TEMPLATES}, or a .toml file (did you mean "
-        "harness?)",
+        f"prompts.template: got 'harnes', no such template set; allowed: {TEMPLATES}, or a .toml file",
     ),
     "template file missing": (
         put("prompts", "template", "{place}/mine.toml"),
@@ -151,11 +149,7 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
         "colours",
     ),
     "unknown key": (put("tuning", "lora_rank", 4), "tuning.lora_rank: unknown key; did you mean tuning.rank?"),
-    "unknown benchmark": (
-        benchmark("arc-easy"),
-        f"benchmarks: got 'arc-easy', unknown; did you mean arc_easy? {NEW_NAME} {COLUMNS}",
-    ),
-    "unknown benchmark, far from any": (benchmark("mmlu"), f"benchmarks: got 'mmlu', unknown; {NEW_NAME} {COLUMNS}"),
+    "unknown benchmark": (benchmark("mmlu"), f"benchmarks: got 'mmlu', unknown; {NEW_NAME} {COLUMNS}"),
     "one file that is not there": (
         benchmark("nowhere.csv"),
         "benchmarks.nowhere.data: got 'nowhere.csv', no such file; allowed: a .csv, .jsonl, .json or .parquet file",
@@ -209,11 +203,6 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
     "column missing": (
         own("answer", "correct"),
         "benchmarks.colours: evaluation.jsonl: no column 'correct'; present: question, options, right",
-    ),
-    "column misspelt": (
-        own("context", "qestion"),
-        "benchmarks.colours: evaluation.jsonl: no column 'qestion'; did you mean 'question'? present: question, "
-        "options, right",
     ),
     "key missing in a row": (
         write(

@@ -124,17 +124,17 @@ def test_bad_rows_are_refused(tmp_path: Path, change: dict, message: str) -> Non
     assert refusal([row], tmp_path) == f"benchmarks.mine: bad.jsonl {message}"
 
 
-def test_missing_column_names_the_nearest(tmp_path: Path) -> None:
+def test_missing_column_names_those_that_are_there(tmp_path: Path) -> None:
     assert refusal(ROWS, tmp_path, context="texts") == (
-        "benchmarks.mine: bad.jsonl: no column 'texts'; did you mean 'text'? present: text, options, right"
+        "benchmarks.mine: bad.jsonl: no column 'texts'; present: text, options, right"
     )
 
 
-def test_unknown_benchmark_names_the_nearest() -> None:
+def test_unknown_benchmark_names_the_allowed() -> None:
     with pytest.raises(InputError) as caught:
         check_benchmark(BenchmarkConfig(name="hellaswg"))
     assert str(caught.value) == (
-        "benchmarks: got 'hellaswg', unknown; did you mean hellaswag? allowed: boolq, piqa, hellaswag, winogrande, "
+        "benchmarks: got 'hellaswg', unknown; allowed: boolq, piqa, hellaswag, winogrande, "
         "arc_easy, arc_challenge, openbookqa, csqa, a .csv, .jsonl, .json or .parquet file, or a new name with train, "
         "evaluation, context, choices and answer (not set: context, choices, answer, evaluation)"
     )
@@ -309,9 +309,7 @@ def test_texts_are_distinct_and_train_ones_are_not_evaluated(monkeypatch: pytest
     assert benchmark_texts(benchmark, "validation", "passage", "unused") == ["e", "c"]
     with pytest.raises(InputError) as caught:
         benchmark_texts(benchmark, "train", "pasage", "unused")
-    assert str(caught.value) == (
-        "column of boolq: no column 'pasage'; did you mean 'passage'? present: passage, question"
-    )
+    assert str(caught.value) == ("column of boolq: no column 'pasage'; present: passage, question")
     with pytest.raises(InputError, match=r"^split of boolq: got 'dev'; allowed: train, evaluation, validation, test$"):
         benchmark_texts(benchmark, "dev", "passage", "unused")
 

@@ -321,10 +321,7 @@ def test_the_stage_writes_answers_and_metrics(tiny: Path, folder: Callable[[str]
         ),
         ({"context": "{passage"}, ".context: got '{passage', expected '}' before end of string; allowed: {column}"),
         ({"context": "{text} {question}"}, ": evaluation.jsonl: no column 'text'; present: passage, question, answers"),
-        (
-            {"answer": "answer"},
-            ": evaluation.jsonl: no column 'answer'; did you mean 'answers'? present: passage, question, answers",
-        ),
+        ({"answer": "answer"}, ": evaluation.jsonl: no column 'answer'; present: passage, question, answers"),
         (
             {"name": "boolq", **dict.fromkeys(("train", "evaluation", "context", "answer"))},
             ".metric: got 'f1'; allowed: acc or acc_norm, as it has choices",
