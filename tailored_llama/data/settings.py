@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from tailored_llama.config import BenchmarkConfig, RunConfig, is_written, stop_strings
-from tailored_llama.data.templates import layout_of, load_template
+from tailored_llama.data.templates import layout_of, load_template, names_in
 
 RenderedSplit = Literal["train", "selection", "evaluation"]  # train: shots and held_out
 _READ = ("name", "context", "choices", "form", "metric", "stop", "max_new_tokens")  # of a benchmark, for its chat
@@ -32,7 +32,7 @@ class Wording:
         """Return what prompts and their chat are made of besides the examples."""
         template = load_template(self.template)
         layout = layout_of(template, self.benchmark)
-        shown = template.shown if "listed" in layout.in_context else None
+        shown = template.shown if "listed" in names_in(layout.layout) else None
         read = {field: getattr(self.benchmark, field) for field in _READ}
         return read | {"template": template.name, **layout.model_dump(), "shown": shown}
 

@@ -29,11 +29,6 @@ class Layout(Section):
     instruction: str | None = Field(None, min_length=1)
     """A sentence put before the question, or before the solved examples."""
 
-    @property
-    def in_context(self) -> set[str]:
-        """The names in the context."""
-        return names_in(self.layout)
-
 
 class Template(Section):
     """A template set: its layouts for the seven benchmarks, and one for custom benchmarks."""
@@ -52,18 +47,6 @@ class Template(Section):
     arc_challenge: Layout | None = None
     openbookqa: Layout | None = None
 
-    def layout(self, benchmark: BenchmarkConfig) -> Layout | None:
-        """The layout for a benchmark, if there is one."""
-        layout: Layout | None = getattr(self, benchmark.name if benchmark.name in SEVEN else "own")
-        return layout
-
-    def gives_away(self, benchmark: BenchmarkConfig) -> bool:
-        """Return whether the set shows or scores choices although the model writes the answer, the only choice."""
-        layout = self.layout(benchmark)
-        if not is_written(benchmark) or layout is None:
-            return False
-        return not layout.in_context.isdisjoint(_CHOICES) or layout.continuation != "{choice}"
-
     def contradictions(self) -> Iterator[str]:
         yield from _unknown_names("shown", self.shown, ("letter", "choice"))
         for table in TABLES:
@@ -79,7 +62,7 @@ def _mistakes(table: str, layout: Layout, allowed: tuple[str, ...]) -> Iterator[
     if (last := layout.layout[-1]).isspace():
         hint = "no space at its end (the one before the continuation is added)"
         yield f"{table}.layout: ends with {last!r}; allowed: {hint}"
-    read, scored = layout.in_context, names_in(layout.continuation)
+    read, scored = names_in(layout.layout), names_in(layout.continuation)
     if not {"choice", "letter"} & (read | scored):
         yield f"{table}: all choices are written alike; allowed: {{choice}} or {{letter}} in one of its strings"
     if "letter" in scored and "listed" not in read:
@@ -131,12 +114,13 @@ def load_template(source: str) -> Template:
 
 def layout_of(template: Template, benchmark: BenchmarkConfig) -> Layout:
     """A set's layout for a benchmark, with the instruction in effect; InputError: it has none, or tells the answers."""
-    layout = template.layout(benchmark)
+    table = benchmark.name if benchmark.name in SEVEN else "own"
+    layout: Layout | None = getattr(template, table)
     if layout is None:
-        table = benchmark.name if benchmark.name in SEVEN else "own"
         tables = [name for name in TABLES if getattr(template, name)]
         raise InputError(f"template {template.name}: no table [{table}]; present: {', '.join(tables) or 'none'}")
-    if template.gives_away(benchmark):
+    shows_choices = not names_in(layout.layout).isdisjoint(_CHOICES) or layout.continuation != "{choice}"
+    if is_written(benchmark) and shows_choices:  # the answer is the only choice
         raise InputError(
             f"template {template.name}: shows the choices; allowed: a set without choices, since the model writes the "
             f"answers of {benchmark.name}"
