@@ -16,13 +16,8 @@ def select_train(
     depend on how many examples are held out. InputError: more are requested than the split holds.
     """
     if shots + held_out > (size := len(examples)):
-        (field, got), (other, taken) = ("shots", shots), ("held_out", held_out)
-        if held_out >= size:
-            (field, got), (other, taken) = (other, taken), (field, got)
-        raise InputError(
-            f"tuning.{field}: got {got}; allowed: at most {max(size - taken, 0)} ({benchmark} has {size} train "
-            f"examples to draw from, and tuning.{other} takes {taken})"
-        )
+        allowed = f"at most {size} together, the train examples of {benchmark} to draw from"
+        raise InputError(f"tuning.shots and tuning.held_out: got {shots} and {held_out}; allowed: {allowed}")
     generator = random.Random(seed)
     remaining: dict[int, list[Example]] = {}
     for example in examples:

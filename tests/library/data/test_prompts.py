@@ -236,27 +236,13 @@ def test_whole_train_split_can_be_drawn() -> None:
     assert {e.index for e in shots + held_out} == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize(
-    ("shots", "held_out", "message"),
-    [
-        (
-            500,
-            50,
-            "tuning.shots: got 500; allowed: at most 40 "
-            "(mine has 90 train examples to draw from, and tuning.held_out takes 50)",
-        ),
-        (
-            50,
-            90,
-            "tuning.held_out: got 90; allowed: at most 40 "
-            "(mine has 90 train examples to draw from, and tuning.shots takes 50)",
-        ),
-    ],
-)
-def test_too_many_train_examples_are_refused(shots: int, held_out: int, message: str) -> None:
+def test_too_many_train_examples_are_refused() -> None:
     with pytest.raises(InputError) as caught:
-        select_train(examples("012" * 30), shots, held_out, 0, benchmark="mine")
-    assert str(caught.value) == message
+        select_train(examples("012" * 30), 41, 50, 0, benchmark="mine")
+    assert str(caught.value) == (
+        "tuning.shots and tuning.held_out: got 41 and 50; allowed: at most 90 together, the train examples of mine to "
+        "draw from"
+    )
 
 
 def test_evaluation_is_evenly_spaced() -> None:
