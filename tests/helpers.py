@@ -27,7 +27,7 @@ from tailored_llama.config import (
     narrow,
     validate_config,
 )
-from tailored_llama.data import BenchmarkSource, PromptSettings, RenderedSplit, load_benchmark, render_prompts
+from tailored_llama.data import BenchmarkSource, PromptSettings, Split, load_benchmark, render_prompts
 from tailored_llama.data.prompts import PROMPTS_SCHEMA
 from tailored_llama.data.settings import Draw, Wording
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA
@@ -315,7 +315,7 @@ def render_split(
     examples: Path,
     out: Path,
     benchmark: BenchmarkConfig,
-    split: RenderedSplit = "evaluation",
+    split: Split = "evaluation",
     template: str = "harness",
     dense: Path | None = None,
     **changes: Any,

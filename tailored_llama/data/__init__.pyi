@@ -49,7 +49,6 @@ from .prompts import rows_digest as rows_digest
 from .questions import Question as Question
 from .questions import read_questions as read_questions
 from .settings import PromptSettings as PromptSettings
-from .settings import RenderedSplit as RenderedSplit
 from .splits import PURPOSE as PURPOSE
 from .splits import BenchmarkSource as BenchmarkSource
 from .splits import Split as Split

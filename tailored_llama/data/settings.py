@@ -1,12 +1,12 @@
 """The settings of rendered prompts, beside the examples: which are rendered, and in what wording."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from tailored_llama.config import BenchmarkConfig, RunConfig, is_written, stop_strings
+from tailored_llama.data.splits import Split
 from tailored_llama.data.templates import layout_of, load_template, names_in
 
-RenderedSplit = Literal["train", "selection", "evaluation"]  # train: shots and held_out
 _READ = ("name", "context", "choices", "form", "metric", "stop", "max_new_tokens")  # of a benchmark, for its chat
 
 
@@ -42,12 +42,12 @@ class PromptSettings:
     """Which examples are rendered, and how."""
 
     wording: Wording
-    split: RenderedSplit
+    split: Split  # train: shots and held_out
     draw: Draw = Draw()  # of the train split: rendered for train, left out of selection, shown as solved everywhere
     count: int | None = None  # of the examples of selection or evaluation; None: all
 
     @classmethod
-    def of(cls, config: RunConfig, benchmark: BenchmarkConfig, split: RenderedSplit, selection: int = 0) -> Self:
+    def of(cls, config: RunConfig, benchmark: BenchmarkConfig, split: Split, selection: int = 0) -> Self:
         """`selection` is the count of that split."""
         tuning, num_fewshot = config.tuning, config.scoring.num_fewshot
         wording = Wording(config.prompts.template, benchmark)

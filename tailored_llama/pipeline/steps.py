@@ -63,7 +63,7 @@ def load_examples(benchmark: BenchmarkConfig) -> Node:
 def render(
     config: RunConfig,
     benchmark: str,
-    split: data.RenderedSplit,
+    split: data.Split,
     examples: Artifact,
     selection: int = 0,
     dense: Artifact | None = None,
