@@ -3,9 +3,8 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from tailored_llama.config import from_json, label_of
 from tailored_llama.data.chat import Chat
@@ -14,7 +13,6 @@ from tailored_llama.errors import InputError
 from tailored_llama.files import read_file, unfinished
 
 NONE = "none of these"  # the label of a row for which no possible answer is right
-COLUMNS = ("benchmark", "part", "row", "answers", "answer", "note")
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,9 @@ class Asked:
     def key(self) -> tuple[str, ...]:
         """What tells it from other rows, however a spreadsheet has changed its white space."""
         return self.benchmark, *(" ".join(text.split()) for text in (self.row, *self.answers))
+
+
+COLUMNS = tuple(field.name for field in fields(Asked))
 
 
 def ask(benchmark: str, prompt: Prompt, chat: Chat | None, written: bool) -> Asked:
@@ -54,16 +55,11 @@ def write_asked(file: Path, rows: Sequence[Asked]) -> None:
     is_csv = file.suffix == ".csv"
     with unfinished(file) as new, new.open("w", encoding="utf-8-sig" if is_csv else "utf-8", newline="") as out:
         if is_csv:  # with a mark by which Excel knows its encoding
-            table = csv.writer(out)
-            table.writerow(COLUMNS)
-            table.writerows(_cells(row, json.dumps(row.answers, ensure_ascii=False)) for row in rows)
+            table = csv.DictWriter(out, COLUMNS)
+            table.writeheader()
+            table.writerows(asdict(row) | {"answers": json.dumps(row.answers, ensure_ascii=False)} for row in rows)
         else:
-            named = (dict(zip(COLUMNS, _cells(row, list(row.answers)), strict=True)) for row in rows)
-            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in named)
-
-
-def _cells(row: Asked, answers: Any) -> list[Any]:
-    return [row.benchmark, row.part, row.row, answers, row.answer, row.note]
+            out.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
 
 
 def read_asked(file: Path) -> list[Asked]:
