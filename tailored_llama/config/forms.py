@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -193,10 +193,10 @@ def is_answered(cell: Any) -> bool:
     return cell is not None and cell == cell and (not isinstance(cell, str) or bool(cell.strip()))
 
 
-def from_json(text: str) -> Any:
+def from_json(text: str, parse_float: Callable[[str], float] = float) -> Any:
     """The value of a text in JSON; None: it is another text."""
-    try:
-        return json.loads(text, parse_constant=int)  # which refuses NaN and Infinity: they are no JSON
+    try:  # `int` refuses NaN and Infinity: they are no JSON
+        return json.loads(text, parse_float=parse_float, parse_constant=int)
     except (ValueError, RecursionError):
         return None
 

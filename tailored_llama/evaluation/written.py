@@ -103,7 +103,7 @@ def same_call(text: str, accepted: Sequence[str]) -> float:
 
 def _arguments(text: str) -> tuple[list[str], dict[tuple[int, str], dict[Path, str]]]:
     """The names of the tools that a text calls, and the arguments by the position of the call and their names."""
-    calls = calls_of(from_json(text))
+    calls = calls_of(from_json(text, parse_float=_number))
     numbered = {(i, name): _flat(value) for i, call in enumerate(calls) for name, value in call["arguments"].items()}
     return [call["name"] for call in calls], numbered
 
@@ -111,7 +111,7 @@ def _arguments(text: str) -> tuple[list[str], dict[tuple[int, str], dict[Path, s
 @lru_cache(maxsize=65_536)  # the floor compares each accepted text with many others
 def _fields(text: str) -> dict[Path, str] | None:
     """The fields of a text in JSON; None: it is something else."""
-    value = from_json(text)
+    value = from_json(text, parse_float=_number)
     return None if value is None else _flat(value)
 
 
@@ -124,7 +124,7 @@ def _flat(value: Any) -> dict[Path, str]:
             inner = value.items() if isinstance(value, dict) else enumerate(value)
             left += [((*path, key), member) for key, member in inner]
         else:
-            fields[path] = json.dumps(int(value) if isinstance(value, float) and value.is_integer() else value)
+            fields[path] = json.dumps(value)
     return fields
 
 
@@ -134,19 +134,15 @@ def answer_form(metric: str, ignore: Ignored = None) -> Callable[[str], str]:
 
 
 def _json_form(text: str) -> str:
-    value = from_json(text)
+    value = from_json(text, parse_float=_number)
     calls = calls_of(value)
     value = calls[0] if len(calls) == 1 else value  # alone or in a list, it is the same call
-    return text.strip() if value is None else json.dumps(_whole(value), sort_keys=True)
+    return text.strip() if value is None else json.dumps(value, sort_keys=True)
 
 
-def _whole(value: Any) -> Any:
-    """A value of JSON in which 1.0 is 1."""
-    if isinstance(value, dict):
-        return {key: _whole(member) for key, member in value.items()}
-    if isinstance(value, list):
-        return [_whole(member) for member in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def _number(text: str) -> float:
+    """A number of JSON with a point or an exponent; 1.0 is 1."""
+    return int(value) if (value := float(text)).is_integer() else value
 
 
 def _text(ignore: Ignored) -> WrittenMetric:
