@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from tailored_llama.config.execution import ExecutionConfig, StoreConfig
 from tailored_llama.config.forms import as_benchmark
@@ -35,7 +35,7 @@ class PlanConfig(Section):
     kinds: tuple[Kind, ...] = Field(("attention", "mlp", "vocabulary"), min_length=1)
     """Kinds of coupled group that may be removed: attention (a KV head with its query heads), mlp (a channel),
     vocabulary (a token's row of the embedding and an untied head). Tokens leave first, other kinds for the rest."""
-    vocabulary: int | Literal["auto"] = "auto"
+    vocabulary: Annotated[int, Field(ge=ROWS, multiple_of=ROWS)] | Literal["auto"] = "auto"
     """Kind vocabulary only: tokens kept, a multiple of 64; more stay if fewer would remove more than the ratio. auto:
     the number with which the pruned model loses least on the run's held-out train prompts. Which tokens stay is decided
     by how often the calibration text, the run's train prompts and general text use them."""
@@ -43,13 +43,6 @@ class PlanConfig(Section):
     min_kv_heads: int = Field(1, ge=1, description="Minimum KV heads kept in every layer, with their query heads.")
     channel_multiple: int = Field(1, ge=1)
     """MLP widths are multiples of this (64 or 128 suits matrix units), unless no channels leave."""
-
-    @field_validator("vocabulary", mode="before")
-    @classmethod
-    def _whole_rows(cls, value: Any) -> Any:
-        if value != "auto" and (type(value) is not int or value < ROWS or value % ROWS):
-            raise ValueError(f"allowed: a multiple of {ROWS}, or 'auto'")
-        return value
 
 
 class PruningConfig(PlanConfig):
