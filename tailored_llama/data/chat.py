@@ -47,12 +47,7 @@ class Chat:
 
     def message_in(self, context: str) -> str:
         """The user's message in a prompt of these parts, before choices without white space at its end."""
-        around = "".join(self.parts)
-        if not self.new_tokens:
-            context, around = context.rstrip(), around.rstrip()
-        size = (len(context) - len(around)) // (len(self.parts) - 1)
-        start = len(self.parts[0])
-        return context[start : start + size]
+        return _between(self.parts, context if self.new_tokens else context.rstrip())
 
     @property
     def sources(self) -> dict[str, str]:
@@ -119,7 +114,8 @@ def find_chat(benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Render
         parts = tuple(asked.split(message)) if not of_base else ("",)
         if len(parts) > 1 and not any(_START in part for part in parts):
             break
-    if not of_base and not all(_is_asked(parts, context) for contexts, _ in rows for context in contexts):
+    contexts = [context for contexts, _ in rows for context in contexts]
+    if not of_base and any(_between(parts, context).join(parts) != context for context in contexts):
         return None
     message = in_braces(message, doubled=True)
     written, space = is_written(benchmark), parts[-1][len(parts[-1].rstrip()) :]
@@ -138,9 +134,10 @@ def _inside(text: str) -> str:
     return text[text.index(_START) : text.rindex(_END) + 1]
 
 
-def _is_asked(parts: Sequence[str], context: str) -> bool:
+def _between(parts: Sequence[str], context: str) -> str:
+    """What stands between the parts of a context, everywhere the same."""
     size = (len(context) - sum(map(len, parts))) // (len(parts) - 1)
-    return context[len(parts[0]) : len(parts[0]) + size].join(parts) == context
+    return context[len(parts[0]) : len(parts[0]) + size]
 
 
 def write_chat(out: Path, chat: Chat | None) -> None:
