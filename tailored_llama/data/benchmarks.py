@@ -159,12 +159,10 @@ def _unlabelled(
     path, columns = Path(str(benchmark.unlabelled)).expanduser(), custom_columns(benchmark)
     where, rows = f"benchmarks.{benchmark.name}.unlabelled: {path.name}", dict(own)
     if benchmark.unlabelled != OWN:
-        if not path.is_file():
-            raise InputError(f"{where}: no such file; allowed: a file of rows without answers")
         others = read_file(path)
         others = in_form(others, benchmark.form, where, True) if benchmark.form else others
         for column in columns[:-1]:
-            check_column(where, column, others[0] if others else {})
+            check_column(where, column, others[0])
         rows |= enumerate(others, start)
     unknown = benchmark.labels[0] if benchmark.labels else UNKNOWN[WRITTEN.get(benchmark.metric, "choices")]
     examples = [_example(benchmark, f"{where} row", i, {**row, columns[-1]: unknown}) for i, row in rows.items()]

@@ -216,7 +216,7 @@ def test_choices_of_each_row_are_kept(tmp_path: Path) -> None:
         (
             [{"text": "a"}],
             {"unlabelled": "none.csv"},
-            "none.csv: no such file; allowed: a file of rows without answers",
+            "none.csv: no such file; allowed: a .csv, .jsonl, .json or .parquet file",
         ),
         (
             [{"text": "a"}],
