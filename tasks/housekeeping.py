@@ -13,15 +13,12 @@ def collect_garbage(
     """Remove what no kept report used, and leftovers and claims of dead runs."""
     artifacts, log = store.ArtifactStore(root), get_run_logger()
     keep_under = None if keep_under_gb is None else int(keep_under_gb * 1e9)
-    store.remove_claims(artifacts, claims := store.abandoned_claims(artifacts))
-    if claims:
-        log.info("removed %d claims that nobody had renewed for hours", len(claims))
+    freed = sum(size for name, size in store.leftovers(artifacts) if store.remove_leftover(artifacts, name))
     unused = store.removable(store.survey(artifacts), older_than_days * 86400, keep_under, keep_reports)
     gone = store.remove_artifacts(artifacts, unused)
     for entry in unused:
         what = "removed" if entry in gone else "kept, as it is in use:"
         log.info("%s %s/%s, %.1f MB", what, entry.stage, entry.key[:12], entry.size / 1e6)
-    freed = sum(entry.size for entry in gone)
-    freed += sum(size for path, size in store.leftovers(artifacts) if store.remove_leftover(artifacts, path))
+    freed += sum(entry.size for entry in gone)
     left = sum(entry.size for entry in store.survey(artifacts))
     return Completed(message=f"freed {freed / 1e9:.2f} GB; {left / 1e9:.2f} GB are left")

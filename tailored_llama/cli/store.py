@@ -75,12 +75,11 @@ def store_gc(
     artifacts = _store(root)
     entries = store.survey(artifacts)
     gone = store.removable(entries, age, size, keep_reports)
-    left, claims = store.leftovers(artifacts), store.abandoned_claims(artifacts)
+    left = store.leftovers(artifacts)
     try:
         if delete:
-            store.remove_claims(artifacts, claims)
+            left = [(name, size) for name, size in left if store.remove_leftover(artifacts, name)]
             gone = store.remove_artifacts(artifacts, gone)
-            left = [(path, size) for path, size in left if store.remove_leftover(artifacts, path)]
     except OSError as error:
         raise InputError(f"--root {root}: {error}; allowed: a store that can be written") from error
     table = Table("stage", "key", "MB", "last used")
@@ -88,10 +87,10 @@ def store_gc(
         table.add_row(entry.stage, entry.key[:12], f"{entry.size / 1e6:.1f}", _age(entry))
     if gone:
         Console().print(table)
-    swept = f"{len(left) + len(claims):,} leftover(s), {decimal(sum(size for _, size in left))}"
+    swept = f"{len(left):,} leftover(s), {decimal(sum(size for _, size in left))}"
     stay = [entry for entry in entries if entry not in gone]
     print(f"{'removed' if delete else 'would remove'}: {_sum(gone)}; {swept}. Left: {_sum(stay)}.")
-    if not delete and (gone or left or claims):
+    if not delete and (gone or left):
         print("Nothing was removed: --delete does it.")
 
 

@@ -17,12 +17,10 @@ from .files import sha256_file as sha256_file
 from .housekeeping import FORMER as FORMER
 from .housekeeping import REPORTS as REPORTS
 from .housekeeping import Entry as Entry
-from .housekeeping import abandoned_claims as abandoned_claims
 from .housekeeping import leftovers as leftovers
 from .housekeeping import removable as removable
 from .housekeeping import remove_artifact as remove_artifact
 from .housekeeping import remove_artifacts as remove_artifacts
-from .housekeeping import remove_claims as remove_claims
 from .housekeeping import remove_leftover as remove_leftover
 from .housekeeping import reports_using as reports_using
 from .housekeeping import survey as survey

@@ -203,19 +203,24 @@ def _remove_at_url(at: Remote, entry: Entry, store: ArtifactStore) -> bool:
     return True
 
 
-def leftovers(store: ArtifactStore, now: float | None = None) -> list[tuple[Path, int]]:
-    """What dead processes left in a store's local folder; sizes in bytes."""
-    now, paths = time.time() if now is None else now, []
+def leftovers(store: ArtifactStore, now: float | None = None) -> list[tuple[str, int]]:
+    """What dead processes left in a store's local folder, and their claims at its URL: names below it, and bytes."""
+    now, found = time.time() if now is None else now, []
     for folder, age in ((".building", HALF_DONE), (".resume", STATES), (".locks", HALF_DONE)):
         for path in sorted((store.local / folder).glob("*")):
             size, changed = _extent(path)
             if now - changed >= age:
-                paths.append((path, size))
-    return paths
+                found.append((f"{folder}/{path.name}", size))
+    claims = remote.files(store.remote, CLAIMS) if store.remote else {}
+    return found + [(name, size) for name, (size, written) in claims.items() if now - written >= HALF_DONE]
 
 
-def remove_leftover(store: ArtifactStore, path: Path) -> bool:
+def remove_leftover(store: ArtifactStore, name: str) -> bool:
     """Remove a leftover; False if a process is working on it after all."""
+    if store.remote and name.startswith(f"{CLAIMS}/"):
+        remote.remove_files(store.remote, [name])
+        return True
+    path = store.local / name
     lock = store.lock(path.name.partition(".")[0])
     with file_lock(lock, wait=False) as held:
         if not held:
@@ -223,19 +228,6 @@ def remove_leftover(store: ArtifactStore, path: Path) -> bool:
         shutil.rmtree(path, ignore_errors=True)  # unless it is the lock
         lock.unlink(missing_ok=True)
     return True
-
-
-def abandoned_claims(store: ArtifactStore, now: float | None = None) -> list[str]:
-    """Claims that dead processes left at the URL of a store."""
-    if not (at := store.remote):
-        return []
-    before = (time.time() if now is None else now) - HALF_DONE
-    return [name for name, (_, written) in remote.files(at, CLAIMS).items() if written < before]  # by the store's clock
-
-
-def remove_claims(store: ArtifactStore, names: Sequence[str]) -> None:
-    if store.remote:
-        remote.remove_files(store.remote, names)
 
 
 def _reports(entries: Iterable[Entry]) -> list[Entry]:

@@ -17,7 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from crashes import Clock
 from s3 import S3Server
 from tailored_llama.errors import UnreachableError
-from tailored_llama.store import ArtifactRef, ArtifactStore, abandoned_claims, artifact_key, remove_claims
+from tailored_llama.store import ArtifactRef, ArtifactStore, artifact_key, leftovers, remove_leftover
 from tailored_llama.store.claims import CLAIMS, LEASE, Lease
 from tailored_llama.store.remote import check_writable, create, names, open_remote
 
@@ -330,10 +330,9 @@ def test_names_that_are_no_claims_are_no_claims(machine: Machine) -> None:
 
 def test_housekeeping_removes_claims_that_nobody_renewed_for_hours(machine: Machine) -> None:
     plant(machine("one"), f"{KEY}.1", b"{}")
-    assert abandoned_claims(machine("one")) == []
-    abandoned = abandoned_claims(machine("one"), now=time.time() + DAY)
-    assert abandoned == [f".claims/{KEY}.1"]
-    remove_claims(machine("one"), abandoned)
+    assert leftovers(machine("one")) == []
+    assert leftovers(machine("one"), now=time.time() + DAY) == [(f".claims/{KEY}.1", 2)]
+    assert remove_leftover(machine("one"), f".claims/{KEY}.1")
     assert there_are(machine("one")) == []
 
 

@@ -24,7 +24,6 @@ from tailored_llama.store import (
     FINISHED,
     ArtifactRef,
     ArtifactStore,
-    abandoned_claims,
     artifact_key,
     leftovers,
     place,
@@ -32,7 +31,6 @@ from tailored_llama.store import (
     publishing,
     removable,
     remove_artifacts,
-    remove_claims,
     remove_leftover,
     survey,
 )
@@ -111,10 +109,9 @@ class World:
     def collect_garbage(self, machine: str, older_than: float = DAY) -> None:
         """As the command does, but eight days from now."""
         store, now = self.store(machine), time.time() + 8 * DAY
-        remove_claims(store, abandoned_claims(store, now))
+        for name, _ in leftovers(store, now):
+            remove_leftover(store, name)
         remove_artifacts(store, removable(survey(store), older_than, now=now))
-        for path, _ in leftovers(store, now):
-            remove_leftover(store, path)
 
     def shared(self) -> dict[str, bytes]:
         """All files that the machines share."""

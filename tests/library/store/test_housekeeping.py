@@ -276,14 +276,14 @@ def test_leftovers_of_dead_processes_are_swept_when_old(tmp_path: Path) -> None:
     store.build("dense", 1, {}, {}, text_of(1))  # leaves its lock file
     assert leftovers(store) == []
     found = leftovers(store, now=in_days(1))
-    assert [(path.relative_to(tmp_path).parts[0], size) for path, size in found] == [
+    assert [(name.split("/")[0], size) for name, size in found] == [
         (".building", 100),
         (".building", 100),
         (".locks", 0),
     ]
-    assert [path.parent.name for path, _ in leftovers(store, now=in_days(8))].count(".resume") == 1
+    assert [name.split("/")[0] for name, _ in leftovers(store, now=in_days(8))].count(".resume") == 1
     with file_lock(store.lock(busy)):
-        assert [remove_leftover(store, path) for path, _ in leftovers(store, now=in_days(8))].count(False) == 2
+        assert [remove_leftover(store, name) for name, _ in leftovers(store, now=in_days(8))].count(False) == 2
     assert [path.name for path in tmp_path.glob(".building/*")] == [f"{busy}.12345678"]
     assert not list(tmp_path.glob(".resume/*"))
     assert [path.name for path in tmp_path.glob(".locks/*")] == [busy]
