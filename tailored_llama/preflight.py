@@ -81,15 +81,12 @@ def check_texts(run: config.RunConfig, only: str | None = None) -> None:
     sections = {"calibration": run} if reads else {}
     if run.healing.tokens and run.healing.source:
         sections["healing"] = config.healing_text(run)
-    texts = [
-        (section, part.text)
-        for section, section_config in sections.items()
-        for part in data.calibration_parts(section_config)
-        if part.text.source != config.PROMPTS and not part.benchmark
-    ]
-    for section, text in [("perplexity", run.perplexity), *texts]:
-        if only in (None, section):
-            data.check_text(text, section)
+    if only in (None, "perplexity"):
+        data.check_text(run.perplexity, "perplexity")
+    for section in [name for name in sections if only in (None, name)]:
+        for source in (drawn.source for drawn in data.calibration_texts(sections[section], section)):
+            if source.kind not in ("prompts", "questions"):
+                data.check_text(source.text, section)
 
 
 def _check_rows(benchmark: config.BenchmarkConfig, run: config.RunConfig) -> None:

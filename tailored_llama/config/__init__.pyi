@@ -38,7 +38,6 @@ from .inputs import OWN as OWN
 from .inputs import PROMPTS as PROMPTS
 from .inputs import QUESTIONS as QUESTIONS
 from .inputs import BenchmarkConfig as BenchmarkConfig
-from .inputs import CalibrationPart as CalibrationPart
 from .inputs import Dtype as Dtype
 from .inputs import Ignored as Ignored
 from .inputs import ModelConfig as ModelConfig

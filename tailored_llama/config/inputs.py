@@ -1,8 +1,7 @@
 """Sections on what goes in: the model, texts, benchmarks and prompts."""
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +18,7 @@ from tailored_llama.config.forms import (
     as_benchmark,
     is_row_file,
 )
-from tailored_llama.config.section import Section, narrow
+from tailored_llama.config.section import Section
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 PROMPTS = "prompts"  # calibration source: the training prompts of the run's own benchmarks
@@ -63,15 +62,6 @@ def part_of(total: int, i: int, parts: int) -> int:
     return total // parts + (i < total % parts)
 
 
-@dataclass(frozen=True)
-class CalibrationPart:
-    """A text of the calibration, the number of sequences drawn from it, and the benchmark asked, if any."""
-
-    text: TextConfig
-    samples: int
-    benchmark: "BenchmarkConfig | None" = None
-
-
 class CalibrationConfig(TextConfig):
     """The calibration text of importance and reconstruction (LLM-Pruner: 10 samples of 64 tokens)."""
 
@@ -84,15 +74,6 @@ class CalibrationConfig(TextConfig):
     samples: int = Field(16, ge=1, le=65536, description="Sequences drawn from the text.")
     tokens: int = Field(512, ge=8, le=32768)
     """Tokens in each sequence. A few long ones work better than many short ones."""
-
-    def parts(self, benchmarks: "Sequence[BenchmarkConfig]") -> tuple[CalibrationPart, ...]:
-        """The text; or the questions of each benchmark, which share the sequences, without benchmarks BoolQ's texts."""
-        text, count = narrow(self, TextConfig), len(benchmarks)
-        if self.source != QUESTIONS:
-            return (CalibrationPart(text, self.samples),)
-        if not benchmarks:
-            return (CalibrationPart(text.model_copy(update={"source": "boolq"}), self.samples),)
-        return tuple(CalibrationPart(text, part_of(self.samples, i, count), own) for i, own in enumerate(benchmarks))
 
 
 class BenchmarkConfig(Section):

@@ -58,7 +58,7 @@ from .templates import shipped as shipped
 from .texts import CalibrationSettings as CalibrationSettings
 from .texts import TextSource as TextSource
 from .texts import all_texts as all_texts
-from .texts import calibration_parts as calibration_parts
+from .texts import calibration_texts as calibration_texts
 from .texts import check_text as check_text
 from .texts import find_text as find_text
 from .texts import load_texts as load_texts

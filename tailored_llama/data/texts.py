@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 import pyarrow.parquet as pq
 
-from tailored_llama.config import PROMPTS, QUESTIONS, BenchmarkConfig, CalibrationPart, RunConfig, TextConfig
+from tailored_llama.config import PROMPTS, QUESTIONS, BenchmarkConfig, RunConfig, TextConfig, narrow, part_of
 from tailored_llama.data.benchmarks import benchmark_texts, check_text_of, has_train, load_questions
 from tailored_llama.data.builtin import BUILTIN
 from tailored_llama.data.splits import BenchmarkSource, Split, check_column
@@ -55,13 +55,11 @@ class TextSource:
         return {"source": self.kind}  # prompts are identified by their artifacts
 
 
-def find_text(text: TextConfig, field: str = "text", asked: BenchmarkConfig | None = None) -> TextSource:
-    """Find the origin of a text, without reading it or using the network; questions are of the benchmark `asked`."""
+def find_text(text: TextConfig, field: str = "text") -> TextSource:
+    """Find the origin of a text, without reading it or using the network."""
     path = Path(text.source).expanduser()
     if text.source == PROMPTS:
         return TextSource("prompts", text)
-    if text.source == QUESTIONS and asked:
-        return TextSource("questions", text, asked)
     if text.source in BUILTIN:
         return TextSource("benchmark", text, BenchmarkConfig(name=text.source))
     if path.is_file():
@@ -92,14 +90,22 @@ class CalibrationSettings:
 
     @classmethod
     def of(cls, config: RunConfig) -> Self:
-        parts = calibration_parts(config)
-        texts = (DrawnText(find_text(part.text, "calibration", part.benchmark), part.samples) for part in parts)
-        return cls(tuple(texts), config.calibration.tokens, config.seed)
+        return cls(calibration_texts(config), config.calibration.tokens, config.seed)
 
 
-def calibration_parts(config: RunConfig) -> tuple[CalibrationPart, ...]:
-    """The texts of a run's calibration; its questions are those of the benchmarks with a train split."""
-    return config.calibration.parts([benchmark for benchmark in config.benchmarks if has_train(benchmark)])
+def calibration_texts(config: RunConfig, field: str = "calibration") -> tuple[DrawnText, ...]:
+    """The text of a run's calibration; or the questions of its benchmarks, which share the sequences.
+
+    These are the benchmarks with a train split. If there are none, BoolQ's passages are the text.
+    """
+    text, samples = narrow(config.calibration, TextConfig), config.calibration.samples
+    asked = [benchmark for benchmark in config.benchmarks if has_train(benchmark)]
+    if text.source == QUESTIONS and asked:
+        sources = [TextSource("questions", text, benchmark) for benchmark in asked]
+        return tuple(DrawnText(source, part_of(samples, i, len(asked))) for i, source in enumerate(sources))
+    if text.source == QUESTIONS:
+        text = text.model_copy(update={"source": "boolq"})
+    return (DrawnText(find_text(text, field), samples),)
 
 
 def read_general_words() -> dict[str, int]:

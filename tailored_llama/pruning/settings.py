@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Self
 
 from tailored_llama.config import (
-    PROMPTS,
     Criterion,
     PlanConfig,
     ReconstructionConfig,
@@ -13,7 +12,7 @@ from tailored_llama.config import (
     trims_vocabulary,
     with_defaults,
 )
-from tailored_llama.data import TextSource, calibration_parts, find_text
+from tailored_llama.data import TextSource, calibration_texts
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class CountSettings:
     @classmethod
     def of(cls, config: RunConfig) -> Self:
         """All texts of the calibration but the prompts, which have counts of their own."""
-        parts = [part for part in calibration_parts(config) if part.text.source != PROMPTS]
-        return cls(tuple(find_text(part.text, "calibration", part.benchmark) for part in parts))
+        sources = (drawn.source for drawn in calibration_texts(config))
+        return cls(tuple(source for source in sources if source.kind != "prompts"))
 
 
 @dataclass(frozen=True)

@@ -169,38 +169,32 @@ def test_a_location_without_a_secret_is_taken(root: str) -> None:
     assert load_config(None, [f"store.root={root}"]).store.root == root
 
 
-@pytest.mark.parametrize(("count", "samples", "shares"), [(1, 3, [3]), (2, 4, [2, 2]), (3, 4, [2, 1, 1])])
-def test_the_questions_of_the_benchmarks_share_the_sequences(count: int, samples: int, shares: list[int]) -> None:
+@pytest.mark.parametrize("count", [2, 3])
+def test_there_is_a_sequence_for_the_questions_of_each_benchmark(count: int) -> None:
     names = ["piqa", "arc_easy", "hellaswag"][:count]
-    run = validate_config({"benchmarks": names, "calibration": {"samples": samples}})
-    assert [part.samples for part in run.calibration.parts(run.benchmarks)] == shares
     message = (
         f"calibration.samples: got {count - 1}; allowed: at least {count}, one for the questions of each benchmark"
     )
-    if count > 1:
-        with pytest.raises(InputError, match=exactly(message)):
-            validate_config({"benchmarks": names, "calibration": {"samples": count - 1}})
-        message = (
-            f"healing.tokens: got 512; allowed: more than {512 * (count - 1)}, a sequence for the questions of each "
-        )
-        with pytest.raises(InputError, match=exactly(message + "benchmark")):
-            validate_config({"benchmarks": names, "healing": {"tokens": 512}})
+    with pytest.raises(InputError, match=exactly(message)):
+        validate_config({"benchmarks": names, "calibration": {"samples": count - 1}})
+    message = f"healing.tokens: got 512; allowed: more than {512 * (count - 1)}, a sequence for the questions of each "
+    with pytest.raises(InputError, match=exactly(message + "benchmark")):
+        validate_config({"benchmarks": names, "healing": {"tokens": 512}})
 
 
 def test_healing_reads_a_text_of_its_own() -> None:
     text = {"source": "wiki.txt", "tokens": 64, "column": "body"}
     healed = healing_text(validate_config({"calibration": text, "healing": {"tokens": 250, "source": "prompts"}}))
-    (part,) = healed.calibration.parts(())
-    assert (part.text.source, part.samples, part.text.column) == ("prompts", 4, "body")
+    assert (healed.calibration.source, healed.calibration.samples, healed.calibration.column) == ("prompts", 4, "body")
 
 
 def test_the_hub_s_fields_are_of_the_text_that_they_were_given_for() -> None:
     wiki = {"source": "Salesforce/wikitext", "subset": "wikitext-2-raw-v1", "revision": "main"}
-    (same,) = healing_text(validate_config({"calibration": wiki, "healing": {"tokens": 64}})).calibration.parts(())
-    assert (same.text.subset, same.text.revision) == ("wikitext-2-raw-v1", "main")
+    same = healing_text(validate_config({"calibration": wiki, "healing": {"tokens": 64}})).calibration
+    assert (same.subset, same.revision) == ("wikitext-2-raw-v1", "main")
     other = {"calibration": wiki, "healing": {"tokens": 64, "source": "own/text"}}
-    (own,) = healing_text(validate_config(other)).calibration.parts(())
-    assert (own.text.source, own.text.subset, own.text.revision) == ("own/text", None, None)
+    own = healing_text(validate_config(other)).calibration
+    assert (own.source, own.subset, own.revision) == ("own/text", None, None)
 
 
 @pytest.mark.parametrize(("tokens", "reads"), [(0, False), (64, True)])

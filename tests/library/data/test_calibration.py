@@ -49,6 +49,12 @@ def drawn(benchmarks: Sequence[Any] = ("arc_easy",), seed: int = 0, **calibratio
     return CalibrationSettings.of(validate_config(run))
 
 
+@pytest.mark.parametrize(("count", "samples", "shares"), [(1, 3, [3]), (2, 4, [2, 2]), (3, 4, [2, 1, 1])])
+def test_the_questions_of_the_benchmarks_share_the_sequences(count: int, samples: int, shares: list[int]) -> None:
+    texts = drawn(["piqa", "arc_easy", "hellaswag"][:count], samples=samples).texts
+    assert [text.samples for text in texts] == shares
+
+
 def calibrate(dense: Path, out: Path, source: Any, seed: int = 0, **changes: Any) -> list[list[int]]:
     source = source if isinstance(source, list) else str(source)
     settings = drawn(seed=seed, source=source, **({"samples": 3, "tokens": 16, "column": "text"} | changes))
