@@ -18,7 +18,6 @@ MESSAGES = ("messages", "conversations")  # ShareGPT's name is the latter
 ROLES = {"developer": "system", "human": "user", "gpt": "assistant"}  # as OpenAI and ShareGPT call them, too
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-OTHER_SOURCES = ("train", "evaluation", "source", "subset", "revision")  # fields that `data` replaces
 TEXTS = ("text", "sentence", "review", "content", "message", "input", "query")
 LABELS = ("label", "category", "class", "intent", "topic", "sentiment")
 METRICS: dict[Kind, tuple[Metric, ...]] = {  # kind → its metrics; the first of a written kind is its default

@@ -7,17 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tailored_llama.config.forms import (
-    METRICS,
-    OTHER_SOURCES,
-    SUFFIXES,
-    WRITTEN,
-    Form,
-    Kind,
-    Metric,
-    as_benchmark,
-    is_row_file,
-)
+from tailored_llama.config.forms import METRICS, SUFFIXES, WRITTEN, Form, Kind, Metric, as_benchmark, is_row_file
 from tailored_llama.config.section import Section
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -152,7 +142,7 @@ class BenchmarkConfig(Section):
         if self.data is None:
             return
         where = f"benchmarks.{self.name}.data: got {self.data!r}"
-        for field in OTHER_SOURCES:
+        for field in ("train", "evaluation", "source", "subset", "revision"):
             if (value := getattr(self, field)) is not None:
                 yield f"{where} with {field} = {value!r}; allowed: data alone, or {field}"
         for field, file in (("data", self.data), ("unlabelled", self.unlabelled)):
