@@ -111,9 +111,13 @@ def ships_adapter(tuning: TuningConfig, comparison: Comparison | None) -> bool:
 
 def _reversed(comparison: Comparison) -> Comparison:
     """None beside an adapter."""
-    losses = {"untuned_loss": comparison.tuned_loss, "tuned_loss": comparison.untuned_loss}
-    accuracies = {"untuned_accuracy": comparison.tuned_accuracy, "tuned_accuracy": comparison.untuned_accuracy}
-    return replace(comparison, **losses, **accuracies)
+    return replace(
+        comparison,
+        untuned_loss=comparison.tuned_loss,
+        tuned_loss=comparison.untuned_loss,
+        untuned_accuracy=comparison.tuned_accuracy,
+        tuned_accuracy=comparison.untuned_accuracy,
+    )
 
 
 def _exceeds(gain: float, error: float) -> bool:
