@@ -16,8 +16,9 @@ def select_train(
     depend on how many examples are held out. InputError: more are requested than the split holds.
     """
     if shots + held_out > (size := len(examples)):
+        got = f"{shots}, beside {held_out} to hold out (tuning.held_out)"
         allowed = f"at most {size} together, the train examples of {benchmark} to draw from"
-        raise InputError(f"tuning.shots and tuning.held_out: got {shots} and {held_out}; allowed: {allowed}")
+        raise InputError(f"tuning.shots: got {got}; allowed: {allowed}")
     generator = random.Random(seed)
     remaining: dict[int, list[Example]] = {}
     for example in examples:

@@ -234,8 +234,8 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
     ),
     "more shots than train": (
         put("tuning", "shots", 21),
-        "tuning.shots and tuning.held_out: got 21 and 4; allowed: at most 24 together, the train examples of colours "
-        "to draw from",
+        "tuning.shots: got 21, beside 4 to hold out (tuning.held_out); allowed: at most 24 together, the train "
+        "examples of colours to draw from",
     ),
     "text for healing missing": (
         lambda run, place: run.update(healing={"tokens": 64, "source": "/nowhere/text.txt"}),

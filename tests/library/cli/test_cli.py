@@ -201,8 +201,8 @@ WRONG = {
     "tune {tiny} out -b colour --config run.toml": f"benchmarks: got 'colour', unknown; allowed: {SEVEN}, csqa, a "
     ".csv, .jsonl, .json or .parquet file, or a new name with train, evaluation, context, choices and answer (not set: "
     "context, choices, answer, evaluation)",
-    "tune {tiny} out -b colours --config run.toml --set tuning.shots=99": "tuning.shots and "
-    "tuning.held_out: got 99 and 4; allowed: at most 24 together, the train examples of colours to draw from",
+    "tune {tiny} out -b colours --config run.toml --set tuning.shots=99": "tuning.shots: got 99, "
+    "beside 4 to hold out (tuning.held_out); allowed: at most 24 together, the train examples of colours to draw from",
     "tune {tiny} out -b colours --config run.toml --set tuning.examples=mixture": "tuning.examples: got 'mixture'; "
     "allowed: 'benchmark' in this command",
     "tune nowhere out -b colours --config run.toml": "nowhere/config.json: missing; allowed: a checkpoint folder",

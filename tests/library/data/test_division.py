@@ -115,9 +115,8 @@ def test_the_run_tunes_chooses_and_reports_on_rows_of_their_own_part(
     assert {prompt.example for prompt in read_prompts(out, "selection")} < held["selection"]
     render_split(examples, out, own, "evaluation", num_fewshot=2)
     assert {prompt.example for prompt in read_prompts(out, "evaluation")} == held["evaluation"]
-    with pytest.raises(
-        InputError, match=rf"^tuning\.shots: got 500; allowed: at most {size - 1} \(own has {size} train"
-    ):
+    told = rf"^tuning\.shots: got 500, beside 1 to hold out \(tuning\.held_out\); allowed: at most {size} together"
+    with pytest.raises(InputError, match=told):
         render_split(examples, out, own, "train", shots=500, held_out=50)
 
 

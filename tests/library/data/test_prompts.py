@@ -240,8 +240,8 @@ def test_too_many_train_examples_are_refused() -> None:
     with pytest.raises(InputError) as caught:
         select_train(examples("012" * 30), 41, 50, 0, benchmark="mine")
     assert str(caught.value) == (
-        "tuning.shots and tuning.held_out: got 41 and 50; allowed: at most 90 together, the train examples of mine to "
-        "draw from"
+        "tuning.shots: got 41, beside 50 to hold out (tuning.held_out); allowed: at most 90 together, the train "
+        "examples of mine to draw from"
     )
 
 

@@ -99,7 +99,7 @@ def test_the_command_prints_a_table_and_the_path_of_the_report(file: Path) -> No
     [
         ("pruning.ratios=[1.5]", "error: pruning.ratios.0: got 1.5; allowed: less than 1"),
         ("pruning.ratios=[0.95]", "error: pruning.ratios: got 0.95; allowed: at most 0."),
-        ("tuning.shots=100", "error: tuning.shots: got 100; allowed: at most 20 (colours has 24 train examples"),
+        ("tuning.shots=100", "error: tuning.shots: got 100, beside 4 to hold out (tuning.held_out); allowed"),
         ('execution={device="cpu", dispatch="gpu"}', "error: execution.dispatch: got 'gpu'; allowed: a flow"),
     ],
 )
