@@ -1,8 +1,8 @@
 """Leaving nodes to workers: their run is created, waited for, and cancelled together with the run that needs it."""
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cache
 from threading import Event, Lock
 from typing import Any, Self, cast
@@ -15,18 +15,18 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.runtime import flow_run
 from prefect.states import Cancelling
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from tailored_llama.config import ExecutionConfig, StoreConfig
 from tailored_llama.errors import InputError
-from tailored_llama.pipeline import STAGES, Cancelled, Node, in_order
+from tailored_llama.pipeline import STAGES, Cancelled, Node
 from tailored_llama.store import ArtifactRef, ArtifactStore
 
 FLOW = "stage"  # in flows/compositions.py
 THREADS = 64  # nodes that one flow has under way at once, those that wait for others included
+Result = Callable[[Node], ArtifactRef]
 EVERY = 1.0  # seconds between two looks at a dispatched run, and as many more for each ten nodes under way
 
 
@@ -62,6 +62,63 @@ def open_store(store: StoreConfig) -> ArtifactStore:
     return ArtifactStore(store.root)
 
 
+@dataclass(eq=False)
+class Batch:
+    """Nodes that one flow run makes one after another: a chain, or nodes that are ready at once.
+
+    `run` is the last flow run, and `ordered` are the nodes that it was asked for. `tried` have waited for a flow run.
+    """
+
+    nodes: list[Node] = field(default_factory=list)
+    run: FlowRun | None = None
+    ordered: set[str] = field(default_factory=set)
+    tried: set[str] = field(default_factory=set)
+    lock: Lock = field(default_factory=Lock)
+
+
+class Batches:
+    """The batch of each node that workers make.
+
+    A node joins the batch of the node before it, if it needs nothing else that workers make. Of a stage that is shared,
+    nodes that are ready at once share as many batches as the pool runs at once; None: any number.
+    """
+
+    def __init__(self, at_once: int | None = None) -> None:
+        self.at_once = at_once
+        self.of: dict[str, Batch] = {}
+        self._behind: dict[str, frozenset[Batch]] = {}  # the batches that a node waits for, by node
+        self._siblings: dict[tuple[str, frozenset[Batch]], list[Batch]] = {}
+
+    def add(self, node: Node) -> None:
+        """Put a node, after those that it needs."""
+        if node.id in self._behind:
+            return
+        behind = frozenset(batch for need in node.needs for batch in self._behind[need.id])
+        if node.stage.on_device:
+            batch = self.of[node.id] = self._batch(node, behind)
+            batch.nodes.append(node)
+            behind = frozenset([batch])
+        self._behind[node.id] = behind
+
+    def behind(self, node: Node) -> frozenset[Batch]:
+        """The batches that a node waits for, or is in."""
+        return self._behind[node.id]
+
+    def _batch(self, node: Node, behind: frozenset[Batch]) -> Batch:
+        needed = {need.id for need in node.needs}
+        here = all(need.id in self.of or not self._behind[need.id] for need in node.needs)
+        for batch in behind:
+            if len(behind) == 1 and here and batch.nodes[-1].id in needed:
+                return batch
+        if not node.stage.shared or self.at_once is None:
+            return Batch()
+        siblings = self._siblings.setdefault((node.stage.name, behind), [])
+        if len(siblings) < self.at_once:
+            siblings.append(Batch())
+            return siblings[-1]
+        return min(siblings, key=lambda batch: len(batch.nodes))
+
+
 class Waiting(ThreadPoolTaskRunner[Any]):
     """Prefect's threads, which wait for dispatched nodes; all stop waiting when their flow ends or is cancelled."""
 
@@ -70,7 +127,7 @@ class Waiting(ThreadPoolTaskRunner[Any]):
         self.stopped = Event()
         self._under_way = 0
 
-    def wait(self, client: SyncPrefectClient, flow: UUID, run: FlowRun, is_built: Callable[[], bool]) -> State[Any]:
+    def wait(self, client: SyncPrefectClient, flow_run: UUID, run: FlowRun, is_built: Callable[[], bool]) -> State[Any]:
         """Wait until an artifact is there or a run has ended; returns the state of the run.
 
         The more nodes are under way, the longer are the pauses between two looks.
@@ -79,14 +136,14 @@ class Waiting(ThreadPoolTaskRunner[Any]):
             Cancelled: the flow has been stopped, or someone asked for it. A worker stops the process of the flow, but
                 not before seconds; and nobody stops one that was started from the command line.
         """
-        both = FlowRunFilter(id=FlowRunFilterId(any_=[flow, run.id]))
+        both = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run, run.id]))
         states = {run.id: _state(run)}
         self._under_way += 1
         try:
             while not is_built() and not states[run.id].is_final():
                 self.stopped.wait(EVERY * (1 + self._under_way // 10))
                 states = {own.id: _state(own) for own in client.read_flow_runs(flow_run_filter=both)}
-                if states[flow].is_cancelling() or states[flow].is_cancelled():
+                if states[flow_run].is_cancelling() or states[flow_run].is_cancelled():
                     self.stopped.set()
                 self.check()
         except Cancelled:
@@ -109,152 +166,105 @@ class Waiting(ThreadPoolTaskRunner[Any]):
 THREADED: Any = Waiting()  # the runner of flows that dispatch; each run has a copy
 
 
-class Dispatcher:
-    """Has workers make the nodes of a flow that are to be computed on the device.
+def dispatch(
+    ready: Node, node: Node, batch: Batch, result: Result, store: StoreConfig, execution: ExecutionConfig
+) -> bool:
+    """Have a worker make a node of a batch, and wait until its artifact is there; `ready` has the inputs made.
 
-    One flow run makes several nodes one after another: a chain, each of which needs the one before it; or, of a stage
-    that is shared, those that are ready at once, in as many runs as the pool has at once. A node joins only if all that
-    it needs is made before the run begins, or by it. `result` returns what a node has become.
+    The run of its batch does so, if one is under way; else one begins with this node. `result` returns what another
+    node has become. Returns whether a worker has made it for this flow.
+
+    Raises:
+        InputError: there is no such deployment, or it works with another store or another version of the code.
+        ConnectionError: the worker died; another one may make the node.
+        Cancelled: the flow was cancelled; so is the worker's run.
+        RuntimeError: the worker's run failed.
     """
+    flow = FlowRunContext.get()
+    assert flow
+    assert flow.flow_run
+    assert flow.parameters
+    runner, artifacts = flow.task_runner, open_store(store)
+    assert isinstance(runner, Waiting)
+    runner.check()
 
-    def __init__(self, store: StoreConfig, execution: ExecutionConfig, result: Callable[[Node], ArtifactRef]) -> None:
-        self.store, self.execution, self.result = store, execution, result
-        self.deployment = f"{FLOW}/{execution.dispatch}"
-        self.local = set[str]()  # nodes that wait for no worker
-        self._at_once = pool_limit(self.deployment)
-        self._nodes = dict[str, Node]()
-        self._runs = dict[str, Future[FlowRun]]()  # the run that makes a node, as soon as it is decided
-        self._lock = Lock()
+    def is_built() -> bool:
+        return artifacts.find(ready.stage.name, ready.key) is not None
 
-    def add(self, nodes: Iterable[Node]) -> None:
-        """Make nodes known, each after those that it needs."""
-        with self._lock:
-            for node in nodes:
-                self._nodes.setdefault(node.id, node)
-                if not node.stage.on_device and all(need.id in self.local for need in node.needs):
-                    self.local.add(node.id)
-
-    def dispatch(self, node: Node, ready: Node) -> bool:
-        """Have a worker make a node, and wait until its artifact is there; `ready` has the inputs made.
-
-        Returns whether a worker has made it for this flow.
-
-        Raises:
-            InputError: there is no such deployment, or it works with another store or another version of the code.
-            ConnectionError: the worker died; another one may make the node.
-            Cancelled: the flow was cancelled; so is the worker's run.
-            RuntimeError: the worker's run failed.
-        """
-        flow = FlowRunContext.get()
-        assert flow
-        assert flow.flow_run
-        runner, artifacts = flow.task_runner, open_store(self.store)
-        assert isinstance(runner, Waiting)
-        runner.check()
-
-        def is_built() -> bool:
-            return artifacts.find(ready.stage.name, ready.key) is not None
-
-        if is_built():
-            return node.id in self._runs
-        asked = self._ask(node)
-        run = asked.result()
-        with get_client(sync_client=True) as client:
-            state = runner.wait(client, flow.flow_run.id, run, is_built)
-        if is_built():
-            return True
-        if state.is_completed():
-            raise InputError(
-                f"execution.dispatch: {self.execution.dispatch} completed, but store.root {self.store.root} has no "
-                f"{ready.stage.name} {ready.key[:12]}; allowed: a deployment with the same store and the same version "
-                "of the code"
-            )
-        message = f"{self.deployment}: flow run {run.name} ended {state.name}: {state.message}"
-        if not state.is_crashed():
-            raise RuntimeError(message)
-        self._forget(asked)
-        raise ConnectionError(message)
-
-    def _ask(self, node: Node) -> Future[FlowRun]:
-        """The run that makes a node; if it is in none yet, one is created, for others, too."""
-        with self._lock:
-            orders = [] if node.id in self._runs else [(Future[FlowRun](), order) for order in self._orders(node)]
-            for asked, order in orders:
-                self._runs |= dict.fromkeys((own.id for own in order), asked)
-            own_run = self._runs[node.id]
-        for asked, order in orders:
-            try:
-                asked.set_result(self._create(order))
-            except Exception as error:
-                self._forget(asked)  # another try asks anew
-                asked.set_exception(error)
-        return own_run
-
-    def _forget(self, asked: Future[FlowRun]) -> None:
-        with self._lock:
-            self._runs = {name: run for name, run in self._runs.items() if run is not asked}
-
-    def _orders(self, node: Node) -> list[list[Node]]:
-        """The nodes that runs are to make, with a node whose inputs are made; nodes that are in a run are left out."""
-        made = self.local | {own.id for own in in_order([node])}
-        left = [own for own in self._nodes.values() if own.stage.on_device and own.id not in self._runs]
-
-        def is_ready(own: Node) -> bool:
-            return all(need.id in made for need in own.needs)
-
-        if node.stage.shared:
-            alike = [own for own in left if own.stage is node.stage and is_ready(own)]
-            count = min(len(alike), self._at_once or len(alike))
-            return [alike[first::count] for first in range(count)]
-        chain = [node]
-        for own in left:
-            if chain[-1].id in {need.id for need in own.needs} and is_ready(own):
-                chain.append(own)
-                made.add(own.id)
-        return [chain]
-
-    def _create(self, order: Iterable[Node]) -> FlowRun:
-        """Create a run that makes nodes, without those that wait for what has failed."""
-        calls = dict[str, Ordered]()
-
-        def made(leaf: Any) -> Any:
-            if not isinstance(leaf, Node):
-                return leaf
-            return list(calls).index(leaf.id) if leaf.id in calls else self.result(leaf)
-
-        for node in order:
-            try:
-                for check in node.checks:
-                    self.result(check)
-                calls[node.id] = Ordered.of(node.with_inputs(made))
-            except Cancelled:
-                raise
-            except Exception:
-                continue
-        first, *more = [own.name for own in calls.values()]
-        model = flow_run.parameters["config"].model.short_name
-        here = self.execution.model_copy(update={"dispatch": None, "processes": 1})
-        parameters = {
-            "calls": [own.model_dump(mode="json") for own in calls.values()],
-            "store": self.store.model_dump(mode="json"),
-            "execution": here.model_dump(mode="json"),
-        }
-        name = f"{first}{f' and {len(more)} more' if more else ''}, {model}"
-        try:
-            return cast(FlowRun, run_deployment(self.deployment, parameters=parameters, flow_run_name=name, timeout=0))
-        except ObjectNotFound:
-            raise InputError(
-                f"execution.dispatch: got {self.execution.dispatch!r}, but there is no deployment {self.deployment}; "
-                "allowed: a name that `prefect deployment ls` shows"
-            ) from None
+    if is_built():
+        return node.id in batch.ordered
+    deployment, model = f"{FLOW}/{execution.dispatch}", flow.parameters["config"].model.short_name
+    with get_client(sync_client=True) as client:
+        with batch.lock:
+            if batch.run is None or node.id in batch.tried or node.id not in batch.ordered:
+                order = _order(node, batch, result)
+                runner.check()  # what it waited for may have been cancelled
+                batch.ordered = set(order)
+                batch.run = _create(deployment, list(order.values()), model, store, execution)
+            batch.tried.add(node.id)
+            run = batch.run
+        state = runner.wait(client, flow.flow_run.id, run, is_built)
+    if is_built():
+        return True
+    if state.is_completed():
+        raise InputError(
+            f"execution.dispatch: {execution.dispatch} completed, but store.root {store.root} has no "
+            f"{ready.stage.name} {ready.key[:12]}; allowed: a deployment with the same store and the same version of "
+            "the code"
+        )
+    message = f"{deployment}: flow run {run.name} ended {state.name}: {state.message}"
+    raise ConnectionError(message) if state.is_crashed() else RuntimeError(message)
 
 
 def pool_limit(deployment: str) -> int | None:
     """The number of runs that the deployment's pool has at once; None: any number, or there is no such deployment."""
     with get_client(sync_client=True) as client, suppress(ObjectNotFound):
-        pool = client.read_deployment_by_name(deployment).work_pool_name
+        pool = client.read_deployment_by_name(f"{FLOW}/{deployment}").work_pool_name
         return client.read_work_pool(pool).concurrency_limit if pool else None
     return None
+
+
+def _order(node: Node, batch: Batch, result: Result) -> dict[str, Ordered]:
+    """The nodes of a batch that have not had their turn, by id; one that waits for what has failed is left out."""
+    left = {own.id: own for own in batch.nodes if own is node or own.id not in batch.tried}
+    order: dict[str, Ordered] = {}
+
+    def made(leaf: Any) -> Any:
+        if not isinstance(leaf, Node):
+            return leaf
+        return list(order).index(leaf.id) if leaf.id in left else result(leaf)
+
+    for own in left.values():
+        try:
+            for check in own.checks:
+                result(check)
+            ready = own.with_inputs(made)
+        except Exception as error:
+            if own is node or isinstance(error, Cancelled):
+                raise
+            continue
+        order[own.id] = Ordered.of(ready)
+    return order
+
+
+def _create(
+    deployment: str, order: list[Ordered], model: str, store: StoreConfig, execution: ExecutionConfig
+) -> FlowRun:
+    here = execution.model_copy(update={"dispatch": None, "processes": 1})
+    parameters = {
+        "calls": [own.model_dump(mode="json") for own in order],
+        "store": store.model_dump(mode="json"),
+        "execution": here.model_dump(mode="json"),
+    }
+    more = f" and {len(order) - 1} more" if len(order) > 1 else ""
+    name = f"{order[0].name}{more}, {model}"
+    try:
+        return cast(FlowRun, run_deployment(deployment, parameters=parameters, flow_run_name=name, timeout=0))
+    except ObjectNotFound:
+        raise InputError(
+            f"execution.dispatch: got {execution.dispatch!r}, but there is no deployment {deployment}; "
+            "allowed: a name that `prefect deployment ls` shows"
+        ) from None
 
 
 def _state(run: FlowRun) -> State[Any]:

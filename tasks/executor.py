@@ -22,7 +22,7 @@ from tailored_llama.console import progress_bar, quiet_libraries
 from tailored_llama.errors import InputError, is_transient, redacted
 from tailored_llama.memory import out_of_memory
 from tailored_llama.store import ArtifactRef
-from tasks._dispatch import Dispatcher, Waiting, open_store
+from tasks._dispatch import Batches, Waiting, dispatch, open_store, pool_limit
 from tasks._pages import PAGES, show_report
 from tasks._sigterm import heed_sigterm
 
@@ -39,22 +39,25 @@ class PrefectExecutor(pipeline.Executor):
     def __init__(self, store: StoreConfig, execution: ExecutionConfig) -> None:
         super().__init__(ahead=execution.dispatch is not None or execution.processes > 1)
         self.store, self.execution = store, execution
-        self._dispatcher = Dispatcher(store, execution, self.result) if execution.dispatch else None
+        self._batches = Batches(pool_limit(execution.dispatch)) if execution.dispatch else None
 
     def begin(self, *values: Any) -> None:
-        if self._dispatcher:  # local nodes first: an order names what its nodes read, and waits for it
+        if self._batches:  # local nodes first: an order names what its nodes read, and waits for it
             nodes = pipeline.in_order(pipeline.nodes_in(values))
-            self._dispatcher.add(nodes)
-            super().begin([node for node in nodes if node.id in self._dispatcher.local])
+            for node in nodes:
+                self._batches.add(node)
+            super().begin([node for node in nodes if not self._batches.behind(node)])
         super().begin(*values)
 
     def start(self, node: pipeline.Node) -> Any:
         if not self.ahead:
             return super().start(node)
-        elsewhere = partial(self._dispatcher.dispatch, node) if self._dispatcher and node.stage.on_device else None
+        elsewhere, where = None, {"store": self.store, "execution": self.execution}
+        if self._batches and (batch := self._batches.of.get(node.id)):
+            elsewhere = partial(dispatch, node=node, batch=batch, result=self.result, **where)
         checks = [self._begin(check) for check in node.checks]
         later = node.with_inputs(lambda leaf: self._begin(leaf) if isinstance(leaf, pipeline.Node) else leaf)
-        return _task(node.stage.name).submit(later.after(), self.store, self.execution, elsewhere, wait_for=checks)
+        return _task(node.stage.name).submit(later.after(), **where, elsewhere=elsewhere, wait_for=checks)
 
     def make(self, node: pipeline.Node) -> Any:
         return _task(node.stage.name)(node, self.store, self.execution, return_state=True).result()
