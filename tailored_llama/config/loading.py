@@ -110,7 +110,7 @@ def _explain(error: Any, kind: type[BaseModel]) -> str:
         near = difflib.get_close_matches(path[-1], siblings, n=1, cutoff=0.6)
         hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"allowed: {', '.join(siblings)}"
         return f"{field}: unknown key; {hint}"
-    message = error["msg"]
+    message = error["msg"].removeprefix("Value error, ")
     if not field:
         return str(message)
     if error["type"] == "missing":

@@ -7,7 +7,7 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from compositions import status_of
-from few_labels import few_label_search
+from few_labels import few_label_search, tune_trimmed_models
 from flows.__main__ import app
 from flows.compositions import smallest
 from helpers import as_toml, save_worded_llama
@@ -15,7 +15,10 @@ from tailored_llama.config import SmallestConfig, build_config
 from tailored_llama.data import NONE, read_asked, write_asked
 
 
-def test_a_flow_waits_for_labels_in_a_state_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flow_waits_for_labels_in_a_state_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tune_trimmed_models(monkeypatch)
     run = few_label_search(tmp_path, save_worded_llama(tmp_path / "dense"))
     run["store"]["reports"] = str(tmp_path / "reports")
     state = smallest(build_config(SmallestConfig, run), return_state=True)
