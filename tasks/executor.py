@@ -52,7 +52,8 @@ class PrefectExecutor(pipeline.Executor):
     def start(self, node: pipeline.Node) -> Any:
         if not self.ahead:
             return super().start(node)
-        elsewhere, where = None, {"store": self.store, "execution": self.execution}
+        elsewhere = None
+        where: dict[str, Any] = {"store": self.store, "execution": self.execution}
         if self._batches and (batch := self._batches.of.get(node.id)):
             elsewhere = partial(dispatch, node=node, batch=batch, result=self.result, **where)
         checks = [self._begin(check) for check in node.checks]
