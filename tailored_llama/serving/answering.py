@@ -178,4 +178,5 @@ def serve(folder: Path, port: int, context: int = CONTEXT) -> None:
         os.execv(vllm, [vllm, "serve", str(folder), "--host", HOST, "--port", str(port)])
     with llama_server(file, context, torch.get_num_threads(), port) as (url, process), suppress(KeyboardInterrupt):
         print(curl_call(chat, file, url), flush=True)
-        raise RuntimeError(f"{file}: llama.cpp's server ended with {process.wait()}")
+        code = process.wait()
+        raise InputError(f"{file}: llama.cpp's server ended with {code}; allowed: a server that runs until Ctrl-C")
