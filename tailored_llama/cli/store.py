@@ -87,7 +87,7 @@ def store_gc(
         table.add_row(entry.stage, entry.key[:12], f"{entry.size / 1e6:.1f}", _age(entry))
     if gone:
         Console().print(table)
-    swept = f"{len(left):,} leftover(s), {decimal(sum(size for _, size in left))}"
+    swept = _count("leftover", [size for _, size in left])
     stay = [entry for entry in entries if entry not in gone]
     print(f"{'removed' if delete else 'would remove'}: {_sum(gone)}; {swept}. Left: {_sum(stay)}.")
     if not delete and (gone or left):
@@ -114,7 +114,11 @@ def _reports(reports: list[store.Entry]) -> str:
 
 
 def _sum(entries: list[store.Entry]) -> str:
-    return f"{len(entries):,} artifact(s), {decimal(sum(entry.size for entry in entries))}"
+    return _count("artifact", [entry.size for entry in entries])
+
+
+def _count(noun: str, sizes: list[int]) -> str:
+    return f"{len(sizes):,} {noun}{'s' * (len(sizes) != 1)}, {decimal(sum(sizes))}"
 
 
 def _age(entry: store.Entry) -> str:

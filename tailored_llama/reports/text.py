@@ -122,7 +122,7 @@ def plus_minus(error: float | None, scale: int, digits: int) -> str:
 
 def verdict_line(compared: Comparison) -> str:
     """Say whether an adapter is better than none on held-out examples, with the evidence."""
-    verdicts = {True: "Better than no adapter", False: NOTHING, None: "No verdict from a single example"}
+    verdicts = {True: "Better than no adapter", False: NOTHING, None: "Too few held-out examples for a verdict"}
     return f"{verdicts[is_better(compared)]}: {held_out_evidence(compared)} (differences ± paired standard error)."
 
 

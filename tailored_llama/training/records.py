@@ -6,7 +6,7 @@ compared on the same examples, by what the metric counts.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,40 +84,25 @@ class Comparison:
 
 
 def is_better(comparison: Comparison | None) -> bool | None:
-    """Return whether an adapter is better than none on held-out examples; None without two examples, for their error.
+    """Return whether an adapter is better than none on held-out examples; None where they cannot tell.
 
     Accuracy decides where it differs by more than its paired standard error. Where it does not, or where the model
-    writes its answers, the loss has to be lower by more than its own. Otherwise tuning brought nothing.
+    writes its answers, the loss decides if it differs by more than its own. If neither does, tuning brought nothing.
+    But fewer than `FEW` examples hide a large gain, and so they do not say that.
     """
     if comparison is None or comparison.loss_error is None:
         return None
     gain, error = comparison.accuracy_gain, comparison.accuracy_error
     if gain is not None and error is not None and _exceeds(abs(gain), error):
         return gain > 0
-    return _exceeds(comparison.loss_gain, comparison.loss_error)
+    if _exceeds(abs(comparison.loss_gain), comparison.loss_error):
+        return comparison.loss_gain > 0
+    return None if comparison.examples < FEW else False
 
 
 def ships_adapter(tuning: TuningConfig, comparison: Comparison | None) -> bool:
-    """Return whether a finished model gets its adapter (`tuning.keep`); without a verdict it does.
-
-    Few examples hide a large gain. So with fewer than `FEW`, an adapter is left out only if it is worse than none.
-    """
-    if tuning.keep == "always" or comparison is None:
-        return True
-    if comparison.examples < FEW:
-        return is_better(_reversed(comparison)) is not True
-    return is_better(comparison) is not False
-
-
-def _reversed(comparison: Comparison) -> Comparison:
-    """None beside an adapter."""
-    return replace(
-        comparison,
-        untuned_loss=comparison.tuned_loss,
-        tuned_loss=comparison.untuned_loss,
-        untuned_accuracy=comparison.tuned_accuracy,
-        tuned_accuracy=comparison.untuned_accuracy,
-    )
+    """Return whether a finished model gets its adapter (`tuning.keep`); without a verdict it does."""
+    return tuning.keep == "always" or is_better(comparison) is not False
 
 
 def _exceeds(gain: float, error: float) -> bool:

@@ -286,24 +286,20 @@ def test_store_gc_is_a_dry_run_unless_told_otherwise(command: Command, tmp_path:
         ("dense", report.key[:6]),
         ("report", report.key[:6]),
     ]
-    assert re.search(
-        r"^3 artifact\(s\), [\d.]+ kB; used by no report: 1 artifact\(s\), \d+ bytes$", shown, re.MULTILINE
-    )
+    assert re.search(r"^3 artifacts, [\d.]+ kB; used by no report: 1 artifact, \d+ bytes$", shown, re.MULTILINE)
     status, shown, _ = command("store", "gc", "--root", "store")
     assert status == 0
     assert unused.key[:12] in shown
     assert kept.key[:12] not in shown
     assert re.search(
-        r"^would remove: 1 artifact\(s\), .+; 0 leftover\(s\), 0 bytes. Left: 2 artifact\(s\), .+\.$",
-        shown,
-        re.MULTILINE,
+        r"^would remove: 1 artifact, .+; 0 leftovers, 0 bytes. Left: 2 artifacts, .+\.$", shown, re.MULTILINE
     )
     assert shown.endswith("Nothing was removed: --delete does it.\n")
     assert store.folder("adapter", unused.key).is_dir()
-    assert "removed: 0 artifact(s)" in command("store", "gc", "--root", "store", "--keep-under", "1MB", "--delete")[1]
+    assert "removed: 0 artifacts, " in command("store", "gc", "--root", "store", "--keep-under", "1MB", "--delete")[1]
     status, shown, _ = command("store", "gc", "--root", "store", "--delete")
     assert status == 0
-    assert re.search(r"^removed: 1 artifact\(s\), .+ Left: 2 artifact\(s\), .+\.$", shown, re.MULTILINE)
+    assert re.search(r"^removed: 1 artifact, .+ Left: 2 artifacts, .+\.$", shown, re.MULTILINE)
     assert {path.name for path in (tmp_path / "store").glob("[!.]*/*")} == {kept.key, report.key}
     assert command("store", "gc", "--root", "store", "--keep-reports", 0, "--delete")[0] == 0
     assert not list((tmp_path / "store").glob("[!.]*/*"))
@@ -321,7 +317,7 @@ def test_the_store_commands_take_a_url(command: Command, tmp_path: Path, monkeyp
     assert ref.key[:12] in command("store", "ls", "--root", url)[1]
     status, shown, _ = command("store", "gc", "--root", url, "--older-than", "0m", "--delete")
     assert status == 0
-    assert "removed: 1 artifact(s)" in shown
+    assert "removed: 1 artifact, " in shown
     assert ArtifactStore(url).find("dense", ref.key) is None
 
 

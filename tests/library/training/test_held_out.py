@@ -58,7 +58,8 @@ def test_a_tuning_that_changes_nothing_brings_nothing(tiny: Path, prompts: Path,
     comparison = read_comparison(out)
     assert comparison is not None
     assert (comparison.accuracy_gain, comparison.loss_gain, comparison.loss_error) == (0, 0, 0)
-    assert is_better(comparison) is False
+    assert is_better(comparison) is None  # of eight examples
+    assert is_better(replace(comparison, examples=20)) is False
 
 
 def test_written_answers_are_compared_by_their_loss(tiny: Path, folder: Callable[[str], Path]) -> None:
@@ -130,12 +131,15 @@ LOWER, HIGHER, NOISE = [(2.0, 1.0), (2.0, 1.5)], [(1.0, 2.0), (1.5, 2.0)], [(2.0
         ([GAINED, BOTH, BOTH, BOTH], LOWER * 2, True),
         ([LOST, BOTH, BOTH, BOTH], LOWER * 2, True),
         ([BOTH, BOTH, NEITHER, NEITHER], LOWER * 2, True),  # a tie: the loss decides
-        ([BOTH, BOTH, NEITHER, NEITHER], NOISE * 2, False),
+        ([BOTH, BOTH, NEITHER, NEITHER], NOISE * 2, None),  # too few to say that it brought nothing
+        ([BOTH, BOTH, NEITHER, NEITHER] * 5, NOISE * 10, False),
         ([BOTH, BOTH, NEITHER, NEITHER], HIGHER * 2, False),
-        ([GAINED, LOST, BOTH, BOTH], NOISE * 2, False),
+        ([GAINED, LOST, BOTH, BOTH], NOISE * 2, None),
+        ([GAINED, LOST, BOTH, BOTH] * 5, NOISE * 10, False),
         ([(None, None)] * 4, LOWER * 2, True),  # written answers
-        ([(None, None)] * 4, NOISE * 2, False),
-        ([(None, None)] * 4, [(1.0, 1.0)] * 4, False),
+        ([(None, None)] * 4, NOISE * 2, None),
+        ([(None, None)] * 4, [(1.0, 1.0)] * 4, None),
+        ([(None, None)] * 20, [(1.0, 1.0)] * 20, False),
         ([GAINED, (None, None), (None, None), (None, None)], LOWER * 2, True),  # one choice among written answers
         ([LOST], [(2.0, 1.0)], None),
     ],
@@ -144,7 +148,7 @@ def test_the_verdict_on_its_edges(tmp_path: Path, right: Any, losses: Any, bette
     assert is_better(compared(tmp_path, right, losses)) is better
 
 
-@pytest.mark.parametrize("examples", [3, 7, 10, 49, 50, 51])
+@pytest.mark.parametrize("examples", [20, 21, 49, 50, 51])
 def test_one_example_more_is_within_its_error_however_it_rounds(tmp_path: Path, examples: int) -> None:
     comparison = compared(tmp_path, [GAINED] + [NEITHER] * (examples - 1), [(1.0, 1.0)] * examples)
     assert comparison.accuracy_gain == pytest.approx(comparison.accuracy_error)
@@ -153,21 +157,21 @@ def test_one_example_more_is_within_its_error_however_it_rounds(tmp_path: Path, 
 
 
 def test_an_adapter_is_left_out_only_by_a_verdict_and_by_default(tmp_path: Path) -> None:
-    better, nothing = ([(2.0, 1.0)] * 4, [(1.0, 2.0)] * 4)
-    for losses, shipped in ((better, True), (nothing, False)):
+    better, worse = ([(2.0, 1.0)] * 4, [(1.0, 2.0)] * 4)
+    for losses, shipped in ((better, True), (worse, False)):
         comparison = compared(tmp_path, [BOTH] * 4, losses)
         assert ships_adapter(QUICK, comparison) is shipped
         assert ships_adapter(QUICK.model_copy(update={"keep": "always"}), comparison)
     assert ships_adapter(QUICK, None)
 
 
-@pytest.mark.parametrize(("examples", "shipped"), [(18, True), (20, False)])
+@pytest.mark.parametrize(("examples", "better", "shipped"), [(18, None, True), (20, False, False)])
 def test_on_few_examples_an_adapter_is_left_out_only_if_it_is_worse(
-    tmp_path: Path, examples: int, shipped: bool
+    tmp_path: Path, examples: int, better: bool | None, shipped: bool
 ) -> None:
     """Tuned on 50 rows, SmolLM2 names 42 % of the groups of subjects in place of 28 %: 18 rows did not tell."""
     undecided = compared(tmp_path, [GAINED, LOST] + [NEITHER] * (examples - 2), NOISE * (examples // 2))
-    assert is_better(undecided) is False
+    assert is_better(undecided) is better
     assert ships_adapter(QUICK, undecided) is shipped
     worse = compared(tmp_path, [LOST] * examples, LOWER * (examples // 2))
     assert not ships_adapter(QUICK, worse)
