@@ -51,7 +51,7 @@ def importance(
 ) -> None: ...
 
 
-@stage("split", 3, lambda: pruning.choose_split, on_device=True)
+@stage("split", 4, lambda: pruning.choose_split, on_device=True)
 def split(
     *,
     settings: pruning.SplitSettings,

@@ -23,15 +23,6 @@ KINDS = ("attention", "mlp")
 GROUPS_SCHEMA = pa.schema(
     {"group": pa.int32(), "layer": pa.int16(), "kind": pa.string(), "index": pa.int32(), "parameters": pa.int64()}
 )
-MEMBERS_SCHEMA = pa.schema(
-    {
-        "group": pa.int32(),
-        "parameter": pa.dictionary(pa.int16(), pa.string()),
-        "dim": pa.int8(),
-        "start": pa.int32(),
-        "stop": pa.int32(),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,7 @@ class Groups:
 Owners = dict[str, tuple[int, Array]]  # parameter → the dimension that groups own, and each index's group, or −1
 Stays = dict[str, tuple[int, Array]]  # parameter → that dimension, and whether each index stays, bool
 # The projections of a layer that a KV head owns, and an MLP channel: rows of those that produce it ("out"), columns of
-# those that read it ("in"). They are in the order of `members.parquet`.
+# those that read it ("in").
 COUPLED = {
     "attention": [(f"self_attn.{name}_proj", "in" if name == "o" else "out") for name in "kovq"],
     "mlp": [("mlp.gate_proj", "out"), ("mlp.up_proj", "out"), ("mlp.down_proj", "in")],
@@ -72,48 +63,36 @@ def coupled(model_type: str) -> dict[str, list[tuple[str, str]]]:
 
 
 def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
-    """Stage: write `groups.parquet` and `members.parquet` for a checkpoint; no weight is read.
+    """Stage: write `groups.parquet` for a checkpoint; no weight is read.
 
     One layer is traced, as all layers of a decoder are wired alike.
 
     Raises:
         InputError: the dependency graph couples parameters other than those of a LLaMA layer.
     """
-    structure, shapes, out = models.read_structure(dense), models.all_tensor_shapes(dense), work.out
-    projections, layer = coupled(structure.model_type), structure.layer
+    structure, shapes = models.read_structure(dense), models.all_tensor_shapes(dense)
+    depth, counts = structure.depth, _counts(structure)
     # Four heads, as layers are wired alike whatever their number: torch-pruning 1.6 never ends on two of Gemma 3.
-    if projections:
+    if counts:
         config = models.read_config(dense)
         first_layer = {name: config[name][:1] for name in models.BY_LAYER if name in config}
-        check_coupling(config | {"num_hidden_layers": 1} | first_layer, heads=4, channels=layer.channels)
-    counts = {"attention": layer.kv_heads, "mlp": layer.channels}
-    rows = [np.empty((0, 4), int)]  # of every layer and kind: layer, kind, index, parameters, [groups, 4]
-    members = [np.empty((0, 5), int)]  # of every parameter: group, parameter, dim, start, stop, [groups, 5]
-    names: list[str] = []
-    first = 0
-    for number in range(structure.depth):
-        for kind in projections:
-            index, parameters = np.arange(counts[kind]), 0
-            for name, dim, start, width in _slices(shapes, structure, number, kind, counts[kind]):
-                starts = start + index * width
-                parameters += width * (math.prod(shapes[name]) // shapes[name][dim])
-                members.append(_columns(first + index, len(names), dim, starts, starts + width))
-                names.append(name)
-            rows.append(_columns(number, KINDS.index(kind), index, parameters))
-            first += counts[kind]
-    layer_of, kind_of, index, parameters = np.concatenate(rows).T
-    columns = {"group": range(first), "layer": layer_of, "kind": np.array(KINDS)[kind_of]}
-    write_table(out / "groups.parquet", columns | {"index": index, "parameters": parameters}, GROUPS_SCHEMA)
-    group, name_of, dims, start, stop = np.concatenate(members).T
-    named = pa.array(np.array(names, str)[name_of]).dictionary_encode().cast(MEMBERS_SCHEMA.field("parameter").type)
-    columns = {"group": group, "parameter": named, "dim": dims, "start": start, "stop": stop}
-    write_table(out / "members.parquet", columns, MEMBERS_SCHEMA)
-    return {"groups": first}
+        check_coupling(config | {"num_hidden_layers": 1} | first_layer, heads=4, channels=structure.layer.channels)
+    each = [*counts.values()]  # groups of a layer, by kind
+    parameters = np.zeros(depth * sum(each), int)
+    for name, (dim, owner) in owners_of(dense).items():
+        width = math.prod(shapes[name]) // shapes[name][dim]
+        parameters += width * np.bincount(owner[owner >= 0], minlength=len(parameters))
+    columns = {"group": range(len(parameters)), "layer": np.repeat(range(depth), sum(each))}
+    columns |= {"kind": np.tile(np.repeat([*counts], each), depth), "parameters": parameters}
+    columns["index"] = np.tile(np.concatenate([np.arange(count) for count in each]) if each else [], depth)
+    write_table(work.out / "groups.parquet", columns, GROUPS_SCHEMA)
+    return {"groups": len(parameters)}
 
 
-def _columns(*columns: Array | int) -> Array:
-    """A table of integers; a number stands in all rows."""
-    return np.column_stack(np.broadcast_arrays(*columns))
+def _counts(structure: models.Structure) -> dict[str, int]:
+    """How many groups of each kind a layer has."""
+    counts = {"attention": structure.layer.kv_heads, "mlp": structure.layer.channels}
+    return {kind: counts[kind] for kind in coupled(structure.model_type)}
 
 
 def read_groups(folder: Path) -> Groups:
@@ -122,14 +101,16 @@ def read_groups(folder: Path) -> Groups:
     return Groups(kind=np.array(table["kind"].to_pylist(), str), **columns)
 
 
-def read_owners(folder: Path, shapes: dict[str, list[int]]) -> Owners:
-    """Read `members.parquet`; `shapes`: of the checkpoint's parameters."""
-    table = read_table(folder / "members.parquet", MEMBERS_SCHEMA)
-    columns, owners = ("parameter", "group", "dim", "start", "stop"), Owners()
-    for name, group, dim, start, stop in zip(*(table[column].to_numpy() for column in columns), strict=True):
-        if name not in owners:
-            owners[name] = int(dim), np.full(shapes[name][dim], -1, dtype=np.int64)
-        owners[name][1][start:stop] = group
+def owners_of(dense: Path) -> Owners:
+    """The group of each index in the parameters of a checkpoint."""
+    structure, shapes = models.read_structure(dense), models.all_tensor_shapes(dense)
+    owners, first = Owners(), 0
+    for number in range(structure.depth):
+        for kind, count in _counts(structure).items():
+            for name, dim, start, width in _slices(shapes, structure, number, kind, count):
+                owner = owners.setdefault(name, (dim, np.full(shapes[name][dim], -1)))[1]
+                owner[start : start + count * width] = np.repeat(np.arange(first, first + count), width)
+            first += count
     return owners
 
 

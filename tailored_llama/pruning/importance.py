@@ -19,7 +19,7 @@ from tailored_llama.data import read_calibration
 from tailored_llama.errors import InputError
 from tailored_llama.memory import out_of_memory
 from tailored_llama.progress import Progress, silent
-from tailored_llama.pruning.groups import Array, Groups, Owners, read_groups, read_owners
+from tailored_llama.pruning.groups import Array, Groups, Owners, owners_of, read_groups
 from tailored_llama.pruning.settings import ImportanceSettings
 from tailored_llama.store import read_table, write_table
 
@@ -49,7 +49,7 @@ def score_importance(
 
     The criteria of `config.DATA_FREE` read no calibration; `random` draws uniformly.
     """
-    table, owners = read_groups(groups), read_owners(groups, models.all_tensor_shapes(dense))
+    table, owners = read_groups(groups), owners_of(dense)
     criterion = settings.criterion
     if not owners:  # only tokens leave
         scores = np.zeros(0)

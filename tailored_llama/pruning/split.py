@@ -5,7 +5,7 @@ Importance has no unit for what a token costs beside a channel, so it is measure
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count, takewhile
 from operator import attrgetter
@@ -30,17 +30,8 @@ from tailored_llama.pruning.vocabulary import (
     read_shares,
     whole_rows,
 )
-from tailored_llama.store import read_table, write_table
+from tailored_llama.store import read_table, write_rows, write_table
 
-SPLIT_SCHEMA = pa.schema(
-    {
-        "tokens": pa.int32(),  # that stay
-        "whole": pa.float64(),  # the share of further tokens that are expected to stay whole
-        "body_ratio": pa.float64(),  # what leaves of the layers
-        "nats_per_byte": pa.float64(),  # on the measured prompts; null: not measured
-        "chosen": pa.bool_(),
-    }
-)
 SPLIT = "split.parquet"
 KEPT_SCHEMA = pa.schema({"token": pa.int32(), "share": pa.float64(), "kept": pa.bool_()})
 _cost: Callable[[Any], float] = attrgetter("nats_per_byte")  # of a split that was measured
@@ -53,10 +44,11 @@ _BYTES = 16_000  # of the prompts that are read, about; they are evenly spaced
 class Split:
     """A number of tokens, how many of further tokens they keep whole, what the layers give, and what that costs."""
 
-    tokens: int
-    whole: float
-    body_ratio: float
-    nats_per_byte: float | None = None
+    tokens: int  # that stay
+    whole: float  # the share of further tokens that are expected to stay whole
+    body_ratio: float  # what leaves of the layers
+    nats_per_byte: float | None = None  # on the measured prompts; None: not measured
+    chosen: bool = False
 
 
 def choose_split(
@@ -89,9 +81,7 @@ def choose_split(
     assert cut.tokens
     size, kept = len(cut.tokens.kept), np.isin(np.arange(tokens.rows), cut.tokens.kept)
     write_table(work.out / "kept.parquet", {"token": range(tokens.rows), "share": shares, "kept": kept}, KEPT_SCHEMA)
-    columns = {name: [getattr(split, name) for split in tried] for name in SPLIT_SCHEMA.names[:-1]}
-    columns["chosen"] = [split.tokens == size for split in tried]
-    write_table(work.out / SPLIT, columns, SPLIT_SCHEMA)
+    write_rows(work.out / SPLIT, [replace(split, chosen=split.tokens == size) for split in tried], Split)
     return {"tokens": size, "tokens_whole": round(cut.tokens.whole, 6), "tried": len(tried)}
 
 

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from tailored_llama import models
 from tailored_llama.config import PlanConfig
-from tailored_llama.pruning.groups import Array, Groups, Stays, read_groups, read_owners, staying
+from tailored_llama.pruning.groups import Array, Groups, Stays, owners_of, read_groups, staying
 from tailored_llama.pruning.importance import read_importance
 from tailored_llama.pruning.plan import keep, plan
 from tailored_llama.pruning.vocabulary import VocabularyPlan
@@ -65,7 +65,7 @@ def plan_cut(planned: Planned, tokens: VocabularyPlan | None = None) -> Cut:
         fits=lambda kv_heads: models.has_layout(config, with_heads(kv_heads)),
     )
     kept = keep(groups, scores, leaving)
-    stays = staying(read_owners(planned.groups, models.all_tensor_shapes(dense)), kept)
+    stays = staying(owners_of(dense), kept)
     left = replace(with_heads(layer.kv_heads - leaving["attention"]), channels=layer.channels - leaving["mlp"])
     return Cut(dense, groups, kept, stays, left, tokens)
 

@@ -13,7 +13,7 @@ from jinja2 import Environment
 
 from tailored_llama.data import LAYOUT, Chat, Turns
 from tailored_llama.errors import InputError
-from tailored_llama.models import load_tokenizer, with_end
+from tailored_llama.models import load_tokenizer, special_around, with_end
 from tailored_llama.serving.server import GRAMMAR, TEMPLATE
 
 SCHEMA = "schema.json"
@@ -35,13 +35,7 @@ def write_chat_template(folder: Path, chat: Chat, tokenizer: Any = None) -> None
 
 def chat_template(chat: Chat, tokenizer: Any) -> str:
     """The chat template of a job, in Jinja."""
-    return chat.template or _jinja(chat, bool(_added_bos(tokenizer)))
-
-
-def _added_bos(tokenizer: Any) -> str:
-    """The BOS token, if the tokenizer adds it to a text."""
-    has_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return tokenizer.bos_token if has_bos else ""
+    return chat.template or _jinja(chat, bool(special_around(tokenizer, "a")[0]))
 
 
 def _set(file: Path, name: str, value: Any) -> None:
@@ -120,7 +114,7 @@ def _one_turn(chat: Chat, tokenizer: Any) -> str:
         with suppress(InputError):
             text = Turns(tokenizer, chat.template).ask("Modelfile", messages)
             if all(text.count(message["content"]) == 1 for message in messages):
-                asked[len(messages)] = _in_go(text.removeprefix(_added_bos(tokenizer)))  # which Ollama adds
+                asked[len(messages)] = _in_go(text.removeprefix(special_around(tokenizer, "a")[0]))  # which Ollama adds
     return "{{ if .System }}" + asked[2] + "{{ else }}" + asked[1] + "{{ end }}" if all(asked.values()) else asked[1]
 
 

@@ -39,7 +39,8 @@ KINDS = {
     "gate and up": r"ffn_(gate|up)\.",
     "down": r"ffn_down\.",
 }
-LOW, MIDDLE, HIGH = "iq4_nl", "q5_0", "q8_0"
+LOW: GgufType = "iq4_nl"
+MIDDLE, HIGH = "q5_0", "q8_0"
 SKIP = 1000  # train examples, as train_slice.py
 
 

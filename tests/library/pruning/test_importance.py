@@ -14,7 +14,7 @@ from tailored_llama.config import Work
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_model
 from tailored_llama.pruning import build_graph, importance, read_groups
-from tailored_llama.pruning.groups import Groups, Owners, read_owners
+from tailored_llama.pruning.groups import Groups, Owners, owners_of
 from tailored_llama.pruning.importance import (
     draw_tokens,
     in_passes,
@@ -43,8 +43,7 @@ def prepare(tmp_path: Path, changes: dict[str, Any]) -> tuple[Path, Groups, Owne
     dense, folder = save_tiny_llama(tmp_path / "dense", noise=0.1, **changes), tmp_path / "groups"
     folder.mkdir()
     build_graph(dense, settings=None, work=Work(folder))
-    shapes = {name: list(tensor.shape) for name, tensor in load_file(dense / "model.safetensors").items()}
-    return dense, read_groups(folder), read_owners(folder, shapes)
+    return dense, read_groups(folder), owners_of(dense)
 
 
 def full_gradients(dense: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -19,7 +19,7 @@ from tailored_llama.config import PruningConfig, Work
 from tailored_llama.errors import InputError
 from tailored_llama.models import load_model, read_config, read_structure, weight_files, writing
 from tailored_llama.pruning import build_graph, read_groups
-from tailored_llama.pruning.groups import KINDS, Groups, read_owners
+from tailored_llama.pruning.groups import KINDS, Groups, owners_of
 from tailored_llama.pruning.importance import write_importance
 from tailored_llama.pruning.plan import keep, plan
 
@@ -49,7 +49,7 @@ def test_groups_cover_every_prunable_parameter_once(tmp_path: Path, changes: dic
     dense, folder = prepare(tmp_path, **changes)
     groups, shapes = read_groups(folder), shapes_of(dense)
     counted = np.zeros(len(groups), dtype=np.int64)
-    for name, (_, owner) in read_owners(folder, shapes).items():
+    for name, (_, owner) in owners_of(dense).items():
         assert (owner >= 0).all(), name
         np.add.at(counted, owner, int(np.prod(shapes[name])) // len(owner))
     assert (counted == groups.parameters).all()
@@ -61,7 +61,7 @@ def test_a_group_of_grouped_query_attention_holds_its_own_query_heads(tmp_path: 
     second = int(np.flatnonzero((groups.layer == 1) & (groups.kind == "attention") & (groups.index == 1))[0])
     owned = {
         (name.split(".")[-2], dim): np.flatnonzero(owner == second).tolist()
-        for name, (dim, owner) in read_owners(folder, shapes_of(dense)).items()
+        for name, (dim, owner) in owners_of(dense).items()
         if (owner == second).any()
     }
     kv, queries = list(range(8, 16)), list(range(16, 32))

@@ -14,7 +14,7 @@ from tailored_llama.config import PruningConfig, ReconstructionConfig, Work
 from tailored_llama.data.calibration import CALIBRATION_SCHEMA
 from tailored_llama.models import load_model
 from tailored_llama.pruning import build_graph, read_groups
-from tailored_llama.pruning.groups import read_owners, staying
+from tailored_llama.pruning.groups import owners_of, staying
 from tailored_llama.pruning.importance import in_passes, write_importance
 from tailored_llama.pruning.reconstruction import reconstruct
 from tailored_llama.store import write_table
@@ -91,19 +91,17 @@ def test_a_static_fit_is_the_ridge_solution_on_dense_activations(tmp_path: Path,
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
 def test_where_nothing_is_removed_nothing_changes(tmp_path: Path, changes: dict[str, Any]) -> None:
     dense, groups, _ = prepare(tmp_path, **changes)
-    shapes = {name: list(tensor.shape) for name, tensor in load_file(dense / "model.safetensors").items()}
     model, before = load_model(dense), load_file(dense / "model.safetensors")
     every = np.ones(len(read_groups(groups)), dtype=bool)
-    for tensors in reconstruct(model, [IDS], staying(read_owners(groups, shapes), every), ridge=0.01):
+    for tensors in reconstruct(model, [IDS], staying(owners_of(dense), every), ridge=0.01):
         for name, tensor in tensors.items():
             torch.testing.assert_close(tensor, before[name], rtol=1e-3, atol=1e-4)
 
 
 def test_fewer_tokens_at_a_time_fit_the_same(tmp_path: Path) -> None:
     dense, groups, _ = prepare(tmp_path)
-    shapes = {name: list(tensor.shape) for name, tensor in load_file(dense / "model.safetensors").items()}
     kept = np.random.default_rng(1).random(len(read_groups(groups))) > 0.3
-    stays = staying(read_owners(groups, shapes), kept)
+    stays = staying(owners_of(dense), kept)
     batches = (in_passes(IDS, most, even=True) for most in (None, 64))
     whole, parts = (list(reconstruct(load_model(dense), each, stays, 0.01)) for each in batches)
     for one, other in zip(whole, parts, strict=True):
