@@ -27,10 +27,10 @@ def preflight(run: config.RunConfig) -> None:
     _check_device(run)  # with torch, which takes seconds to load
     if (store := ArtifactStore(run.store.root)).remote:
         check_writable(store.remote)
-        _check_writable("working copy of store.root", str(store.local))
+        check_folder("working copy of store.root", str(store.local))
     else:
-        _check_writable("store.root", run.store.root)
-    _check_writable("store.downloads", run.store.downloads)
+        check_folder("store.root", run.store.root)
+    check_folder("store.downloads", run.store.downloads)
 
 
 def preflight_tailor(run: config.RunConfig) -> None:
@@ -46,7 +46,7 @@ def preflight_tailor(run: config.RunConfig) -> None:
             f"store.export: got {folder!r} with tuning.examples = 'none'; allowed: an adapter, or no store.export"
         )
     if folder:
-        _check_writable("store.export", folder)
+        check_folder("store.export", folder)
     elif formats != ("safetensors",):
         raise InputError(
             f"store.export_formats: got {list(formats)} without store.export; allowed: with a folder there"
@@ -126,7 +126,8 @@ def _check_device(run: config.RunConfig) -> None:
         models.check_solver(structure, run.reconstruction.method, execution.device)
 
 
-def _check_writable(field: str, root: str) -> None:
+def check_folder(field: str, root: str) -> None:
+    """Check that a folder can be made and written to; `field` names it."""
     folder = Path(root).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)

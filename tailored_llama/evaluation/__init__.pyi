@@ -50,9 +50,7 @@ from .recovery import RecoveryRow as RecoveryRow
 from .recovery import RecoveryTable as RecoveryTable
 from .recovery import read_recovery as read_recovery
 from .recovery import recovery_rows as recovery_rows
-from .recovery import recovery_tables as recovery_tables
 from .results import ByType as ByType
-from .results import CandidateParts as CandidateParts
 from .results import MeasuredModel as MeasuredModel
 from .results import Proof as Proof
 from .results import SweptCell as SweptCell

@@ -178,15 +178,6 @@ class RecoveryTable:
         return self.models.get(model, ModelRow(self.ratio, model))
 
 
-def recovery_tables(rows: Sequence[RecoveryRow], models: Sequence[ModelRow]) -> list[RecoveryTable]:
-    """One table for each ratio, in order; each includes the dense model."""
-    tables = []
-    for ratio in dict.fromkeys(row.ratio for row in rows):
-        sizes = {model.model: model for model in models if model.ratio == ratio or model.model == DENSE}
-        tables.append(RecoveryTable(ratio, tuple(row for row in rows if row.ratio == ratio), sizes))
-    return tables
-
-
 def read_recovery(folder: Path) -> tuple[list[RecoveryRow], list[ModelRow]]:
     """The rows of `recovery.parquet` and of `models.parquet`; InputError as `read_rows`."""
     return read_rows(folder / "recovery.parquet", RecoveryRow), read_rows(folder / "models.parquet", ModelRow)

@@ -69,15 +69,3 @@ class Proof(Generic[A]):
     prompts: Mapping[str, A]
     dense: Mapping[str, A]
     small: Mapping[str, A]
-
-
-@dataclass(frozen=True)
-class CandidateParts(Generic[A]):
-    """The artifacts of a candidate: checkpoint, adapter, scores by benchmark on either set of rows, and times."""
-
-    label: str
-    checkpoint: A
-    adapter: A | None
-    choosing: Mapping[str, A]
-    proving: Mapping[str, A] = field(default_factory=dict)
-    timed: A | None = None

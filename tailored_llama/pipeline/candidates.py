@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from tailored_llama import evaluation, models, serving, training
 from tailored_llama.config import SmallestConfig, named_benchmark
-from tailored_llama.evaluation import CandidateFigures, CandidateParts, FileType, ScoreSettings
+from tailored_llama.evaluation import CandidateFigures, FileType, ScoreSettings
 from tailored_llama.pipeline import bases, stages, steps
 from tailored_llama.pipeline.answers import Labels
 from tailored_llama.pipeline.bases import Base, ScoredSplit, Step, Whole
@@ -49,10 +49,6 @@ class Candidate:
         """The figures, once it is costed."""
         assert self.figures
         return self.figures
-
-    def parts(self, proving: Artifacts) -> CandidateParts[Artifact]:
-        """What the report reads of it, with its scores on the proving rows."""
-        return CandidateParts(self.label, self.checkpoint, self.adapter, self.choosing, proving, self.timed)
 
 
 def make(base: Base, step: Step, kind: FileType, whole: Whole) -> Candidate:

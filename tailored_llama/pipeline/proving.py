@@ -14,13 +14,13 @@ import numpy as np
 
 from tailored_llama import data, evaluation, store
 from tailored_llama.data import Asked, PromptSplit
-from tailored_llama.evaluation import Look, LossTest, RowSet
+from tailored_llama.evaluation import Look, LossTest, Proof, RowSet
 from tailored_llama.pipeline import candidates, steps
 from tailored_llama.pipeline.answers import Labels, compared, said_of
 from tailored_llama.pipeline.bases import Base
 from tailored_llama.pipeline.candidates import Candidate
 from tailored_llama.pipeline.executor import Executor
-from tailored_llama.pipeline.graph import Artifacts, nodes_in
+from tailored_llama.pipeline.graph import Artifact, Artifacts, nodes_in
 from tailored_llama.pipeline.labelling import Labelling
 
 Sets = dict[str, dict[str, RowSet]]  # by benchmark and purpose
@@ -33,18 +33,16 @@ log = logging.getLogger(__name__)
 class Proving:
     """What was tested, on which rows, with what result.
 
-    `tested` are the candidates of the tests, and `scores` theirs on the proving rows; `reference` and `prompts` are the
-    scores of the reference, and the rows as it is asked. `labels` are those of rows that had none before.
+    `tested` are the candidates of the tests, and `proofs` the rows and the scores behind each test, in the same order.
+    `labels` are those of rows that had none before.
     """
 
     opening: int
     record: str
     sets: Sets
     tested: Sequence[Candidate]
-    scores: Sequence[Artifacts]
     tests: Sequence[Mapping[str, LossTest]]
-    reference: Artifacts
-    prompts: Artifacts
+    proofs: Sequence[Proof[Artifact]]
     labels: Labels = field(default_factory=dict)
 
 
@@ -68,12 +66,12 @@ def prove(
     level = evaluation.level_of(opening, config.goal.confidence)
     names = "; ".join(candidate.label for candidate in order)
     log.info("opening %d of the proving rows: each test at level %.2g. In this order: %s", opening, level, names)
-    before = candidates.scores(reference, "evaluation")
+    before, prompts = candidates.scores(reference, "evaluation"), reference.base.rows["evaluation"]
     looks = dict[str, Sequence[Look]]()  # at the proving rows of each benchmark
-    for name, rows in reference.base.rows["evaluation"].items() if labelling else ():
+    for name, rows in prompts.items() if labelling else ():
         count = len(data.read_prompts(run.open(rows), "evaluation"))
         looks[name] = evaluation.plan_looks(count, config.goal.tested_margin, level)
-    tests, scores = list[Mapping[str, LossTest]](), list[Artifacts]()
+    tests, proofs = list[Mapping[str, LossTest]](), list[Proof[Artifact]]()
     for candidate in order:
         after = candidates.scores(candidate, "evaluation")
         run.begin(before, after)
@@ -81,13 +79,12 @@ def prove(
         if labelling and missing and config.goal.ask and all(t.proven or t.missing for t in tested.values()):
             raise labelling.ask(missing, _purpose(candidate, missing, order[: len(tests)]))
         tests.append(tested)
-        scores.append(after)
+        proofs.append(Proof(prompts, before, after))
         _tell(candidate, tested)
         if not evaluation.is_proven(tested):
             break
-    sets, prompts = row_sets(run, reference.base), reference.base.rows["evaluation"]
-    labels = labelling.labels if labelling else {}
-    return Proving(opening, record, sets, order[: len(tests)], scores, tests, before, prompts, labels)
+    sets, labels = row_sets(run, reference.base), labelling.labels if labelling else {}
+    return Proving(opening, record, sets, order[: len(tests)], tests, proofs, labels)
 
 
 def _purpose(candidate: Candidate, missing: Sequence[Asked], proven: Sequence[Candidate]) -> str:

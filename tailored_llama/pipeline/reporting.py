@@ -95,25 +95,18 @@ class SmallestSettings:
 
 
 def write_smallest_report(
-    *,
-    candidates: Sequence[evaluation.CandidateParts[Path]],
-    reference: Mapping[str, Path],
-    prompts: Mapping[str, Path],
-    used: Sequence[Path],
-    settings: SmallestSettings,
-    work: Work,
+    *, proofs: Sequence[Proof[Path]], used: Sequence[Path], settings: SmallestSettings, work: Work
 ) -> None:
     """Stage: write the page of a search.
 
-    `candidates` are all that were measured, in the order of the answer. `prompts` are the proving rows, and `reference`
-    the reference's scores on them; both are empty if these were not opened. `used` are the artifacts of the search, for
-    their costs.
+    `proofs` are those of the tested candidates, in the order of the tests; none if the proving rows were not opened.
+    `used` are the artifacts of the search, for their costs.
     """
     config, answer = settings.config, settings.answer
-    shown = answer.order[0] if answer.proven is None and answer.order else answer.proven
-    proof = None if shown is None else Proof(prompts, reference, candidates[shown].proving)
+    shown = 0 if answer.proven is None else answer.order.index(answer.proven)
+    rows = [row for proof in proofs[shown : shown + 1] for row in _lost(config, answer, proof)]
     costs = [read_manifest(folder) for folder in dict.fromkeys(used)]
-    reports.write_smallest(config, answer, list(_lost(config, answer, proof)) if proof else [], costs, out=work.out)
+    reports.write_smallest(config, answer, rows, costs, out=work.out)
 
 
 def _lost(config: SmallestConfig, answer: Answer, proof: Proof[Path]) -> Iterator[tuple[str, str]]:
@@ -201,7 +194,8 @@ class ShipSettings:
 
 def ship_model(
     *,
-    parts: evaluation.CandidateParts[Path],
+    checkpoint: Path,
+    adapter: Path | None,
     gguf: Path | None,
     prompts: Mapping[str, Path],
     proof: Proof[Path],
@@ -220,7 +214,7 @@ def ship_model(
         shutil.copytree(gguf, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         files = [file := serving.gguf_file(out)]
     else:
-        models.merge_adapter(parts.checkpoint, parts.adapter, out=out, half=base.half)
+        models.merge_adapter(checkpoint, adapter, out=out, half=base.half)
         _write_chat(chat, out)
         files = models.weight_files(out)
     if settings.template:
@@ -234,7 +228,7 @@ def ship_model(
     certificate = reports.certificate_of(answer, config, facts)
     certificate |= {"served": served, "run": settings.identity()["config"]}
     (out / CERTIFICATE).write_text(json.dumps(certificate, indent=1) + "\n")
-    card = reports.answer_card(answer, config, base, parts.checkpoint, certificate)
+    card = reports.answer_card(answer, config, base, checkpoint, certificate)
     asked = serving.how_to_ask(settings.name, chat, file)
     (out / models.CARD).write_text(f"{card}\n{asked}\n", encoding="utf-8")
     return {"bytes": size}

@@ -92,22 +92,18 @@ def smallest(run: Executor, config: SmallestConfig) -> Graph:
         labels=proving.labels if proving else {},
         doubt=doubt,
     )
-    dense, prompts = (proving.reference, proving.prompts) if proving else ({}, {})
-    scored = dict(zip(answer.order, proving.scores, strict=False)) if proving else {}
     succeeded = {str(run.result(node).key): node for node in run.begun() if not run.failures(node)}
     used = [succeeded[key] for key in sorted(succeeded)]  # in the same order, whatever executes the search
     report = stages.smallest(
         "report",
         settings=SmallestSettings(as_shown(config), answer),
-        candidates=[search.tried[rung].parts(scored.get(place, {})) for place, rung in enumerate(rungs)],
-        reference=dense,
-        prompts=prompts,
+        proofs=proving.proofs if proving else [],
         used=used,
     )
     exports = {}
     if proving and answer.proven is not None and (target := answer_folder(config)):
-        candidate = proving.tested[answer.order.index(answer.proven)]
-        exports = {target: _shipped(run, candidate, answer, Proof(prompts, dense, scored[answer.proven]))}
+        place = answer.order.index(answer.proven)
+        exports = {target: _shipped(run, proving.tested[place], answer, proving.proofs[place])}
     publish = None
     if published := config.store.publish:
         publish = partial(publish_answer, published, answer_folder(config) if exports else None)
@@ -179,7 +175,7 @@ def check_smallest(config: SmallestConfig) -> None:
     """Check a search before any work: each base model, its rows, where the answer goes, and what the rows can prove.
 
     Raises:
-        InputError: as `preflight_tailor` and `check_provable`; llama.cpp is not installed; or the answer cannot be
+        InputError: as `preflight` and `check_provable`; llama.cpp is not installed; or the answer cannot be
             exported or published.
     """
     if config.goal.runtime == "llama.cpp":
@@ -188,11 +184,9 @@ def check_smallest(config: SmallestConfig) -> None:
         for own in bases_of(config):
             _check_known(models.source_architecture(models.find_model(own.model)))
     for own in bases_of(config):
-        update: dict[str, Any] = {"export": config.store.export or "smallest"}
-        if config.goal.runtime == "llama.cpp":
-            update["export_formats"] = tuple(f"gguf:{kind}" for kind in config.goal.types)
-        preflight.preflight_tailor(own.model_copy(update={"store": own.store.model_copy(update=update)}))
+        preflight.preflight(own)
     if target := answer_folder(config):
+        preflight.check_folder("store.export", str(config.store.export))
         store.check_target(target, "store.export", "an exported model", [store.ANSWER])
     if published := config.store.publish:
         if not target:
@@ -238,7 +232,8 @@ def _shipped(run: Executor, candidate: Candidate, answer: Answer, proof: Proof[A
     return stages.shipped(
         "ship the answer",
         settings=ShipSettings(as_shown(base.config), answer, candidates.answer_name(base.config)),
-        parts=candidate.parts({}),
+        checkpoint=candidate.checkpoint,
+        adapter=candidate.adapter,
         gguf=candidates.gguf(candidate) if candidate.kind else None,
         prompts=base.prompts.of_chat(*base.prompts.evaluation),
         proof=proof,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tailored_llama import data, evaluation, models, pruning, serving, training
-from tailored_llama.evaluation import CandidateParts, MeasuredModel, Proof, SweptCell, TailoredRun, TunedDense
+from tailored_llama.evaluation import MeasuredModel, Proof, SweptCell, TailoredRun, TunedDense
 from tailored_llama.pipeline import reporting
 from tailored_llama.pipeline.graph import Artifact, Artifacts, Stage, stage
 from tailored_llama.store import ANSWER, FINISHED, GGUF
@@ -163,12 +163,7 @@ def sweep(*, settings: reporting.SweepSettings, cells: Sequence[SweptCell[Artifa
 
 @stage("smallest", 5, lambda: reporting.write_smallest_report)
 def smallest(
-    *,
-    settings: reporting.SmallestSettings,
-    candidates: Sequence[CandidateParts[Artifact]],
-    reference: Artifacts,
-    prompts: Artifacts,
-    used: Sequence[Artifact],
+    *, settings: reporting.SmallestSettings, proofs: Sequence[Proof[Artifact]], used: Sequence[Artifact]
 ) -> None: ...
 
 
@@ -176,7 +171,8 @@ def smallest(
 def shipped(
     *,
     settings: reporting.ShipSettings,
-    parts: CandidateParts[Artifact],
+    checkpoint: Artifact,
+    adapter: Artifact | None,
     gguf: Artifact | None,
     prompts: Artifacts,
     proof: Proof[Artifact],

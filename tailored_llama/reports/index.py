@@ -49,11 +49,13 @@ def write_index(folder: Path) -> str:
 def _models(stage: str, report: Path) -> Iterator[tuple[str, *tuple[Cell, ...]]]:
     """Return what the page shows of each model: which it is, and its `FIGURES`, of which the last may be absent."""
     if stage == "report":
-        for table in evaluation.recovery_tables(*evaluation.read_recovery(report)):
-            count = table.size(PRUNED).parameters
+        rows, sizes = evaluation.read_recovery(report)
+        for ratio in dict.fromkeys(row.ratio for row in rows):
+            overall = {row.model: row for row in rows if row.ratio == ratio}  # of a model, the mean comes last
+            count = next((own.parameters for own in sizes if (own.model, own.ratio) == (PRUNED, ratio)), None)
             size = Cell("–") if count is None else Cell(f"{number(count / 1e6, 1)} M", ("parameters",))
-            tailored, dense = (accuracy_of(table.overall(model)) for model in (TAILORED, DENSE))
-            yield f"{percent(table.ratio, 0)} removed", size, tailored, dense
+            tailored, dense = (accuracy_of(overall.get(model)) for model in (TAILORED, DENSE))
+            yield f"{percent(ratio, 0)} removed", size, tailored, dense
     elif stage == "smallest":
         yield _smallest(evaluation.read_answer(report))
     else:

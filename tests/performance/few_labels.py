@@ -38,6 +38,7 @@ from tailored_llama.evaluation import (
     compare_said,
     expected_loss,
     plan_looks,
+    read_answer,
     read_metrics,
     read_said,
     rows_needed,
@@ -78,12 +79,14 @@ def pairs(store: Path) -> Iterator[Pair]:
     """Each tested candidate of each search in a store, with its reference."""
     for report in sorted((store / "smallest").iterdir()):
         inputs = {name: store / ref.stage / ref.key for name, ref in read_manifest(report).inputs.items()}
+        answer = read_answer(report)
         for name, scores in inputs.items():
-            if found := re.fullmatch(r"candidates (.*) proving (\S+)", name):
-                candidate, benchmark = found.groups()
-                prompts = inputs[f"prompts {benchmark}"]
+            if found := re.fullmatch(r"proofs (\d+) small (\S+)", name):
+                place, benchmark = found.groups()
+                candidate = answer.candidates[answer.order[int(place)]].label
+                prompts = inputs[f"proofs {place} prompts {benchmark}"]
                 metric = str(read_metrics(scores)["metric"])
-                folders = (inputs[f"reference {benchmark}"], scores)
+                folders = (inputs[f"proofs {place} dense {benchmark}"], scores)
                 dense, small = (read_said(folder, prompts, "evaluation", metric, None) for folder in folders)
                 form = answer_form(metric)
                 asked = read_prompts(prompts, "evaluation")

@@ -198,6 +198,15 @@ def test_rows_stay_opened_if_the_run_dies_while_it_proves(run: dict[str, Any], m
     assert answer_to(with_goal(run, lose_at_most=35)).opening == 2
 
 
+def test_a_search_without_tuning_ships_a_model_without_an_adapter(run: dict[str, Any], tmp_path: Path) -> None:
+    before = built(run["store"]["root"])
+    answer = answer_to(run | {"tuning": {"examples": "none"}})
+    assert answer.proven is not None
+    assert answer.reference == "the dense dense, as it is"
+    assert not {"adapter", "carried"} & {*kinds(run["store"]["root"], before)}
+    assert (tmp_path / "small" / "job" / "certificate.json").is_file()
+
+
 def test_what_is_not_proven_is_not_shipped(run: dict[str, Any], tmp_path: Path) -> None:
     answer = answer_to(with_goal(run, lose_at_most=0.1))
     assert answer.proven is None
