@@ -77,14 +77,13 @@ def build_graph(dense: Path, *, settings: None, work: Work) -> dict[str, Any]:
         config = models.read_config(dense)
         first_layer = {name: config[name][:1] for name in models.BY_LAYER if name in config}
         check_coupling(config | {"num_hidden_layers": 1} | first_layer, heads=4, channels=structure.layer.channels)
-    each = [*counts.values()]  # groups of a layer, by kind
-    parameters = np.zeros(depth * sum(each), int)
+    kinds = [(kind, index) for kind, count in counts.items() for index in range(count)]  # of a layer's groups
+    parameters = np.zeros(depth * len(kinds), int)
     for name, (dim, owner) in owners_of(dense).items():
         width = math.prod(shapes[name]) // shapes[name][dim]
         parameters += width * np.bincount(owner[owner >= 0], minlength=len(parameters))
-    columns = {"group": range(len(parameters)), "layer": np.repeat(range(depth), sum(each))}
-    columns |= {"kind": np.tile(np.repeat([*counts], each), depth), "parameters": parameters}
-    columns["index"] = np.tile(np.concatenate([np.arange(count) for count in each]) if each else [], depth)
+    columns = {"group": range(len(parameters)), "layer": np.repeat(range(depth), len(kinds)), "parameters": parameters}
+    columns |= {"kind": [kind for kind, _ in kinds] * depth, "index": [index for _, index in kinds] * depth}
     write_table(work.out / "groups.parquet", columns, GROUPS_SCHEMA)
     return {"groups": len(parameters)}
 
