@@ -65,6 +65,7 @@ def call_in(
     arguments: tuple[Any, ...],
     progress: Progress,
     check: Callable[[], None],
+    prefix: str = "",
 ) -> Any:
     """Call a function in a worker, which is killed if the call ends without its answer; returns what it returned.
 
@@ -73,6 +74,7 @@ def call_in(
         function: called with what reports progress, and `arguments`; all can be pickled.
         progress: called with the worker's progress.
         check: called a few times a second; what it raises ends the call.
+        prefix: of its log, as several log at once.
 
     Raises:
         Exception: what the worker raised.
@@ -97,6 +99,7 @@ def call_in(
                 if kind == "progress":
                     progress(*message)
                 elif (log := logging.getLogger(message.name)).isEnabledFor(message.levelno):
+                    message.msg = f"{prefix}{message.msg}"
                     log.handle(message)
             check()
     except BaseException:  # it may be at work, or what failed has left memory behind, or a GPU that answers no more

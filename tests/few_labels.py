@@ -9,7 +9,7 @@ import pytest
 
 from helpers import words
 from tailored_llama.pipeline import candidates, steps
-from tailored_llama.pipeline.bases import Base, Step, Whole
+from tailored_llama.pipeline.bases import Base, Step
 from tailored_llama.pipeline.candidates import Candidate
 
 
@@ -39,7 +39,7 @@ def tune_trimmed_models(patch: pytest.MonkeyPatch) -> None:
     """Let candidates of which only tokens leave be tuned apart, so that they answer some rows otherwise."""
     make = candidates.make
 
-    def tuned(base: Base, step: Step, kind: Any, whole: Whole) -> Candidate:
+    def tuned(base: Base, step: Step, kind: Any, whole: Candidate) -> Candidate:
         candidate = make(base, step, kind, whole)
         if not step.tokens:
             return candidate

@@ -8,7 +8,6 @@ from .derived import is_written as is_written
 from .derived import named_benchmark as named_benchmark
 from .derived import new_tokens as new_tokens
 from .derived import reads_calibration as reads_calibration
-from .derived import reads_prompts as reads_prompts
 from .derived import scores_by_text as scores_by_text
 from .derived import stop_strings as stop_strings
 from .derived import trims_vocabulary as trims_vocabulary

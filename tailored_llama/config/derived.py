@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from tailored_llama.config.execution import GgufType, as_gguf_type
 from tailored_llama.config.forms import WRITTEN
-from tailored_llama.config.inputs import PROMPTS, BenchmarkConfig
+from tailored_llama.config.inputs import BenchmarkConfig
 from tailored_llama.config.schema import DATA_FREE, RunConfig
 
 Run = TypeVar("Run", bound=RunConfig)
@@ -26,11 +26,6 @@ def scores_by_text(run: RunConfig) -> bool:
 def trims_vocabulary(run: RunConfig) -> bool:
     """Return whether pruning removes tokens."""
     return "vocabulary" in run.pruning.kinds
-
-
-def reads_prompts(run: RunConfig) -> bool:
-    """Return whether the calibration text or the text of healing are the run's train prompts."""
-    return run.calibration.source == PROMPTS or (run.healing.tokens > 0 and run.healing.source == PROMPTS)
 
 
 def is_written(benchmark: BenchmarkConfig) -> bool:

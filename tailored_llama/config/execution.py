@@ -101,7 +101,6 @@ class Work:
     downloads: str = StoreConfig.model_fields["downloads"].default  # folder of fetched wheels
     progress: Progress = silent  # called after every unit of work
     resume: Path | None = None  # folder for the state of a training, to continue from after a kill; None: not kept
-    name: str = "training"  # what the stage's logs are named after, such as `tune arc_easy @ 0.20`
 
 
 def as_gguf_type(name: str) -> GgufType:

@@ -129,7 +129,7 @@ def _check_model(certificate: Certificate, server: ChatServer) -> None:
     """Check that a server has the certified file and chat template, as far as it tells them."""
     content, told = certificate.content, server.properties()
     file, templates = Path(str(told.get("model_path") or "")), {own.template for own in content.served.values()}
-    if certificate.config.goal.runtime == "llama.cpp" and file.name:
+    if certificate.is_served and file.name:
         name = certificate.weights[0].name
         is_same = sha256_file(file) == content.model.sha256[name] if file.is_file() else file.name == name
         if not is_same:

@@ -4,12 +4,14 @@ import logging
 import math
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from tailored_llama import evaluation, models, serving, training
 from tailored_llama.config import SmallestConfig, named_benchmark
-from tailored_llama.evaluation import CandidateFigures, FileType, ScoreSettings
-from tailored_llama.pipeline import bases, stages, steps
-from tailored_llama.pipeline.answers import Labels
-from tailored_llama.pipeline.bases import Base, ScoredSplit, Step, Whole
+from tailored_llama.evaluation import Answers, CandidateFigures, FileType, Said, ScoreSettings
+from tailored_llama.pipeline import stages, steps
+from tailored_llama.pipeline.answers import Labels, answers_of, label_forms, said_of
+from tailored_llama.pipeline.bases import Base, ScoredSplit, Step
 from tailored_llama.pipeline.executor import Executor
 from tailored_llama.pipeline.graph import Artifact, Artifacts, Node
 from tailored_llama.serving import GgufSettings, QuantisedSettings, SourceSettings
@@ -50,8 +52,37 @@ class Candidate:
         assert self.figures
         return self.figures
 
+    def read(self, run: Executor) -> dict[str, Answers]:
+        """Its answers to the choosing rows with a label, by benchmark."""
+        config, asked = self.base.config, self.base.rows["selection"]
+        return {
+            name: answers_of(config, name, run.open(own), run.open(asked[name]), "selection")
+            for name, own in self.choosing.items()
+        }
 
-def make(base: Base, step: Step, kind: FileType, whole: Whole) -> Candidate:
+    def said(self, run: Executor) -> dict[str, Said]:
+        """What it said on the choosing rows of every benchmark, if some of these have no label."""
+        config, asked = self.base.config, self.base.rows["selection"]
+        return {
+            name: said_of(config, name, run.open(own), run.open(asked[name]), "selection")
+            for name, own in self.choosing.items()
+            if named_benchmark(config, name).unlabelled
+        }
+
+
+def better_whole(run: Executor, base: Base) -> Candidate:
+    """The base model as it is or tuned, whichever has more right on the choosing rows; if both have as many, tuned."""
+    name, dense = f"{base.config.model.short_name} dense", base.dense.checkpoint
+    tuned = list(steps.tune_adapters(base.config, 0.0, dense, base.prompts).values())[:1]
+    adapters = {**{f"{name}, tuned": own for own in tuned}, name: None}
+    tried = [Candidate(base, base.steps[0], None, model, dense, adapter) for model, adapter in adapters.items()]
+    tried = [replace(own, choosing=scores(own, "selection")) for own in tried]
+    run.begin([own.choosing for own in tried])
+    right = [np.mean([np.mean(answers.values) for answers in own.read(run).values()]) for own in tried]
+    return tried[int(np.argmax(right))]
+
+
+def make(base: Base, step: Step, kind: FileType, whole: Candidate) -> Candidate:
     """Prune and tune, or take the whole base model as it is best.
 
     Where only tokens leave, the layers are those of the whole model, and so is its adapter.
@@ -60,7 +91,7 @@ def make(base: Base, step: Step, kind: FileType, whole: Whole) -> Candidate:
     if kind == "source":
         return Candidate(base, step, kind, f"{config.model.short_name} dense", dense, None)
     if not step.ratio:
-        return Candidate(base, step, kind, whole.label, dense, whole.adapter)
+        return replace(whole, kind=kind)
     if step.tokens:
         config = config.model_copy(update={"pruning": config.pruning.model_copy(update={"vocabulary": step.tokens})})
     pruned = steps.prune_to(config, base.dense, step.ratio, base.prompts)
@@ -139,8 +170,8 @@ def answer_name(config: SmallestConfig) -> str:
     return "-".join(benchmark.name.replace(":", "-") for benchmark in config.benchmarks)
 
 
-def cost(run: Executor, candidate: Candidate, reference: Whole, labels: Labels) -> Candidate:
-    """Measure what a scored candidate costs, and what it loses against the reference, as `bases.losses`."""
+def cost(run: Executor, candidate: Candidate, reference: Candidate, labels: Labels) -> Candidate:
+    """Measure what a scored candidate costs, and what it loses against the reference, as `losses`."""
     base, kind, smallest = candidate.base, candidate.kind, candidate.base.config.goal.smallest
     structure = models.read_structure(run.open(candidate.checkpoint))
     size = 2 * structure.parameters
@@ -162,10 +193,45 @@ def cost(run: Executor, candidate: Candidate, reference: Whole, labels: Labels) 
         parameters=structure.parameters,
         bytes=size,
         cost=figure,
-        losses=bases.losses(run, base, reference, candidate.choosing, labels),
+        losses=losses(run, candidate, reference, labels),
         smoothed=math.nan,
     )
     return replace(candidate, figures=figures)
+
+
+def losses(run: Executor, candidate: Candidate, reference: Candidate, labels: Labels) -> dict[str, float]:
+    """What a scored candidate loses against the reference on the choosing rows of every benchmark, a share.
+
+    `labels` are those of rows that had none.
+    """
+    first, said, before, lost = reference.said(run), candidate.said(run), reference.read(run), dict[str, float]()
+    for name, own in candidate.read(run).items():
+        known = before[name]
+        if name not in said:
+            lost[name] = float(np.mean(known.values) - np.mean(own.values))
+            continue
+        forms = label_forms(candidate.base.config, name, labels[name])
+        pair = evaluation.compare_said(first[name], said[name], forms)
+        values, labelled = pair.dense.values - pair.small.values, np.isin(pair.dense.examples, known.examples)
+        values[labelled] = known.values - own.values
+        differs = first[name].answers != said[name].answers
+        lost[name] = evaluation.expected_loss(values, differs, pair.missing & ~labelled)
+    return lost
+
+
+def doubt(run: Executor, reference: Candidate) -> str:
+    """A sentence on the benchmarks on which the reference is not clearly better than without skill."""
+    told = []
+    for name, known in reference.read(run).items():
+        folder = run.open(reference.choosing[name])
+        stated = evaluation.read_metrics(folder)
+        metric, floor, rows = stated["metric"], stated["floor"], len(known.examples)
+        scored = evaluation.read_answers(folder, metric)
+        labelled = scored.values[np.isin(scored.examples, known.examples)]
+        value, error = evaluation.metrics({metric: labelled}).values()
+        if value - floor < 1.645 * max(error, 1 / rows):  # one-sided, at 95 %
+            told.append(f"{value:.2f} in {metric} on {rows} rows of {name}, where {floor:.2f} takes no skill")
+    return f"{reference.model} may be too small for this job: it has {' and '.join(told)}." if told else ""
 
 
 def points_lost(loss: float) -> str:

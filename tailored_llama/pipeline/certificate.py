@@ -210,15 +210,9 @@ def _planned_level(test: StatedTest) -> float:
     """The level that a test may use: the whole one, or that of its look; 0: no such look was planned."""
     if not test.looks:
         return test.level
-    levels = evaluation.look_levels(test.level)[-len(test.looks) :]
-    return max(
-        (
-            level
-            for look, level in zip(test.looks, levels, strict=True)
-            if (look.rows, look.level) == (test.rows, test.nominal)
-        ),
-        default=0.0,
-    )
+    own, levels = (test.rows, test.nominal), evaluation.look_levels(test.level)[-len(test.looks) :]
+    planned = [level for look, level in zip(test.looks, levels, strict=True) if (look.rows, look.level) == own]
+    return max(planned, default=0.0)
 
 
 def _differs(field: str, got: Any, expected: Any, because: str) -> Iterator[str]:

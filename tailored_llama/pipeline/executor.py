@@ -7,7 +7,6 @@ every node a Prefect task.
 import logging
 import shutil
 import tempfile
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -208,9 +207,8 @@ class FolderExecutor(Executor):
 
     def make(self, node: Node) -> Path:
         out = Path(tempfile.mkdtemp(prefix=f"{node.stage.name}-", dir=self.scratch))
-        label = f"{node.name} {time.strftime('%Y%m%d-%H%M%S')}"
         with progress_bar(node.name) as progress:
-            work = Work(out, self.execution, self.downloads, progress, name=label)
+            work = Work(out, self.execution, self.downloads, progress)
             self.facts[out] = run_stage(node.stage, node.inputs, node.settings, work)
         return out
 
@@ -277,10 +275,10 @@ def build(
         progress(done, total)
 
     def compute(slots: Slots, out: Path) -> Facts:
-        work = Work(out, execution, downloads, told, artifacts.resume_folder(key), f"{node.name} {key[:8]}")
+        work = Work(out, execution, downloads, told, artifacts.resume_folder(key))
         opened = node.with_inputs(lambda leaf: artifacts.open(leaf) if isinstance(leaf, ArtifactRef) else leaf)
         if slots:
-            return run_in(slots, stage, opened.inputs, node.settings, work, check)
+            return run_in(slots, opened, work, check)
         return run_stage(stage, opened.inputs, node.settings, work)
 
     with ExitStack() as held:  # outside of what the store measures: waiting is no work

@@ -12,7 +12,7 @@ from tailored_llama.data import Asked
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import steps
 from tailored_llama.pipeline.answers import Labels, label_forms
-from tailored_llama.pipeline.bases import Base, Whole
+from tailored_llama.pipeline.bases import Base
 from tailored_llama.pipeline.candidates import Candidate
 from tailored_llama.pipeline.executor import Executor
 
@@ -77,9 +77,7 @@ def read_labelling(run: Executor, base: Base) -> Labelling:
     return Labelling(config, rows, labels)
 
 
-def ask_to_choose(
-    run: Executor, labelling: Labelling, base: Base, reference: Whole, candidates: Sequence[Candidate]
-) -> None:
+def ask_to_choose(run: Executor, labelling: Labelling, reference: Candidate, candidates: Sequence[Candidate]) -> None:
     """Ask once for labels of rows that candidates answer differently, where few labelled rows are there to choose with.
 
     A candidate that differs from the reference on no more rows than it may lose needs no label.
@@ -87,10 +85,10 @@ def ask_to_choose(
     Raises:
         WaitingForLabels: there are such rows, and none of them has a label yet.
     """
-    config, wanted = base.config, list[Asked]()
-    said = [candidate.base.said(run, candidate.choosing) for candidate in candidates]
-    for name, first in reference.said.items():
-        unknown = ~np.isin(first.examples, reference.answers[name].examples)
+    config, wanted, labelled = reference.base.config, list[Asked](), reference.read(run)
+    said = [candidate.said(run) for candidate in candidates]
+    for name, first in (of_reference := reference.said(run)).items():
+        unknown = ~np.isin(first.examples, labelled[name].examples)
         given = np.isin(first.examples, [*labelling.labels[name]])
         if np.sum(~unknown) >= FEW_TO_CHOOSE or np.any(unknown & given):
             continue
@@ -99,7 +97,7 @@ def ask_to_choose(
             differs = own[name].answers != first.answers
             if np.mean(differs) > config.goal.tested_margin:
                 differing |= differs
-        asked = first.examples[differing & unknown][: TO_CHOOSE // len(reference.said)]
+        asked = first.examples[differing & unknown][: TO_CHOOSE // len(of_reference)]
         wanted += [replace(labelling.rows[name][row], part=CHOOSING) for row in asked.tolist()]
     if wanted:
         run.commit()

@@ -1,7 +1,7 @@
 """The proof of a model that somebody has, repeated on the same rows."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +10,9 @@ import pyarrow as pa
 from tailored_llama import data, evaluation, models
 from tailored_llama.config import OWN, SmallestConfig, build_config, named_benchmark
 from tailored_llama.errors import InputError
-from tailored_llama.evaluation import Answers, Array, Compared, LossTest, Said, ScoreSettings
+from tailored_llama.evaluation import Array, Compared, LossTest, Said, ScoreSettings
 from tailored_llama.pipeline import stages, steps
-from tailored_llama.pipeline.answers import (
-    ASKED,
-    ASKED_SCHEMA,
-    PROOF,
-    PROOF_SCHEMA,
-    answers_of,
-    compared,
-    digest_of,
-    said_of,
-)
+from tailored_llama.pipeline.answers import ASKED, ASKED_SCHEMA, PROOF, PROOF_SCHEMA, answers_of, digest_of, said_of
 from tailored_llama.pipeline.certificate import CertificateFile, Settings, parse_certificate
 from tailored_llama.pipeline.executor import Executor
 from tailored_llama.pipeline.graph import Artifact, Node
@@ -32,26 +23,25 @@ UNHASHED = (CERTIFICATE, models.CARD, MANIFEST)  # files from which nothing is l
 
 @dataclass(frozen=True)
 class Certificate:
-    """A model's certificate, with the folder that it stands in, and a configuration that asks the same rows."""
+    """A model's certificate, with the folder that it stands in, and a configuration of this model and the same rows."""
 
     folder: Path
     content: CertificateFile
     config: SmallestConfig
 
     @property
+    def is_served(self) -> bool:
+        """Whether llama.cpp answered with the file itself."""
+        return self.config.goal.runtime == "llama.cpp"
+
+    @property
     def weights(self) -> list[Path]:
         """The files of weights that would be loaded; InputError: there are none, or several GGUF files."""
-        if self.config.goal.runtime != "llama.cpp":
+        if not self.is_served:
             return models.weight_files(self.folder)
         if len(files := sorted(self.folder.glob("*.gguf"))) != 1:
             raise InputError(f"{self.folder}: got {len(files)} .gguf files; allowed: the one that was certified")
         return files
-
-    @property
-    def shipped(self) -> SmallestConfig:
-        """The configuration with the model that was shipped, whose chat template may ask the rows."""
-        is_file = self.config.goal.runtime == "llama.cpp"
-        return _of_model(self.config, str(self.weights[0] if is_file else self.folder))
 
     def recorded(self, name: str) -> Sequence[Array]:
         """The rows of a benchmark, and the recorded answers of the reference and the model to them."""
@@ -75,11 +65,10 @@ class Certificate:
         said = said_of(self.config, name, scores, prompts)
         if not np.array_equal(examples, said.examples[: test.rows]):
             raise InputError(f"{self.folder / PROOF}: got other rows of {name}; allowed: the proving rows")
-        if not test.looks and dense:
-            return compared(self.config, name, dense, scores, prompts, None)
         if not test.looks:
             after = answers_of(self.config, name, scores, prompts)
-            return Compared(Answers(examples, after.answers, recorded), after, np.zeros(len(examples), dtype=bool))
+            before = answers_of(self.config, name, dense, prompts) if dense else replace(after, values=recorded)
+            return Compared(before, after, np.zeros(len(examples), dtype=bool))
         reference, labels = self.asked(name)
         if dense:
             reference = _digests(said_of(self.config, name, dense, prompts), test.rows)
@@ -144,7 +133,7 @@ def _config_of(stated: CertificateFile, folder: Path, files: Sequence[str]) -> S
         "seed": run.seed,
         "prompts": {"template": template},
         "scoring": run.scoring,
-        "model": {"dtype": run.model.get("dtype")},
+        "model": {"source": str(folder), "dtype": run.model.get("dtype")},
         "goal": {
             "lose_at_most": stated.margin_points,
             "confidence": stated.confidence,
@@ -203,11 +192,11 @@ def verify_certificate(run: Executor, certificate: Certificate, dense: str | Non
     Raises:
         InputError: the rows are not those of the certificate.
     """
-    config = certificate.shipped
-    small, reference = _asked(certificate), steps.load_dense(_of_model(config, dense)) if dense else None
-    tests = {}
+    config, small, tests = certificate.config, _asked(certificate), dict[str, LossTest]()
+    model = config.model.model_copy(update={"source": dense})
+    reference = steps.load_dense(config.model_copy(update={"model": model})) if dense else None
     for name, prompts in certified_rows(run, certificate):
-        if _is_served(certificate):
+        if certificate.is_served:
             file, settings = certificate.folder, ScoreSettings.of(named_benchmark(config, name))
             title = f"score {name} again"
             after = stages.served(title, settings=settings, checkpoint=small, gguf=file, prompts=prompts)
@@ -220,7 +209,7 @@ def verify_certificate(run: Executor, certificate: Certificate, dense: str | Non
 
 def certified_rows(run: Executor, certificate: Certificate) -> Iterator[tuple[str, Artifact]]:
     """The benchmarks of a certificate with the prompts of their proving rows; InputError: they are other rows."""
-    config = certificate.shipped
+    config = certificate.config
     for benchmark in config.benchmarks:
         name = benchmark.name
         examples = steps.load_examples(benchmark)
@@ -232,16 +221,11 @@ def certified_rows(run: Executor, certificate: Certificate) -> Iterator[tuple[st
         yield name, prompts
 
 
-def _is_served(certificate: Certificate) -> bool:
-    """Return whether llama.cpp answered with the file itself."""
-    return certificate.shipped.goal.runtime == "llama.cpp"
-
-
 def _asked(certificate: Certificate) -> Node:
     """The certified model; of a file that llama.cpp answers with, its tokenizer alone."""
-    if _is_served(certificate):
+    if certificate.is_served:
         return stages.tokenizer("read the tokenizer", gguf=certificate.folder)
-    return steps.load_dense(certificate.shipped)
+    return steps.load_dense(certificate.config)
 
 
 def uncovered(certificate: Certificate, dense: bool) -> list[str]:
@@ -260,7 +244,3 @@ def uncovered(certificate: Certificate, dense: bool) -> list[str]:
         "a server of your own: --url URL asks it": True,
     }
     return [limit for limit, applies in limits.items() if applies]
-
-
-def _of_model(config: SmallestConfig, source: str) -> SmallestConfig:
-    return config.model_copy(update={"model": config.model.model_copy(update={"source": source, "revision": None})})

@@ -16,7 +16,7 @@ from tailored_llama import data, evaluation, store
 from tailored_llama.data import Asked, PromptSplit
 from tailored_llama.evaluation import Look, LossTest, Proof, RowSet
 from tailored_llama.pipeline import candidates, steps
-from tailored_llama.pipeline.answers import Labels, compared, said_of
+from tailored_llama.pipeline.answers import Labels, compared
 from tailored_llama.pipeline.bases import Base
 from tailored_llama.pipeline.candidates import Candidate
 from tailored_llama.pipeline.executor import Executor
@@ -149,13 +149,10 @@ def _planned_rows(run: Executor, reference: Candidate, order: Sequence[Candidate
     config, needed = reference.base.config, 0
     margin, power = config.goal.tested_margin, evaluation.POWER ** (1 / len(config.benchmarks))
     level = evaluation.level_of(1, config.goal.confidence)
-    known = reference.choosing or candidates.scores(reference, "selection")
-    for name in known:
-        prompts = run.open(reference.base.rows["selection"][name])
-        first = said_of(config, name, run.open(known[name]), prompts, "selection")
-        for candidate in order:
-            own = said_of(config, name, run.open(candidate.choosing[name]), prompts, "selection")
-            share = (int(np.sum(own.answers != first.answers)) + 1) / (len(own.answers) + 2)  # never nothing
+    first = reference.said(run)
+    for candidate in order:
+        for name, own in candidate.said(run).items():
+            share = (int(np.sum(own.answers != first[name].answers)) + 1) / (len(own.answers) + 2)  # never nothing
             needed = max(needed, evaluation.rows_to_prove(margin, level, share, power))
     return min(needed, max(own["proving"].rows for own in row_sets(run, reference.base).values()))
 
@@ -163,9 +160,7 @@ def _planned_rows(run: Executor, reference: Candidate, order: Sequence[Candidate
 def _limited(base: Base, rows: int) -> Base:
     """A base that is asked so many of its proving rows, evenly spaced in the order of their hashes."""
     config = base.config.model_copy(update={"scoring": base.config.scoring.model_copy(update={"limit": rows})})
-    asked = {
-        own.name: steps.render(config, own.name, "evaluation", steps.load_examples(own)) for own in config.benchmarks
-    }
+    asked = steps.render_all(config).evaluation
     return replace(
         base,
         config=config,

@@ -16,7 +16,7 @@ from tailored_llama.config import LLAMA_CPP, SmallestConfig, as_shown, bases_of,
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.evaluation import HOPELESS, Answer, FileType, Ladder, Measured, Proof, Rung
 from tailored_llama.pipeline import bases, candidates, stages, steps
-from tailored_llama.pipeline.bases import Base, Whole
+from tailored_llama.pipeline.bases import Base
 from tailored_llama.pipeline.candidates import Candidate
 from tailored_llama.pipeline.executor import Cancelled, Executor
 from tailored_llama.pipeline.graph import Graph, Node
@@ -39,7 +39,7 @@ class Search:
     run: Executor
     config: SmallestConfig
     bases: Sequence[Base]
-    whole: Mapping[str, Whole]  # by the base's source
+    whole: Mapping[str, Candidate]  # by the base's source
     ladders: Sequence[tuple[Base, FileType]]
     labelling: Labelling | None  # of rows without an answer, if there are any
     tried: dict[Rung, Candidate] = field(default_factory=dict)
@@ -52,8 +52,7 @@ class Search:
 
     @property
     def reference(self) -> Candidate:
-        first = self.bases[0]
-        return candidates.make(first, first.steps[0], None, self.whole[first.given])
+        return self.whole[self.bases[0].given]
 
 
 def smallest(run: Executor, config: SmallestConfig) -> Graph:
@@ -65,7 +64,7 @@ def smallest(run: Executor, config: SmallestConfig) -> Graph:
     """
     margin = config.goal.tested_margin
     search = start(run, config)
-    if doubt := bases.doubt(run, search.whole[search.bases[0].given]):
+    if doubt := candidates.doubt(run, search.reference):
         log.warning(doubt)
     measured = evaluation.search(_ladders(search), partial(measure, search), margin)
     if not search.tried:
@@ -73,7 +72,7 @@ def smallest(run: Executor, config: SmallestConfig) -> Graph:
     order, base = evaluation.sequence(measured, margin), search.bases[0]
     if (labelling := search.labelling) and config.goal.ask:
         near = [tried for rung, tried in search.tried.items() if measured[rung].smoothed <= HOPELESS * margin]
-        ask_to_choose(run, labelling, base, search.whole[base.given], near)
+        ask_to_choose(run, labelling, search.reference, near)
     passing = [search.tried[one.rung] for one in order]
     proving = prove(run, search.bases, search.reference, passing, labelling) if passing else None
     rungs = sorted(search.tried, key=lambda rung: -measured[rung].cost)
@@ -120,7 +119,7 @@ def start(run: Executor, config: SmallestConfig) -> Search:
         for own in bases_of(config):  # of a model on the Hub, the architecture is known once it is here
             _check_known(models.read_config(run.open(steps.load_dense(own)))["model_type"])
     prepared = [bases.prepare(run, own) for own in bases_of(config)]
-    whole = {base.given: bases.better_whole(run, base) for base in prepared}
+    whole = {base.given: candidates.better_whole(run, base) for base in prepared}
     ladders: list[tuple[Base, FileType]] = []
     if config.goal.runtime == "llama.cpp":
         ladders += [(base, "source") for base in prepared if base.source.kind in ("wheel", "gguf")]
@@ -135,7 +134,7 @@ def measure(search: Search, rungs: Sequence[Rung]) -> list[Measured]:
 
     One that cannot be made loses everything.
     """
-    run, reference = search.run, search.whole[search.bases[0].given]
+    run, reference = search.run, search.reference
     labels = search.labelling.labels if search.labelling else {}
     under_way = {rung: search.begin(rung) for rung in rungs}
     run.begin([(own.checkpoint, own.adapter) for own in under_way.values()])  # of all, before one is waited for

@@ -1,7 +1,6 @@
 """Stages side by side on this machine (`execution.processes`), in worker processes that stay warm."""
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -11,7 +10,7 @@ from typing import Any
 
 from tailored_llama.config import Work
 from tailored_llama.memory import free_caches, peak_memory, reset_peak_memory
-from tailored_llama.pipeline.graph import Facts, Stage, run_stage
+from tailored_llama.pipeline.graph import Facts, Node, run_stage
 from tailored_llama.processes import Worker, call_in
 from tailored_llama.progress import Progress, silent
 
@@ -39,10 +38,8 @@ class Workers:
                 self._free.put(worker)
 
 
-def run_in(
-    slots: Slots, stage: Stage[Any], inputs: Mapping[str, Any], settings: Any, work: Work, check: Callable[[], None]
-) -> Facts:
-    """Run a stage on the folders of its inputs in the first worker that is held, with its part of the CPU's threads.
+def run_in(slots: Slots, node: Node, work: Work, check: Callable[[], None]) -> Facts:
+    """Make a node of folders in the first worker that is held, with its part of the CPU's threads.
 
     Raises:
         Exception: what the stage raised, or `check`, which is called a few times a second.
@@ -53,8 +50,8 @@ def run_in(
         worker.kill()
         worker = None
     worker = worker or Worker()
-    arguments = (stage.name, inputs, settings, replace(work, progress=silent))
-    facts: Facts = call_in(worker, _run, arguments, work.progress, check)
+    arguments = (node.stage.name, node.inputs, node.settings, replace(work, progress=silent))
+    facts: Facts = call_in(worker, _run, arguments, work.progress, check, f"{node.name}: ")
     slots[0] = worker
     return facts
 
@@ -79,12 +76,6 @@ def _run(progress: Progress, name: str, inputs: Any, settings: Any, work: Work) 
 
     from tailored_llama.pipeline.stages import STAGES
 
-    def name_stage(record: logging.LogRecord) -> bool:
-        record.msg, record.args = f"{work.name.rpartition(' ')[0]}: {record.getMessage()}", ()
-        return True
-
-    for handler in logging.getLogger("tailored_llama").handlers:  # several stages log at once
-        handler.filters[:] = [name_stage]
     stage, threads = STAGES[name], _threads()
     torch.set_num_threads(threads if stage.timed else max(1, threads // work.execution.processes))
     reset_peak_memory()

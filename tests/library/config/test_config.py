@@ -19,7 +19,6 @@ from tailored_llama.config import (
     composition_of,
     healing_text,
     load_config,
-    reads_prompts,
     validate_config,
 )
 from tailored_llama.config.training import PROJECTIONS
@@ -195,11 +194,6 @@ def test_the_hub_s_fields_are_of_the_text_that_they_were_given_for() -> None:
     other = {"calibration": wiki, "healing": {"tokens": 64, "source": "own/text"}}
     own = healing_text(validate_config(other)).calibration
     assert (own.source, own.subset, own.revision) == ("own/text", None, None)
-
-
-@pytest.mark.parametrize(("tokens", "reads"), [(0, False), (64, True)])
-def test_train_prompts_are_rendered_for_a_healing_that_reads_them(tokens: int, reads: bool) -> None:
-    assert reads_prompts(validate_config({"healing": {"tokens": tokens, "source": "prompts"}})) == reads
 
 
 def test_all_mistakes_are_named_at_once() -> None:

@@ -20,7 +20,7 @@ from compositions import built, compose, compose_incomplete
 from services import ROOT, children, children_of, until
 from tailored_llama.config import ExecutionConfig, StoreConfig, TextConfig, Work, validate_config
 from tailored_llama.evaluation import PerplexitySettings, read_recovery
-from tailored_llama.pipeline import StoreExecutor, executor, steps
+from tailored_llama.pipeline import Node, StoreExecutor, executor, steps
 from tailored_llama.pipeline.graph import stage
 from tailored_llama.pipeline.stages import STAGES
 from tailored_llama.pipeline.workers import Slots, Workers, run_in
@@ -66,8 +66,8 @@ def test_a_killed_worker_counts_as_out_of_memory_and_is_replaced(own_run: dict[s
 
     def measure(settings: PerplexitySettings, check: Callable[[], None] = lambda: None) -> Mapping[str, Any] | None:
         (out := tmp_path / f"{len(list(tmp_path.iterdir()))}").mkdir()
-        work = Work(out, ExecutionConfig(processes=2), name="perplexity dense")
-        return run_in(slots, STAGES["perplexity"], {"checkpoint": dense}, settings, work, check)
+        node = Node(STAGES["perplexity"], settings, {"checkpoint": dense}, "perplexity dense")
+        return run_in(slots, node, Work(out, ExecutionConfig(processes=2)), check)
 
     def kill() -> None:
         begun.set()
