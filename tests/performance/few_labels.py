@@ -92,7 +92,7 @@ def pairs(store: Path) -> Iterator[Pair]:
                 asked = read_prompts(prompts, "evaluation")
                 right = {row.example: form(row.continuations[row.answer]) for row in asked}
                 known = np.array([right[example] for example in dense.examples.tolist()], dtype=object)
-                name = f"{benchmark} {candidate}".replace(",", " in")
+                name = f"{benchmark} {candidate}".replace(", ", " in ").replace(",", "")
                 yield Pair(name, dense.answers, small.answers, known, report.name)
 
 

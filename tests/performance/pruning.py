@@ -36,7 +36,7 @@ from tailored_llama.memory import peak_memory, reset_peak_memory
 from tailored_llama.models import copy_tokenizer, load_model, weight_files
 from tailored_llama.processes import forking
 from tailored_llama.pruning import ImportanceSettings, build_graph, read_groups, score_importance
-from tailored_llama.pruning.groups import read_owners
+from tailored_llama.pruning.groups import owners_of
 from tailored_llama.pruning.importance import add_scores, read_importance
 from tailored_llama.serving import trim_checkpoint
 from tailored_llama.store import write_table
@@ -112,12 +112,11 @@ def usual(dense: Path, root: Path) -> None:
     model, ids = load_model(dense), read_calibration(root / "tokens")
     weights = dict(model.named_parameters())
     groups = read_groups(root / "graph")
-    owners = read_owners(root / "graph", {name: list(p.shape) for name, p in weights.items()})
     model.requires_grad_(True)
     for sample in ids:
         (model(input_ids=sample[None], labels=sample[None], use_cache=False).loss / len(ids)).backward()
     scores = torch.zeros(len(groups), dtype=torch.float64)
-    for name, (dim, owner) in owners.items():
+    for name, (dim, owner) in owners_of(dense).items():
         gradient = weights[name].grad
         assert gradient is not None
         values = (weights[name].detach().float() * gradient.float()).abs()
