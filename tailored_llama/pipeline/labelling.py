@@ -24,12 +24,12 @@ CHOOSING = 0  # their part in the file; the parts of a proof are counted from 1
 class WaitingForLabels(Exception):
     """Ends a search that can go on when rows are labelled; no failure. The message says where they are, and how many.
 
-    `rows` are those without a label, `file` is where they are asked for.
+    `rows` are those without a label.
     """
 
-    def __init__(self, message: str, rows: Sequence[Asked] = (), file: Path | None = None) -> None:
+    def __init__(self, message: str, rows: Sequence[Asked] = ()) -> None:
         super().__init__(message)
-        self.rows, self.file = rows, file
+        self.rows = rows
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Labelling:
         rows, minutes = len(wanted), max(1, round(len(wanted) * evaluation.SECONDS_A_LABEL / 60))
         told = f"{rows} rows need a label {purpose}. They" if rows > 1 else f"1 row needs a label {purpose}. It"
         where = f"{'are' if rows > 1 else 'is'} in {file}, and in {page} for a browser (about {minutes} minutes)"
-        return WaitingForLabels(f"{told} {where}. Then run this again.", wanted, file)
+        return WaitingForLabels(f"{told} {where}. Then run this again.", wanted)
 
 
 def read_labelling(run: Executor, base: Base) -> Labelling:
