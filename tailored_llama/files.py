@@ -1,7 +1,9 @@
 """Files: Parquet, checked before it is read, and the user's own CSV, JSON and Parquet; and how one is written whole."""
 
+import csv
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from tailored_llama.errors import InputError, one_line
 
 ROW_FILES = "a .csv, .jsonl, .json or .parquet file"
 CSV_CELLS = "a header, and as many cells in every row, in quotes if they have separators or line breaks"
+_QUOTED_IN_PART = re.compile(r'(?:^|\t)"(?:[^\t]*[^"\t])?(?:\t|$)')  # a cell that a quote opens and does not end
 _VALUES_PER_BYTE = 100  # upper bound for tables whose rows differ; only constant columns pack tighter
 
 
@@ -76,14 +79,26 @@ def read_file(path: Path, may_be_empty: bool = False) -> list[dict[str, Any]]:
 
 
 def _csv_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows whose cells are separated as in the header: by commas, semicolons or tabs; no empty rows at the end."""
+    """Rows whose cells are separated as in the header: by commas, semicolons or tabs; no empty rows at the end.
+
+    Where every line has the header's tabs, a quote that opens a cell and does not end it is text, as in many TSV files.
+    """
     import pandas as pd
 
     with path.open(encoding="utf-8-sig") as file:
-        header = next(filter(str.strip, file), "")
+        lines = [line.rstrip("\n") for line in file if line.strip()]
+    header = lines[0] if lines else ""
     separator = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
-    spaced = f"{separator} " in header
-    table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, skipinitialspace=spaced)
+    tabs = {line.count("\t") for line in lines}
+    is_plain = separator == "\t" and len(tabs) == 1 and 0 not in tabs and any(map(_QUOTED_IN_PART.search, lines))
+    table = pd.read_csv(
+        path,
+        sep=separator,
+        dtype=str,
+        keep_default_na=False,
+        skipinitialspace=f"{separator} " in header,
+        quoting=csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL,
+    )
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first cells of longer rows for their names
         got = f"rows of {len(table.columns) + table.index.nlevels} cells below a header of {len(table.columns)}"
         raise InputError(f"{path}: got {got}; allowed: {CSV_CELLS}")

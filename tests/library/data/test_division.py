@@ -304,6 +304,22 @@ def test_files_as_people_have_them_are_read(tmp_path: Path, name: str, text: str
     assert read_file(tmp_path / name) == [{"text": "one, two", "label": "x"}, {"text": "three", "label": "y"}]
 
 
+@pytest.mark.parametrize(
+    ("cells", "read"),
+    [
+        (['"Well" he said', 'x "y"'], ['"Well" he said', 'x "y"']),
+        (['"Well', "y", '"'], ['"Well', "y", '"']),
+        (['"Well, ""he"" said"', "x"], ['Well, "he" said', "x"]),
+        (['"two\nlines"', "x"], ["two\nlines", "x"]),
+        (['"a\ttab"', "x"], ["a\ttab", "x"]),
+    ],
+)
+def test_a_quote_in_a_tsv_is_text_unless_it_encloses_a_cell(tmp_path: Path, cells: list[str], read: list[str]) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text("text\tlabel\n" + "".join(f"{cell}\ty\n" for cell in cells))
+    assert read_file(path) == [{"text": text, "label": "y"} for text in read]
+
+
 def test_half_an_emoji_becomes_a_question_mark(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "cut \\ud83d", "label": "whole \\ud83d\\ude00"}\n')
     assert read_file(tmp_path / "a.jsonl") == [{"text": "cut ?", "label": "whole 😀"}]
