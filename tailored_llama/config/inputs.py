@@ -137,23 +137,15 @@ class BenchmarkConfig(Section):
         return data if is_text or data.get("stop") is not None else {**data, "stop": ()}
 
     def contradictions(self) -> Iterator[str]:
-        if self.unlabelled is not None and self.data is None:
-            yield f"benchmarks.{self.name}.unlabelled: got {self.unlabelled!r}; allowed: beside `data`"
-        if self.data is None:
-            return
-        where = f"benchmarks.{self.name}.data: got {self.data!r}"
-        for field in ("train", "evaluation", "source", "subset", "revision"):
-            if (value := getattr(self, field)) is not None:
-                yield f"{where} with {field} = {value!r}; allowed: data alone, or {field}"
         for field, file in (("data", self.data), ("unlabelled", self.unlabelled)):
             if file not in (None, OWN) and not is_row_file(str(file)):
                 allowed = f"a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file"
                 yield f"benchmarks.{self.name}.{field}: got {file!r}; allowed: {allowed}"
+        where = f"benchmarks.{self.name}.metric: got {self.metric!r}"
         if self.unlabelled is not None and self.metric == "f1":
-            yield f"{where} with unlabelled rows and metric = 'f1'; allowed: a metric that is right or wrong"
+            yield f"{where} with unlabelled rows; allowed: a metric that is right or wrong"
         if self.kind and self.metric and self.metric not in METRICS[self.kind]:
-            got = f"benchmarks.{self.name}.metric: got {self.metric!r} with kind = {self.kind!r}"
-            yield f"{got}; allowed: {' or '.join(METRICS[self.kind])}"
+            yield f"{where} with kind = {self.kind!r}; allowed: {' or '.join(METRICS[self.kind])}"
 
 
 class PromptConfig(Section):

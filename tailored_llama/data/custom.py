@@ -16,12 +16,14 @@ def check_benchmark(benchmark: BenchmarkConfig) -> None:
     """Check, without reading data, that a benchmark is built in, or names its columns alone."""
     name, written = benchmark.name, is_written(benchmark)
     builtin = name in BUILTIN
-    decided = ("data", "subset", "train", "evaluation", "context", "choices", "labels", "answer")
+    of_hub = ("source", "subset", "revision")
+    decided = ("data", "train", "evaluation", "context", "choices", "labels", "answer")
     refused = (
         (benchmark.metric != "exact_match", ("ignore",), "only with metric exact_match"),
-        (builtin, ("source", "revision", *decided), f"with a name of your own, as {name} is built in"),
+        (builtin, (*of_hub, *decided), f"with a name of your own, as {name} is built in"),
+        (benchmark.data is None, ("form", "kind", "unlabelled"), "only with `data`"),
+        (benchmark.data is not None, ("train", "evaluation", *of_hub), "only without `data`"),
         (benchmark.source is None, ("subset", "revision"), "only with `source`, a Hub data set"),
-        (benchmark.data is None, ("form", "kind"), "only with `data`"),
         (written, ("choices", "labels"), "only with metric acc or acc_norm"),
         (benchmark.labels is not None, ("choices",), "only without labels"),
         (not written, ("max_new_tokens", "stop"), f"only with metric {', '.join(WRITTEN)}"),

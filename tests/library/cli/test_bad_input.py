@@ -156,8 +156,7 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
     ),
     "one file beside two": (
         own("data", "{place}/data/train.jsonl"),
-        "benchmarks.colours.data: got '{place}/data/train.jsonl' with train = '{place}/data/train.jsonl'; allowed: "
-        "data alone, or train",
+        "benchmarks.colours.train: got '{place}/data/train.jsonl'; allowed: only without `data`",
     ),
     "model missing": (
         put("model", "source", "/nowhere/llama"),

@@ -223,7 +223,7 @@ def test_choices_of_each_row_are_kept(tmp_path: Path) -> None:
             {"unlabelled": "a.txt"},
             "unlabelled: got 'a.txt'; allowed: a .csv, .tsv, .jsonl, .json or .parquet",
         ),
-        ([{"text": "a"}], {"data": None, "name": "csqa"}, "unlabelled: got 'inputs.jsonl'; allowed: beside `data`"),
+        ([{"text": "a"}], {"data": None, "name": "csqa"}, "unlabelled: got 'inputs.jsonl'; allowed: only with `data`"),
     ],
 )
 def test_bad_unlabelled_rows_are_refused(
