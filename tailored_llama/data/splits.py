@@ -183,13 +183,10 @@ def divide_unlabelled(contents: Sequence[Sequence[str]], others: Sequence[Sequen
     for position, content in enumerate(contents):
         if (text := _normal(content).casefold()) not in known:
             first.setdefault(text, position)
-    order = sorted(first, key=_fraction)
-    count = bisect(order, TO_COMPARE, key=_fraction)
-    return {
-        "train": [],
-        "selection": [first[text] for text in order[:count]],
-        "evaluation": [first[text] for text in order[count:]],
-    }
+    divided: dict[Split, list[int]] = {part: [] for part in SHARES}
+    for text in sorted(first, key=_fraction):
+        divided["selection" if _fraction(text) <= TO_COMPARE else "evaluation"].append(first[text])
+    return divided
 
 
 def _normal(content: Sequence[str]) -> str:
