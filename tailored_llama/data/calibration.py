@@ -1,7 +1,8 @@
 """Calibration: the token sequences that importance is measured on and reconstruction is fitted to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def load_calibration(
         else:
             documents = load_texts(source, work.downloads)
         rng = np.random.default_rng([seed, i] if i else seed)
-        sequences = _draw(tokenizer, documents, part.samples, tokens, rng, source.text.source)
+        sequences = islice(_draw(tokenizer, documents, tokens, rng, source.text.source), part.samples)
         drawn += [(sequence, source.name, row) for sequence, row in sequences]
     if len(texts) > 1:  # so that any part of the sequences is a mixture
         drawn = [drawn[i] for i in np.random.default_rng([seed, len(texts)]).permutation(len(drawn))]
@@ -55,9 +56,9 @@ def load_calibration(
 
 
 def _draw(
-    tokenizer: Any, documents: Sequence[str], samples: int, wanted: int, rng: np.random.Generator, source: str
-) -> list[tuple[list[int], int]]:
-    """Draw sequences of the wanted number of tokens, each with the document in which it begins."""
+    tokenizer: Any, documents: Sequence[str], wanted: int, rng: np.random.Generator, source: str
+) -> Iterator[tuple[list[int], int]]:
+    """Draw sequences of the wanted number of tokens without end, each with the document in which it begins."""
 
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -71,30 +72,23 @@ def _draw(
         start = int(rng.integers(len(document) - most + 1))
         return encode(document[start : start + most])
 
-    sequences: list[tuple[list[int], int]] = []
-    joined: list[int] = []
-    first = 0
-    while len(sequences) < samples:
-        before = len(sequences)
+    joined, first, is_long_enough = list[int](), 0, True
+    while is_long_enough:
+        is_long_enough = False
         for row in map(int, rng.permutation(len(documents))):
             ids = excerpt(documents[row])
             if len(ids) >= wanted:
+                is_long_enough = True
                 start = int(rng.integers(len(ids) - wanted + 1))
-                sequence, source_row = ids[start : start + wanted], row
-            else:
-                first = first if joined else row
-                joined += ids + once("\n\n")
-                if len(joined) < wanted:
-                    continue
-                sequence, source_row, first, joined = joined[:wanted], first, row, joined[wanted:]
-            sequences.append((sequence, source_row))
-            if len(sequences) == samples:
-                break
-        if len(sequences) == before:
-            raise InputError(
-                f"calibration.tokens: got {wanted}; allowed: at most {len(joined)}, the tokens of {source}"
-            )
-    return sequences
+                yield ids[start : start + wanted], row
+                continue
+            first = first if joined else row
+            joined += ids + once("\n\n")
+            if len(joined) >= wanted:
+                is_long_enough = True
+                yield joined[:wanted], first
+                first, joined = row, joined[wanted:]
+    raise InputError(f"calibration.tokens: got {wanted}; allowed: at most {len(joined)}, the tokens of {source}")
 
 
 def read_calibration(folder: Path) -> Tensor:
