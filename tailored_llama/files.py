@@ -67,7 +67,7 @@ def read_file(path: Path, may_be_empty: bool = False) -> list[dict[str, Any]]:
             raise InputError(f"{path}: type {path.suffix or 'none'}; allowed: {ROW_FILES}")
     except InputError:
         raise
-    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
+    except (ValueError, OSError, RecursionError) as error:  # pandas' parser errors are ValueErrors
         allowed = "a whole file in UTF-8"
         if kind in (".csv", ".tsv"):
             is_text = not isinstance(error, UnicodeDecodeError)

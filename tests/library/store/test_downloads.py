@@ -190,6 +190,14 @@ def test_a_file_without_rows_says_why(tmp_path: Path, name: str) -> None:
         read_file(path)
 
 
+@pytest.mark.parametrize("name", ["deep.json", "deep.jsonl"])
+def test_json_that_is_nested_too_deeply_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("[" * 200_000 if name == "deep.json" else '{"a": ' * 200_000)
+    with pytest.raises(InputError, match=r"deep\.jsonl?: cannot be read \(.+\); allowed: a whole file in UTF-8$"):
+        read_file(path)
+
+
 def test_parquet_that_is_none_or_cut_short(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pd.DataFrame(ROWS).to_parquet(path)
