@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -145,9 +145,9 @@ def write_chat(out: Path, chat: Chat | None) -> None:
     (out / FILE).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
 
 
-def read_chat(prompts: Mapping[str, Path]) -> Chat | None:
+def read_chat(*prompts: Path) -> Chat | None:
     """The chat of the prompts of one benchmark or several, as `render_prompts` wrote it; None: they share none."""
-    found = [json.loads((folder / FILE).read_text(encoding="utf-8")) for folder in prompts.values()]
+    found = [json.loads((folder / FILE).read_text(encoding="utf-8")) for folder in prompts]
     if not found or any(chat != found[0] for chat in found):
         return None
     return found[0] and Chat(**{name: frozen(value) for name, value in found[0].items()})
@@ -155,7 +155,7 @@ def read_chat(prompts: Mapping[str, Path]) -> Chat | None:
 
 def answer_end(prompts: Path) -> str:
     """The token after an answer, if the base's chat template asks these prompts; else empty."""
-    chat = read_chat({"": prompts}) if (prompts / FILE).is_file() else None
+    chat = read_chat(prompts) if (prompts / FILE).is_file() else None
     return chat.end if chat else ""
 
 

@@ -44,7 +44,7 @@ def verify_server(
     config, tests, differences = certificate.config, dict[str, LossTest](), list[str]()
     for name, prompts in certified_rows(run, certificate):
         folder, served = run.open(prompts), certificate.content.served.get(name)
-        chat = None if served and served.asked == "prompt" else data.read_chat({name: folder})
+        chat = None if served and served.asked == "prompt" else data.read_chat(folder)
         chat = chat and serving.shipped_chat(chat, certificate.folder)
         rows, score = data.read_prompts(folder, "evaluation"), ScoreSettings.of(named_benchmark(config, name))
         ended, unsteady = _ask(server, rows, score, serving.requests_of(rows, score, chat), run.scratch)
@@ -94,7 +94,7 @@ def _rows(run: FolderExecutor, config: SmallestConfig, benchmark: BenchmarkConfi
     turns = data.join_splits(run.open(examples)) if benchmark.data else {}  # no row is tuned on here
     settings = data.PromptSettings.of(config, benchmark, "evaluation")  # no base's chat template asks them
     prompts = run.open(stages.prompts(f"render {name}", settings=settings, examples=examples))
-    if (chat := data.read_chat({name: prompts})) is None:
+    if (chat := data.read_chat(prompts)) is None:
         told = "got prompts that no chat asks; allowed: rows that differ in one part of the prompt"
         raise InputError(f"{name}: {told}")
     rows = [row for row in data.read_prompts(prompts, "evaluation") if row.answer != data.UNLABELLED]

@@ -69,7 +69,7 @@ def read_labelling(run: Executor, base: Base) -> Labelling:
         for split in base.rows:
             count = len(data.read_examples(run.open(examples), split))
             folder = run.open(steps.render(every, name, split, examples, count))
-            chat = data.read_chat({name: folder})
+            chat = data.read_chat(folder)
             rows[name] |= {own.example: data.ask(name, own, chat, written) for own in data.read_prompts(folder, split)}
     labels = data.labels_in(_file(config), rows)
     for name, given in labels.items():

@@ -161,7 +161,7 @@ def export_model(
     `run` have the scores and the adapter of the benchmark alone. A chat asks its `prompts`, if it can.
     """
     config, benchmark = settings.config, settings.benchmark
-    adapter, chat = run.adapters[benchmark], data.read_chat(prompts)
+    adapter, chat = run.adapters[benchmark], data.read_chat(*prompts.values())
     tuned = training.ships_adapter(config.tuning, training.read_comparison(adapter))
     base, results = models.base_of(models.find_model(config.model)), reports.run_results(dense, run, {}, config.seed)
     card = reports.tailored_card(results, config, named_benchmark(config, benchmark), base, run.base, tuned)
@@ -208,7 +208,7 @@ def ship_model(
     base model's own 16 bits. `prompts` are what a chat with it asks; none: it keeps its base's chat template.
     """
     config, answer, out = settings.config, settings.answer, work.out
-    base, chat = models.base_of(models.find_model(config.model)), data.read_chat(prompts)
+    base, chat = models.base_of(models.find_model(config.model)), data.read_chat(*prompts.values())
     file = None
     if gguf:
         shutil.copytree(gguf, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))

@@ -115,7 +115,7 @@ def find_finished(folder: Path) -> tuple[Chat, Path | None]:
     if (certificate := folder / CERTIFICATE).is_file():
         _check_certified(certificate)
     with suppress(OSError, ValueError, TypeError, AttributeError):
-        if chat := read_chat({"": folder}):
+        if chat := read_chat(folder):
             return chat, next(iter(files), None)
     allowed = "a model that a run or smallest exported, whose rows a chat can ask"
     raise InputError(f"{folder / 'chat.json'}: missing or broken; allowed: {allowed}")

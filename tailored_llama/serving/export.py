@@ -54,7 +54,7 @@ def export_gguf(
     It returns the file's `bytes`, and how many MLP channels are zeros that fill up blocks (`padded_channels`).
     """
     name, file, out = settings.name, f"{settings.name}-{settings.type}.gguf", work.out
-    chat = read_chat(prompts or {})
+    chat = read_chat(*(prompts or {}).values())
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         source = Path(scratch) if adapter or chat else checkpoint
         if adapter:
@@ -87,7 +87,7 @@ def copy_source(
     else:
         shutil.copyfile(path, file)
     tokenizer = load_tokenizer(checkpoint)
-    if chat := read_chat(prompts):
+    if chat := read_chat(*prompts.values()):
         write_chat_template(out, chat, tokenizer)
     _write_around(file, chat, tokenizer)
     return {"bytes": file.stat().st_size}

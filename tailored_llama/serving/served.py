@@ -35,7 +35,7 @@ def score_served(checkpoint: Path, gguf: Path, prompts: Path, *, settings: Score
     """
     rows, file = read_prompts(prompts, settings.split), gguf_file(gguf)
     tokenizer, limit = load_tokenizer(checkpoint), int(read_config(checkpoint)["max_position_embeddings"])
-    template, chat, replies = _template_of(file), read_chat({"": prompts}), list[Reply]()
+    template, chat, replies = _template_of(file), read_chat(prompts), list[Reply]()
     if not is_ended(settings.metric, rows):
         encoded = [encode_prompt(tokenizer, prompt, limit) for prompt in rows]
         result = write_choices(rows, predict(rows, file_loglikelihoods(file, encoded, work.progress)), work.out)

@@ -36,7 +36,7 @@ def main(folder: Path, file: Path, rows: Annotated[int, typer.Option()] = 100) -
                 shown = run.open(prompts)
                 (benchmark,) = (own for own in config.benchmarks if own.name == name)
                 asked = requests_of(
-                    read_prompts(shown, "evaluation")[:rows], ScoreSettings.of(benchmark), read_chat({name: shown})
+                    read_prompts(shown, "evaluation")[:rows], ScoreSettings.of(benchmark), read_chat(shown)
                 )
                 bare = [{"messages": request["messages"], "max_tokens": ALLOWED} for request in asked]
                 replies = ask_all(ChatServer(f"{url}/v1"), bare)

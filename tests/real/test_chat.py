@@ -126,7 +126,7 @@ def test_a_thousand_rows_are_asked_as_tuned(trimmed: Path, quickstart: RunConfig
     prompts = load_and_render(benchmark, tmp_path, template=template, count=1000, dense=trimmed)
     (out := tmp_path / "out").mkdir()
     export_gguf(trimmed, None, {job: prompts}, settings=GgufSettings("q8_0", job), work=Work(out))
-    chat, asked = read_chat({job: prompts}), read_prompts(prompts, "evaluation")
+    chat, asked = read_chat(prompts), read_prompts(prompts, "evaluation")
     assert chat is not None
     assert len(asked) == 1000
     tokenizer, chatting = load_tokenizer(trimmed), shipped(trimmed, chat, tmp_path)
@@ -150,7 +150,7 @@ def test_a_chat_answers_as_scored(trimmed: Path, quickstart: RunConfig, tmp_path
     for folder in (out, scores):
         folder.mkdir()
     export_gguf(trimmed, None, {"kinds": prompts}, settings=GgufSettings("q8_0", "kinds"), work=Work(out))
-    chat, asked = read_chat({"kinds": prompts}), read_prompts(prompts, "evaluation")
+    chat, asked = read_chat(prompts), read_prompts(prompts, "evaluation")
     assert chat is not None
     tokenizer, chatting, said = load_tokenizer(trimmed), shipped(trimmed, chat, tmp_path), []
     with llama_server(out / "kinds-q8_0.gguf", 2048) as server:
@@ -182,7 +182,7 @@ def test_messages_of_several_turns_are_read_as_tuned(
     prompts, out = load_and_render(benchmark, tmp_path, dense=trimmed), tmp_path / "out"
     out.mkdir()
     export_gguf(trimmed, None, {"rows": prompts}, settings=GgufSettings("q8_0", "rows"), work=Work(out))
-    chat = read_chat({"rows": prompts})
+    chat = read_chat(prompts)
     assert chat is not None
     tokenizer, chatting = load_tokenizer(trimmed), shipped(trimmed, chat, tmp_path)
     file_end = open_gguf(out / "rows-q8_0.gguf", "").fields["tokenizer.ggml.eos_token_id"].contents()

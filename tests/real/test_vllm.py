@@ -169,7 +169,7 @@ def test_a_proven_checkpoint_is_asked_in_a_chat_as_it_was_tuned_and_certified(
     card = (shipped / "README.md").read_text()
     assert "vllm serve path/to/this/folder --served-model-name rows" in card
     with served(vllm, shipped, tmp_path / "vllm.log", name="rows") as ask:
-        for prompt, request in zip(compared, requests_of(compared, SCORED, read_chat({"": shipped})), strict=True):
+        for prompt, request in zip(compared, requests_of(compared, SCORED, read_chat(shipped)), strict=True):
             messages = request["messages"]
             read = ask("/tokenize", {"model": "rows", "messages": messages, "add_generation_prompt": True})
             chatted = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)

@@ -126,7 +126,7 @@ def test_a_checkpoint_answers_as_it_is_scored(name: str, folder: Callable[[str],
     settings = ScoreSettings.of(benchmark, writes_labels=True)
     score_benchmark(checkpoint, None, prompts, settings=settings, work=Work(scores))
     assert ("written" in json.loads((scores / "metrics.json").read_text())) == (name == "labels")
-    chat = read_chat({"": prompts})
+    chat = read_chat(prompts)
     assert chat
     write_chat_template(checkpoint, chat)
     write_chat(checkpoint, chat)
@@ -158,7 +158,7 @@ def test_messages_are_asked_by_the_base_s_chat_template(kind: str, folder: Calla
     (benchmark,) = validate_config({"benchmarks": [{"data": file, "kind": kind}]}).benchmarks
     prompts, settings = helpers.load_and_render(benchmark, folder("job"), dense=checkpoint), ScoreSettings.of(benchmark)
     score_benchmark(checkpoint, None, prompts, settings=settings, work=Work(scores := folder("scores")))
-    chat = read_chat({"": prompts})
+    chat = read_chat(prompts)
     assert chat
     assert chat.template
     write_chat_template(checkpoint, chat)
@@ -211,7 +211,7 @@ def test_new_rows_are_read_as_those_that_were_tuned_on(
     texts = (json.dumps(trained).replace('"a"', f'"a{i}"').replace('"b"', f'"b{i % 2}"') for i in range(40))
     file = helpers.write_jsonl(tmp_path / "job.jsonl", [json.loads(text) for text in texts])
     config = validate_config({"benchmarks": [file]})
-    chat = read_chat({"": helpers.load_and_render(config.benchmarks[0], tmp_path)})
+    chat = read_chat(helpers.load_and_render(config.benchmarks[0], tmp_path))
     assert chat
     for row in (new, {"message": message}):
         assert read_questions(chat, [row])[0][0] == [{"role": "user", "content": message}]
@@ -224,7 +224,7 @@ def test_what_cannot_be_answered_is_one_line(
     folder: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    chat = read_chat({"": shipped["options"]})
+    chat = read_chat(shipped["options"])
     assert chat
     row = {"text": "a", "kind": "b"}
     for rows, message in (

@@ -72,7 +72,7 @@ def test_the_code_of_a_card_gets_an_answer(kind: str, tmp_path: Path, monkeypatc
         client = blocks(card, "python")[0].replace(":8080/", f":{port}/")
         assert printed(client) == f"{said}\n"
     assert kind != "labels" or said in (" good", " bad")
-    chat = read_chat({"job": prompts})
+    chat = read_chat(prompts)
     assert chat is not None
     write_chat_template(checkpoint, chat)
     card = how_to_ask("job", chat)

@@ -72,7 +72,7 @@ def test_a_chat_asks_what_was_tuned_on(
     before, prompts, out = load_tokenizer(checkpoint), rendered(folder("rows"), job), folder("out")
     export_gguf(checkpoint, None, {"job": prompts}, settings=GgufSettings("f16", "job"), work=Work(out))
     assert load_tokenizer(checkpoint).chat_template == before.chat_template  # the checkpoint stays
-    chat = read_chat({"job": prompts})
+    chat = read_chat(prompts)
     assert chat is not None
     assert chat.sources.keys() <= {"text", "kind", "first choice", "second choice"}
     write_chat_template(checkpoint, chat)
@@ -137,7 +137,7 @@ def test_a_server_with_the_schema_writes_json_of_it(folder: Callable[[str], Path
 def test_what_no_chat_can_ask_keeps_the_base_s_template(folder: Callable[[str], Path]) -> None:
     checkpoint = helpers.save_worded_llama(folder("model"))
     two = {job: rendered(folder(f"rows of {job}"), job) for job in ("labels", "written")}
-    assert read_chat(two) is None
+    assert read_chat(*two.values()) is None
     export_gguf(checkpoint, None, two, settings=GgufSettings("f16", "job"), work=Work(out := folder("out")))
     assert "a chat gives other answers" in (out / "README.md").read_text()
     assert "TEMPLATE" not in (out / "Modelfile").read_text()
@@ -229,7 +229,7 @@ def test_messages_are_asked_by_the_base_s_chat_template(
     ).benchmarks
     prompts, out = helpers.load_and_render(benchmark, folder("prompts"), dense=checkpoint), folder("out")
     asked = read_prompts(prompts, "evaluation")
-    before, chat = load_tokenizer(checkpoint), read_chat({"turns": prompts})
+    before, chat = load_tokenizer(checkpoint), read_chat(prompts)
     assert chat is not None
     export_gguf(checkpoint, None, {"turns": prompts}, settings=GgufSettings("f16", "turns"), work=Work(out))
     write_chat_template(checkpoint, chat)
