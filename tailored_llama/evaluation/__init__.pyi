@@ -47,7 +47,6 @@ from .recovery import PRUNED as PRUNED
 from .recovery import TAILORED as TAILORED
 from .recovery import ModelRow as ModelRow
 from .recovery import RecoveryRow as RecoveryRow
-from .recovery import RecoveryTable as RecoveryTable
 from .recovery import read_recovery as read_recovery
 from .recovery import recovery_rows as recovery_rows
 from .results import ByType as ByType

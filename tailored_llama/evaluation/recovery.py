@@ -144,40 +144,6 @@ def _row(
     return row
 
 
-@dataclass(frozen=True)
-class RecoveryTable:
-    """The results at one ratio: rows by model and benchmark, and the size and perplexity of each model."""
-
-    ratio: float | None
-    rows: tuple[RecoveryRow, ...]
-    models: Mapping[str, ModelRow]
-
-    @property
-    def benchmarks(self) -> list[str]:
-        """The scored benchmarks in order, without the mean."""
-        return [name for name in dict.fromkeys(row.benchmark for row in self.rows) if name != MEAN]
-
-    @property
-    def lines(self) -> list[str]:
-        """The benchmarks, followed by the mean if there are several."""
-        return self.benchmarks + [MEAN] * (len(self.benchmarks) > 1)
-
-    def row(self, model: str, benchmark: str) -> RecoveryRow | None:
-        return next((row for row in self.rows if (row.model, row.benchmark) == (model, benchmark)), None)
-
-    def any_row(self, benchmark: str) -> RecoveryRow:
-        """A row on a benchmark, for the fields that all models share: metric, examples and floor."""
-        return next(row for row in self.rows if row.benchmark == benchmark)
-
-    def overall(self, model: str) -> RecoveryRow | None:
-        """A model's row on the only benchmark, or its mean."""
-        return self.row(model, self.lines[-1])
-
-    def size(self, model: str) -> ModelRow:
-        """A model's size and perplexity, as far as they are known."""
-        return self.models.get(model, ModelRow(self.ratio, model))
-
-
 def read_recovery(folder: Path) -> tuple[list[RecoveryRow], list[ModelRow]]:
     """The rows of `recovery.parquet` and of `models.parquet`; InputError as `read_rows`."""
     return read_rows(folder / "recovery.parquet", RecoveryRow), read_rows(folder / "models.parquet", ModelRow)

@@ -151,11 +151,11 @@ def tailored_card(
     `base` is the dense model, `checkpoint` the pruned one; the merged one has the same layout and type. If the adapter
     is not merged (`tuned`), the card is that of the healed or pruned model, and says why.
     """
-    table, ratio = run.table, run.table.ratio
-    dense, pruned, tailored = (table.row(model, benchmark.name) for model in MODELS)
-    untuned = HEALED if HEALED in table.models else PRUNED
-    row = tailored if tuned else table.row(untuned, benchmark.name)
-    sizes = {model: table.size(model) for model in MODELS[:2]}
+    ratio = run.ratio
+    dense, pruned, tailored = (run.row(model, benchmark.name) for model in MODELS)
+    untuned = HEALED if HEALED in run.models else PRUNED
+    row = tailored if tuned else run.row(untuned, benchmark.name)
+    sizes = {model: run.size(model) for model in MODELS[:2]}
     before, left = (Size(size.parameters or 0, size.body or 0, size.vocab_size or 0) for size in sizes.values())
     if ratio is None or row is None or row.accuracy is None:
         raise ValueError("a model card needs the run's ratio and the model's own score")
@@ -175,16 +175,16 @@ def tailored_card(
         lost=lost_words(checkpoint),
         loading=loading(checkpoint),
         in_gguf=bool(family_of(read_config(checkpoint)["model_type"]).gguf),
-        notes=text.floor_notes([table]),
+        notes=text.floor_notes([run]),
         prompt=prompt_of(config, benchmark, checkpoint),
         pruned=pruned,
         ratio=ratio,
         removed=" ".join(what_was_removed(before, left, config.pruning, config.reconstruction).split()),
         settings=_settings(config, benchmark, ratio),
         sizes=sizes,
-        perplexities=text.perplexities(table),
+        perplexities=text.perplexities(run),
         row=row,
-        summary=text.summary(table, config, TAILORED if tuned else untuned),
+        summary=text.summary(run, config, TAILORED if tuned else untuned),
         tailored=tailored,
         tuned=tuned,
         rounded=base.half if read_config(checkpoint).get("dtype") == "float32" else None,

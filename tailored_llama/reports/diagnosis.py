@@ -89,8 +89,8 @@ def diagnose(runs: Sequence[RunResults], config: RunConfig) -> list[str]:
     """
     cases: dict[tuple[str, str], list[str]] = {}
     for run in runs:
-        of = f" ({run_name(run.table.ratio)})" if len(runs) > 1 else ""
-        tailored = [row for name in run.table.benchmarks if (row := run.table.row(TAILORED, name))]
+        of = f" ({run_name(run.ratio)})" if len(runs) > 1 else ""
+        tailored = [row for name in run.benchmarks if (row := run.row(TAILORED, name))]
         found = [(row.benchmark, too_much_removed(row)) for row in tailored]
         if run.adapters:
             found += [(row.benchmark, no_gain(row, run.comparison(row.benchmark), config)) for row in tailored]

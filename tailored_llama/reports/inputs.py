@@ -1,12 +1,12 @@
 """The inputs of a run's report: the rows of each ratio, and the folders and manifests behind them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from tailored_llama import evaluation
 from tailored_llama.config import DENSE, TUNED_DENSE, RunConfig
-from tailored_llama.evaluation import HEALED, PRUNED, TAILORED, ModelRow, RecoveryRow, RecoveryTable
+from tailored_llama.evaluation import HEALED, MEAN, PRUNED, TAILORED, ModelRow, RecoveryRow
 from tailored_llama.models import read_structure
 from tailored_llama.store import Manifest
 from tailored_llama.training import Comparison, read_comparison
@@ -14,15 +14,42 @@ from tailored_llama.training import Comparison, read_comparison
 
 @dataclass(frozen=True)
 class RunResults:
-    """The results at one ratio.
+    """The results at one ratio: rows by model and benchmark, and the size and perplexity of each model.
 
     `adapters` are by what they were trained on: a benchmark, or `mixture`. `beside_tuned` is the tailored model beside
     the dense model tuned on the same shots.
     """
 
-    table: RecoveryTable
+    ratio: float | None
+    rows: tuple[RecoveryRow, ...]
+    models: Mapping[str, ModelRow]
     adapters: Mapping[str, Path] = field(default_factory=dict)
     beside_tuned: RecoveryRow | None = None
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """The scored benchmarks in order, without the mean."""
+        return [name for name in dict.fromkeys(row.benchmark for row in self.rows) if name != MEAN]
+
+    @property
+    def lines(self) -> list[str]:
+        """The benchmarks, followed by the mean if there are several."""
+        return self.benchmarks + [MEAN] * (len(self.benchmarks) > 1)
+
+    def row(self, model: str, benchmark: str) -> RecoveryRow | None:
+        return next((row for row in self.rows if (row.model, row.benchmark) == (model, benchmark)), None)
+
+    def any_row(self, benchmark: str) -> RecoveryRow:
+        """A row on a benchmark, for the fields that all models share: metric, examples and floor."""
+        return next(row for row in self.rows if row.benchmark == benchmark)
+
+    def overall(self, model: str) -> RecoveryRow | None:
+        """A model's row on the only benchmark, or its mean."""
+        return self.row(model, self.lines[-1])
+
+    def size(self, model: str) -> ModelRow:
+        """A model's size and perplexity, as far as they are known."""
+        return self.models.get(model, ModelRow(self.ratio, model))
 
     def comparison(self, benchmark: str) -> Comparison | None:
         """The adapter of a benchmark against none, on held-out examples; that of a mixture is the same for all."""
@@ -58,27 +85,27 @@ def run_results(
     `tuned_dense` are the scores of the dense model tuned on the same shots, if that was asked.
 
     Raises:
-        InputError: as `recovery_table`.
+        InputError: as `results_at`.
     """
     folders, rows = {DENSE: dense.scores, TUNED_DENSE: tuned_dense}, [_model_row(None, DENSE, dense)]
     in_files = {f"{DENSE} {kind}": scores for kind, scores in dense.quantised.items()}
     if run is None:
-        return RunResults(recovery_table(None, folders | in_files, rows, seed))
+        return results_at(None, folders | in_files, rows, seed)
     for name, model in ((PRUNED, run.pruned), (HEALED, run.healed)):
         if model:
             rows.append(_model_row(run.ratio, name, model))
             folders[name] = model.scores
     in_files |= {f"{TAILORED} {kind}": scores for kind, scores in run.quantised.items()}
     both = {name: folder for name, folder in run.tailored.items() if name in tuned_dense}
-    beside = recovery_table(None, {DENSE: tuned_dense, TAILORED: both}, (), seed).rows[-1:]
-    table = recovery_table(run.ratio, folders | {TAILORED: run.tailored} | in_files, rows, seed)
-    return RunResults(table, run.adapters, *beside)
+    beside = results_at(None, {DENSE: tuned_dense, TAILORED: both}, (), seed).rows
+    results = results_at(run.ratio, folders | {TAILORED: run.tailored} | in_files, rows, seed)
+    return replace(results, adapters=run.adapters, beside_tuned=beside[-1] if beside else None)
 
 
-def recovery_table(
+def results_at(
     ratio: float | None, folders: Mapping[str, Mapping[str, Path]], models: Sequence[ModelRow], seed: int = 0
-) -> RecoveryTable:
-    """The table at a ratio from the score folders of each model and benchmark, and the sizes of models.
+) -> RunResults:
+    """The results at a ratio from the score folders of each model and benchmark, and the sizes of models.
 
     Raises:
         InputError: scores of a benchmark have different examples or metrics, or a file is missing or broken.
@@ -87,7 +114,7 @@ def recovery_table(
         model: {name: evaluation.read_score(path) for name, path in named.items()} for model, named in folders.items()
     }
     sizes = {row.model: row for row in (ModelRow(None, DENSE), ModelRow(ratio, PRUNED), *models)}
-    return RecoveryTable(ratio, tuple(evaluation.recovery_rows(scores, ratio, seed)), sizes)
+    return RunResults(ratio, tuple(evaluation.recovery_rows(scores, ratio, seed)), sizes)
 
 
 def _model_row(ratio: float | None, name: str, model: evaluation.MeasuredModel[Path]) -> ModelRow:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from tailored_llama.config import DENSE, TUNED_DENSE
-from tailored_llama.evaluation import HEALED, MEAN, MODELS, PRUNED, TAILORED, Z95, ModelRow, RecoveryRow, RecoveryTable
+from tailored_llama.evaluation import HEALED, MEAN, MODELS, PRUNED, TAILORED, Z95, ModelRow, RecoveryRow
 from tailored_llama.reports import text
 from tailored_llama.reports.diagnosis import diagnose
 from tailored_llama.reports.figures import COLOURS, WIDTH, Picture, name_ticks, new_figure, styled, xy
@@ -27,12 +27,12 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
 
     Every ratio repeats the dense models' rows. InputError: the log or the comparison of an adapter is broken.
     """
-    runs, config, tables = inputs.runs, inputs.config, [run.table for run in inputs.runs]
-    sizes = {(row.ratio, row.model): row for table in tables for row in table.models.values()}
-    rows = [row for table in tables for row in table.rows]
+    runs, config = inputs.runs, inputs.config
+    sizes = {(row.ratio, row.model): row for run in runs for row in run.models.values()}
+    rows = [row for run in runs for row in run.rows]
     write_rows(out / "recovery.parquet", rows, RecoveryRow)
     write_rows(out / "models.parquet", list(sizes.values()), ModelRow)
-    lead = [(text.run_name(table.ratio).capitalize(), text.summary(table, config)) for table in tables]
+    lead = [(text.run_name(run.ratio).capitalize(), text.summary(run, config)) for run in runs]
     missing = [f"Incomplete: {name} failed: {error}" for name, error in inputs.failed.items()]
     report = Report(
         text.title(inputs),
@@ -48,14 +48,14 @@ def _sections(runs: Sequence[RunResults], inputs: ReportInputs) -> list[Section]
     """All that a report can have; pictures of a ratio have it in the names of their files."""
     bars, losses = dict[str, Picture](), dict[str, Picture]()
     for run in runs:
-        ending = "" if run.table.ratio is None else f"-{run.table.ratio}"
-        caption = text.run_name(run.table.ratio).capitalize() if len(runs) > 1 else ""
-        bars[f"accuracy{ending}"] = _bars(run.table, caption)
+        ending = "" if run.ratio is None else f"-{run.ratio}"
+        caption = text.run_name(run.ratio).capitalize() if len(runs) > 1 else ""
+        bars[f"accuracy{ending}"] = _bars(run, caption)
         if run.adapters:
             losses[f"losses{ending}"] = _losses(run.adapters, caption)
     samples = [(name, first_sample(folder)) for name, folder in inputs.prompts.items()]
     return [
-        Section("Accuracy and recovery", table=accuracies([run.table for run in runs], text.gained_by(inputs.config))),
+        Section("Accuracy and recovery", table=accuracies(runs, text.gained_by(inputs.config))),
         Section("Accuracy by benchmark", bars),
         Section("Size", table=_sizes(runs)),
         Section("How tuning went", losses, _verdicts(runs)),
@@ -64,13 +64,13 @@ def _sections(runs: Sequence[RunResults], inputs: ReportInputs) -> list[Section]
     ]
 
 
-def accuracies(tables: Sequence[RecoveryTable], how: str) -> Table:
+def accuracies(runs: Sequence[RunResults], how: str) -> Table:
     """Every benchmark of every run.
 
     `how` are the steps from the pruned to the tailored model. The tuned dense model and files of fewer bits, where
     there are any, stand behind the others.
     """
-    beside = list(dict.fromkeys(row.model for table in tables for row in table.rows))
+    beside = list(dict.fromkeys(row.model for run in runs for row in run.rows))
     beside = [model for model in beside if model not in (*MODELS, HEALED)]
     columns = (
         Column("benchmark", left=True),
@@ -83,12 +83,12 @@ def accuracies(tables: Sequence[RecoveryTable], how: str) -> Table:
         *(Column(model, wide=True) for model in beside),
     )
     rows = []
-    for table in tables:
-        rows += [table_row(text.run_name(table.ratio).capitalize())] if len(tables) > 1 else []
-        for name in table.lines:
-            known, shares = table.any_row(name), [Cell("–")] * 3
-            if row := table.row(TAILORED, name):  # a mean says over how many benchmarks it is
-                over = f"over {row.cc_benchmarks} of {len(table.benchmarks)}" if name == MEAN else ""
+    for run in runs:
+        rows += [table_row(text.run_name(run.ratio).capitalize())] if len(runs) > 1 else []
+        for name in run.lines:
+            known, shares = run.any_row(name), [Cell("–")] * 3
+            if row := run.row(TAILORED, name):  # a mean says over how many benchmarks it is
+                over = f"over {row.cc_benchmarks} of {len(run.benchmarks)}" if name == MEAN else ""
                 shares = [
                     share_cell(row.gain, row.gain_low, row.gain_high),
                     share_cell(row.recovery, row.recovery_low, row.recovery_high),
@@ -97,8 +97,8 @@ def accuracies(tables: Sequence[RecoveryTable], how: str) -> Table:
             label = "mean" if name == MEAN else name
             cells = [Cell(label, (known.metric or "",), label)]
             cells += [Cell(number(known.examples, 0)), Cell(number(known.floor))]
-            cells += [accuracy_of(table.row(model, name)) for model in MODELS]
-            cells += [*shares, *(_beside(table.row(model, name)) for model in beside)]
+            cells += [accuracy_of(run.row(model, name)) for model in MODELS]
+            cells += [*shares, *(_beside(run.row(model, name)) for model in beside)]
             rows.append(table_row(*cells, bold=name == MEAN))
     legend = (
         f"Gained = tailored − pruned, by {how}; recovery = tailored ÷ dense; chance-corrected = (tailored − floor) ÷ "
@@ -118,7 +118,7 @@ def _beside(row: RecoveryRow | None) -> Cell:
 
 def _sizes(runs: Sequence[RunResults]) -> Table:
     """The size and the perplexity of the dense model, and of each pruned and healed one, as far as they are known."""
-    models = [runs[0].table.size(DENSE), *(run.table.size(model) for run in runs for model in (PRUNED, HEALED))]
+    models = [runs[0].size(DENSE), *(run.size(model) for run in runs for model in (PRUNED, HEALED))]
     rows = []
     for row in models:
         if row.parameters or row.perplexity:
@@ -136,7 +136,7 @@ def _verdicts(runs: Sequence[RunResults]) -> Table:
     for run in runs:
         for name in run.adapters:
             if comparison := run.comparison(name):
-                label = Cell(name, (text.run_name(run.table.ratio),) * (len(runs) > 1))
+                label = Cell(name, (text.run_name(run.ratio),) * (len(runs) > 1))
                 rows.append(table_row(label, text.verdict_line(comparison)))
     legend = (
         "Accuracy decides where it differs by more than its standard error; else the adapter is better if the loss is "
@@ -148,34 +148,34 @@ def _verdicts(runs: Sequence[RunResults]) -> Table:
 
 def report_notes(runs: Sequence[RunResults]) -> list[str]:
     """Return notes on the accuracies: what the tuned dense model has, and where a recovery says little."""
-    notes, first, shares = text.floor_notes([run.table for run in runs]), runs[0].table, []
+    notes, first, shares = text.floor_notes(runs), runs[0], []
     tuned = [row for name in first.lines if (row := first.row(TUNED_DENSE, name)) and row.accuracy is not None]
     if not tuned:
         return notes
     told = f"Dense, tuned on the same shots: {', '.join(f'{row.benchmark} {accuracy_of(row).text}' for row in tuned)}."
     for run in runs:
         if (row := run.beside_tuned) and row.recovery is not None:
-            named = f"{text.run_name(run.table.ratio)} " if len(runs) > 1 else ""
+            named = f"{text.run_name(run.ratio)} " if len(runs) > 1 else ""
             shares.append(f"{named}{percent(row.recovery)} ({span(row.recovery_low, row.recovery_high)})")
     return [f"{told} Tailored ÷ dense, tuned: {', '.join(shares)}." if shares else told, *notes]
 
 
 @styled
-def _bars(table: RecoveryTable, caption: str) -> Picture:
+def _bars(run: RunResults, caption: str) -> Picture:
     """Bars of accuracy per benchmark with 95 % intervals, and each benchmark's floor as a dashed line."""
-    names, places = table.benchmarks, np.arange(len(table.benchmarks))
-    models = [model for model in (DENSE, TUNED_DENSE, *MODELS[1:]) if any(table.row(model, name) for name in names)]
+    names, places = run.benchmarks, np.arange(len(run.benchmarks))
+    models = [model for model in (DENSE, TUNED_DENSE, *MODELS[1:]) if any(run.row(model, name) for name in names)]
     least = WIDTH // 2 + 110 * (len(models) > len(MODELS))  # room for the legend
     figure = new_figure(340, width=min(WIDTH, max(least, 80 + 180 * len(names))))
     axes, width = figure.subplots(), 0.78 / len(models)
     whisker: Any = {"ecolor": COLOURS["ink"], "elinewidth": 1.2, "capsize": 3}
     for nth, model in enumerate(models):
-        rows = [(i, row) for i, name in enumerate(names) if (row := table.row(model, name))]
+        rows = [(i, row) for i, name in enumerate(names) if (row := run.row(model, name))]
         at = [i + (nth - (len(models) - 1) / 2) * width for i, _ in rows]
         values, errors = [row.accuracy or 0.0 for _, row in rows], [Z95 * (row.stderr or 0.0) for _, row in rows]
         colour = COLOURS["line-1" if model == TUNED_DENSE else model]
         axes.bar(at, values, 0.92 * width, yerr=errors, color=colour, label=model, error_kw=whisker)
-    floors, dashes = [table.any_row(name).floor for name in names], (0, (4, 2))
+    floors, dashes = [run.any_row(name).floor for name in names], (0, (4, 2))
     axes.hlines(floors, places - 0.45, places + 0.45, COLOURS["ink"], dashes, linewidth=1.5, label="floor")
     axes.set(ylabel="accuracy", xlim=(-0.6, len(names) - 0.4), ylim=(0, None))
     name_ticks(axes, names, (96 * figure.get_figwidth() - 80) / len(names))

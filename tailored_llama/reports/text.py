@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from tailored_llama.config import DENSE, RunConfig
-from tailored_llama.evaluation import HEALED, PRUNED, TAILORED, RecoveryRow, RecoveryTable
-from tailored_llama.reports.inputs import ReportInputs
+from tailored_llama.evaluation import HEALED, PRUNED, TAILORED, RecoveryRow
+from tailored_llama.reports.inputs import ReportInputs, RunResults
 from tailored_llama.reports.parts import accuracy_of, listed, number, percent, points, span
 from tailored_llama.training import Comparison, is_better
 
@@ -14,7 +14,7 @@ NOTHING = "Tuning brought nothing here"
 
 def title(inputs: ReportInputs) -> str:
     """The title: the model and the ratios, and whether stages are missing."""
-    ratios = [f"{run.table.ratio:g}" for run in inputs.runs if run.table.ratio is not None]
+    ratios = [f"{run.ratio:g}" for run in inputs.runs if run.ratio is not None]
     pruned = f", pruned at ratio{'s' if len(ratios) > 1 else ''} {listed(ratios)}" if ratios else ""
     return f"{inputs.model}{pruned}{' (incomplete)' if inputs.failed else ''}"
 
@@ -24,50 +24,50 @@ def run_name(ratio: float | None) -> str:
     return "pruned" if ratio is None else f"ratio {ratio:g}"
 
 
-def summary(table: RecoveryTable, config: RunConfig, model: str = TAILORED) -> str:
+def summary(run: RunResults, config: RunConfig, model: str = TAILORED) -> str:
     """Two sentences on one run: what pruning did to the model, and what `model` reaches."""
-    return f"{_size_sentence(table)} {_recovery_sentence(table, config, model)}".strip()
+    return f"{_size_sentence(run)} {_recovery_sentence(run, config, model)}".strip()
 
 
-def _size_sentence(table: RecoveryTable) -> str:
+def _size_sentence(run: RunResults) -> str:
     """Say what pruning removed, and what became of perplexity; empty if nothing of it is known."""
-    dense, pruned = table.size(DENSE), table.size(PRUNED)
+    dense, pruned = run.size(DENSE), run.size(PRUNED)
     parts = []
     if dense.parameters and pruned.parameters:
         removed = f"{percent(1 - pruned.parameters / dense.parameters)} of all parameters"
         if dense.body and pruned.body:
             removed += f" and {percent(1 - pruned.body / dense.body)} of those outside the embeddings"
         parts.append(f"pruning removed {removed} ({dense.parameters:,} before, {pruned.parameters:,} after)")
-    if _has_fewer_tokens(table):
+    if _has_fewer_tokens(run):
         parts.append(f"{pruned.vocab_size:,} of {dense.vocab_size:,} tokens are left")
-    measure, (before, after, mended) = perplexities(table)
+    measure, (before, after, mended) = perplexities(run)
     if before and after:
         parts.append(f"{measure} went from {before} to {after}{f', and by healing to {mended}' if mended else ''}")
     text = listed(parts, ", and ")
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
-def _has_fewer_tokens(table: RecoveryTable) -> bool:
-    dense, pruned = table.size(DENSE).vocab_size, table.size(PRUNED).vocab_size
+def _has_fewer_tokens(run: RunResults) -> bool:
+    dense, pruned = run.size(DENSE).vocab_size, run.size(PRUNED).vocab_size
     return bool(dense and pruned and dense != pruned)
 
 
-def perplexities(table: RecoveryTable) -> tuple[str, tuple[str, str, str]]:
+def perplexities(run: RunResults) -> tuple[str, tuple[str, str, str]]:
     """Perplexity of the dense, the pruned and the healed model, and what it is per; empty if not measured.
 
     Per token where the vocabularies are alike, else per byte, as only that compares.
     """
-    per_byte, rows = _has_fewer_tokens(table), [table.size(model) for model in (DENSE, PRUNED, HEALED)]
+    per_byte, rows = _has_fewer_tokens(run), [run.size(model) for model in (DENSE, PRUNED, HEALED)]
     values = [row.byte_perplexity if per_byte else row.perplexity for row in rows]
     dense, pruned, healed = ("" if value is None else number(value, 3 if per_byte else 1) for value in values)
     return "perplexity per byte" if per_byte else "perplexity", (dense, pruned, healed)
 
 
-def _recovery_sentence(table: RecoveryTable, config: RunConfig, model: str) -> str:
+def _recovery_sentence(run: RunResults, config: RunConfig, model: str) -> str:
     """Say what a model reaches, or else the pruned one, of the dense model's accuracy; empty if neither was scored."""
-    row, compared, pruned = table.overall(model), _compared(table, model), _compared(table, PRUNED)
+    row, compared, pruned = run.overall(model), _compared(run, model), _compared(run, PRUNED)
     if row is None or row.recovery is None:
-        return "" if model == PRUNED else _recovery_sentence(table, config, PRUNED)
+        return "" if model == PRUNED else _recovery_sentence(run, config, PRUNED)
     where = next(iter(compared)) if len(compared) == 1 else f"mean over {len(compared)} benchmarks"
     measured = [f"{where}, {sum(compared_row.examples for compared_row in compared.values()):,} examples"]
     measured.append(f"95 % interval {span(row.recovery_low, row.recovery_high)}")
@@ -83,9 +83,9 @@ def _recovery_sentence(table: RecoveryTable, config: RunConfig, model: str) -> s
     return f"{text}."
 
 
-def _compared(table: RecoveryTable, model: str) -> dict[str, RecoveryRow]:
+def _compared(run: RunResults, model: str) -> dict[str, RecoveryRow]:
     """A model's rows by benchmark, where it has a recovery."""
-    rows = [row for name in table.benchmarks if (row := table.row(model, name)) and row.recovery is not None]
+    rows = [row for name in run.benchmarks if (row := run.row(model, name)) and row.recovery is not None]
     return {row.benchmark: row for row in rows}
 
 
@@ -126,12 +126,12 @@ def verdict_line(compared: Comparison) -> str:
     return f"{verdicts[is_better(compared)]}: {held_out_evidence(compared)} (differences ± paired standard error)."
 
 
-def floor_notes(tables: Sequence[RecoveryTable]) -> list[str]:
+def floor_notes(runs: Sequence[RunResults]) -> list[str]:
     """One sentence for each benchmark on which the dense model is not significantly above its floor."""
     notes: dict[str, str] = {}
-    for table in tables:
-        for name in table.benchmarks:
-            row = table.row(DENSE, name)
+    for run in runs:
+        for name in run.benchmarks:
+            row = run.row(DENSE, name)
             if row is None or row.accuracy is None or row.above_floor is not False:
                 continue
             finding, shown, value = "is not significantly above", accuracy_of(row).text, "little"

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from helpers import hits, scored
 from tailored_llama.config import RunConfig, validate_config
-from tailored_llama.evaluation import RecoveryRow, RecoveryTable
+from tailored_llama.evaluation import RecoveryRow
 from tailored_llama.reports import ReportInputs, stored_table, write_report
 from tailored_llama.reports.diagnosis import diagnose, no_gain, too_much_removed, unstable
-from tailored_llama.reports.inputs import RunResults, recovery_table
+from tailored_llama.reports.inputs import RunResults, results_at
 from tailored_llama.store import write_table
 from tailored_llama.training import LOG_SCHEMA, Comparison
 from tailored_llama.training.records import Outcome, write_comparison
@@ -137,7 +137,7 @@ def failed(tmp_path: Path) -> ReportInputs:
     write_table(adapter / "log.parquet", log([2.0, 2.0, 2.0, 9.0], [3.0, 3.0]), LOG_SCHEMA)
     same = [Outcome(1.0, True, 1.0), Outcome(2.0, False, 2.0)] * 10
     write_comparison(adapter, range(20), same, same)
-    run = RunResults(recovery_table(0.2, models, ()), adapters={"own": adapter})
+    run = dataclasses.replace(results_at(0.2, models, ()), adapters={"own": adapter})
     return ReportInputs("tiny", [run], validate_config({}))
 
 
@@ -169,7 +169,7 @@ def test_every_surface_tells_all_three_with_their_evidence_and_levers(failed: Re
 
 def test_a_run_without_failures_has_no_such_notes(failed: ReportInputs, tmp_path: Path) -> None:
     models = {name: {"own": scored(tmp_path / "good" / name, hits(80), 0.25)} for name in ("dense", "tailored")}
-    good = RunResults(recovery_table(0.2, models, ()))
+    good = results_at(0.2, models, ())
     out = tmp_path / "out"
     out.mkdir()
     write_report(dataclasses.replace(failed, runs=[good]), out=out)
@@ -179,7 +179,7 @@ def test_a_run_without_failures_has_no_such_notes(failed: ReportInputs, tmp_path
 
 def test_benchmarks_of_one_signature_share_a_paragraph_and_ratios_are_named_if_there_are_several() -> None:
     rows = tuple(dataclasses.replace(row(recovery=0.5), benchmark=name) for name in ("piqa", "boolq"))
-    runs = [RunResults(RecoveryTable(ratio, rows, {})) for ratio in (0.2, 0.5)]
+    runs = [RunResults(ratio, rows, {}) for ratio in (0.2, 0.5)]
     (said,) = diagnose(runs[:1], validate_config({}))
     evidence = "accuracy is 0.400 ± 0.050, 50.0\xa0% of the dense model's (95 % interval 70.0–90.0\xa0%)"
     assert f"the wrong kind. piqa: {evidence}; boolq: {evidence}. Try: remove less" in said

@@ -21,14 +21,13 @@ from tailored_llama.evaluation import (
     MeasuredModel,
     ModelRow,
     RecoveryRow,
-    RecoveryTable,
     TailoredRun,
     compare_scores,
     read_recovery,
 )
 from tailored_llama.evaluation.written import answers_schema
 from tailored_llama.reports import ReportInputs, run_results, stored_table, write_report
-from tailored_llama.reports.inputs import RunResults, recovery_table
+from tailored_llama.reports.inputs import RunResults, results_at
 from tailored_llama.store import Manifest, write_table
 from tailored_llama.store.tables import schema_of
 from tailored_llama.training import LOG_SCHEMA
@@ -61,27 +60,27 @@ def report_of(*runs: RunResults) -> ReportInputs:
 
 def inputs(root: Path, **changes: Any) -> ReportInputs:
     """One ratio. Only scores and sizes are given."""
-    run = RunResults(recovery_table(0.2, folders(root), SIZES))
+    run = results_at(0.2, folders(root), SIZES)
     return replace(report_of(run), **{"perplexity": {"tokens": 511, "window": 512}} | changes)
 
 
 def of_scores(scores: Folders, ratio: float | None = None) -> ReportInputs:
     """One ratio, of which nothing but scores is known."""
-    return report_of(RunResults(recovery_table(ratio, scores, ())))
+    return report_of(results_at(ratio, scores, ()))
 
 
-def table_of(given: ReportInputs) -> RecoveryTable:
-    """The table of the only run."""
+def run_of(given: ReportInputs) -> RunResults:
+    """The only run."""
     (run,) = given.runs
-    return run.table
+    return run
 
 
 def manifest(stage: str, seconds: float, memory: int, **measured: Any) -> Manifest:
     return Manifest(stage, 1, "", {}, {}, {}, {"torch": ATTACK}, seconds, memory, measured)
 
 
-def row_of(table: RecoveryTable, model: str, benchmark: str) -> RecoveryRow:
-    row = table.row(model, benchmark)
+def row_of(run: RunResults, model: str, benchmark: str) -> RecoveryRow:
+    row = run.row(model, benchmark)
     assert row is not None
     return row
 
@@ -144,9 +143,9 @@ def written(given: ReportInputs, out: Path) -> str:
 
 
 def test_rows_hold_the_numbers(tmp_path: Path) -> None:
-    table = table_of(inputs(tmp_path))
-    assert (table.ratio, table.benchmarks, table.lines) == (0.2, ["arc_easy", "boolq"], ["arc_easy", "boolq", MEAN])
-    dense, pruned, easy = (row_of(table, model, "arc_easy") for model in ("dense", "pruned", "tailored"))
+    run = run_of(inputs(tmp_path))
+    assert (run.ratio, run.benchmarks, run.lines) == (0.2, ["arc_easy", "boolq"], ["arc_easy", "boolq", MEAN])
+    dense, pruned, easy = (row_of(run, model, "arc_easy") for model in ("dense", "pruned", "tailored"))
     assert (easy.metric, easy.examples, easy.floor, easy.ratio) == ("acc_norm", 100, 0.25, 0.2)
     assert (dense.accuracy, pruned.accuracy, easy.accuracy) == (0.5, 0.3, 0.4)
     assert (dense.recovery, dense.gain) == (None, None)
@@ -157,39 +156,39 @@ def test_rows_hold_the_numbers(tmp_path: Path) -> None:
     assert easy.recovery_low is not None
     assert easy.recovery_high is not None
     assert 0.6 < easy.recovery_low < 0.8 < easy.recovery_high < 1
-    assert table.size("dense") == ModelRow(None, "dense", 100_000, 20.5)
-    assert table.size("pruned") == ModelRow(0.2, "pruned", 80_000, 40.25)
-    assert table.size("healed") == ModelRow(0.2, "healed")
+    assert run.size("dense") == ModelRow(None, "dense", 100_000, 20.5)
+    assert run.size("pruned") == ModelRow(0.2, "pruned", 80_000, 40.25)
+    assert run.size("healed") == ModelRow(0.2, "healed")
     assert easy.gain == pytest.approx(0.1)
     assert easy.gain_low is not None
     assert easy.gain_high is not None
     assert 0 < easy.gain_low < 0.1 < easy.gain_high < 0.2  # ten of a hundred, and no example the other way
-    boolq = row_of(table, "tailored", "boolq")
+    boolq = row_of(run, "tailored", "boolq")
     assert boolq.recovery == pytest.approx(1.5)
-    assert row_of(table, "dense", "boolq").above_floor is False
+    assert row_of(run, "dense", "boolq").above_floor is False
     assert (boolq.chance_corrected, boolq.cc_low, boolq.cc_high) == (None, None, None)
-    mean = row_of(table, "tailored", MEAN)
-    assert mean == table.overall("tailored")
+    mean = row_of(run, "tailored", MEAN)
+    assert mean == run.overall("tailored")
     assert mean.recovery == pytest.approx((0.8 + 1.5) / 2)
     assert mean.recovery_benchmarks == 2
     assert mean.chance_corrected == pytest.approx(0.6)  # boolq's would have no meaning
     assert mean.cc_benchmarks == 1
-    whole = row_of(table, "dense", MEAN)
+    whole = row_of(run, "dense", MEAN)
     assert whole.accuracy == pytest.approx(0.46)
-    errors = [row_of(table, "dense", name).stderr for name in table.benchmarks]
+    errors = [row_of(run, "dense", name).stderr for name in run.benchmarks]
     assert whole.stderr == pytest.approx(np.hypot(*errors) / 2)
 
 
 def test_an_interval_does_not_depend_on_the_other_benchmarks(tmp_path: Path) -> None:
     scores = folders(tmp_path)
     alone = of_scores({model: {"arc_easy": own["arc_easy"]} for model, own in scores.items()})
-    both = [row for row in table_of(of_scores(scores)).rows if row.benchmark == "arc_easy"]
-    assert list(table_of(alone).rows) == both  # and one benchmark needs no mean
+    both = [row for row in run_of(of_scores(scores)).rows if row.benchmark == "arc_easy"]
+    assert list(run_of(alone).rows) == both  # and one benchmark needs no mean
 
 
 def test_the_mean_gain_has_an_interval_of_all_benchmarks(tmp_path: Path) -> None:
-    table = table_of(inputs(tmp_path))
-    easy, boolq, mean = (row_of(table, "tailored", name) for name in table.lines)
+    run = run_of(inputs(tmp_path))
+    easy, boolq, mean = (row_of(run, "tailored", name) for name in run.lines)
     assert (easy.gain, boolq.gain) == (pytest.approx(0.1), pytest.approx(0.23))
     assert mean.gain == pytest.approx(0.165)
     assert mean.gain_low is not None
@@ -214,8 +213,8 @@ def test_written_answers_are_reported_like_choices(tmp_path: Path) -> None:
         found = {"benchmark": "ages", "metric": "f1", "examples": 4, "floor": 0.0}
         (folder / "metrics.json").write_text(json.dumps(found | {"f1": float(np.mean(values)), "f1_stderr": 0.2}))
         models[name] = {"ages": folder}
-    table = table_of(of_scores(models))
-    dense, row = row_of(table, "dense", "ages"), row_of(table, "tailored", "ages")
+    run = run_of(of_scores(models))
+    dense, row = row_of(run, "dense", "ages"), row_of(run, "tailored", "ages")
     assert (row.metric, dense.accuracy, row.accuracy, row.recovery) == ("f1", 0.5, 0.375, 0.75)
     assert row.recovery_low is not None
     assert row.recovery_low < 0.75
@@ -246,8 +245,8 @@ def test_parquet_has_the_declared_schema_and_reads_back(tmp_path: Path) -> None:
     assert str(found.schema.field("above_floor").type) == "bool"
     assert str(found.schema.field("examples").type) == "int64"
     assert str(found.schema.field("recovery").type) == "double"
-    table = table_of(given)
-    assert read_recovery(tmp_path / "out") == (list(table.rows), list(table.models.values()))
+    run = run_of(given)
+    assert read_recovery(tmp_path / "out") == (list(run.rows), list(run.models.values()))
 
 
 def test_the_page_says_it_in_words_and_numbers(tmp_path: Path) -> None:
@@ -356,11 +355,11 @@ def test_files_of_fewer_bits_stand_beside_the_models(tmp_path: Path, tiny: Path)
     other = in_q8_0(tmp_path / "tailored q8_0", 35, 62, 85_000_000)
     whole = report_of(tailored_run(tiny, tmp_path, dense=one, quantised=other))
     page = written(whole, tmp_path / "out")
-    table = table_of(whole)
-    dense, tailored = row_of(table, "dense q8_0", MEAN), row_of(table, "tailored q8_0", MEAN)
+    run = run_of(whole)
+    dense, tailored = row_of(run, "dense q8_0", MEAN), row_of(run, "tailored q8_0", MEAN)
     assert (dense.bytes, dense.accuracy, dense.chance_corrected) == (106_000_000, 0.55, pytest.approx(0.92))
     assert (tailored.bytes, tailored.accuracy, tailored.chance_corrected) == (85_000_000, 0.485, pytest.approx(0.4))
-    assert row_of(table, "tailored", MEAN) == row_of(table_of(inputs(tmp_path / "alone")), "tailored", MEAN)
+    assert row_of(run, "tailored", MEAN) == row_of(run_of(inputs(tmp_path / "alone")), "tailored", MEAN)
     text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
     assert "chance- corrected dense q8_0 tailored q8_0" in text
     assert "0.350 ± 0.048 70.0 % of dense" in text
@@ -372,9 +371,9 @@ def test_files_of_fewer_bits_stand_beside_the_models(tmp_path: Path, tiny: Path)
 
 def test_types_that_some_benchmarks_lack_have_no_mean(tmp_path: Path, tiny: Path) -> None:
     scores = in_q8_0(tmp_path / "q8_0", 48, 62, 106_000_000)["q8_0"]
-    table = tailored_run(tiny, tmp_path, dense={"q8_0": {"boolq": scores["boolq"]}}).table
-    assert row_of(table, "dense q8_0", "boolq").accuracy == 0.62
-    assert row_of(table, "dense q8_0", MEAN).accuracy is None
+    run = tailored_run(tiny, tmp_path, dense={"q8_0": {"boolq": scores["boolq"]}})
+    assert row_of(run, "dense q8_0", "boolq").accuracy == 0.62
+    assert row_of(run, "dense q8_0", MEAN).accuracy is None
 
 
 def test_dense_alone_and_a_ratio_that_nobody_named(tmp_path: Path, tiny: Path) -> None:
@@ -392,9 +391,9 @@ def test_a_benchmark_that_only_some_models_have(tmp_path: Path) -> None:
     page = written(partial, tmp_path / "out").replace(NBSP, " ")
     assert "(arc_easy, 100 examples; 95 % interval" in page
     assert "60.0 % when only pruned" in page  # on that benchmark
-    table = table_of(partial)
-    assert table.row("tailored", "boolq") is None
-    mean = row_of(table, "tailored", MEAN)
+    run = run_of(partial)
+    assert run.row("tailored", "boolq") is None
+    mean = row_of(run, "tailored", MEAN)
     assert mean.accuracy is None  # a mean over one benchmark is not to be set beside a mean over two
     assert mean.recovery == pytest.approx(0.8)
     assert mean.recovery_benchmarks == 1
@@ -418,14 +417,14 @@ def test_dense_without_a_right_answer(tmp_path: Path) -> None:
         name: {"own": scored(tmp_path / name / "own", hits(n), 0.5)} for name, n in (("dense", 0), ("tailored", 9))
     }
     given = of_scores(scores, 0.5)
-    row = row_of(table_of(given), "tailored", "own")
+    row = row_of(run_of(given), "tailored", "own")
     assert (row.recovery, row.recovery_low, row.chance_corrected) == (None, None, None)
     assert "Dense itself is at the floor on own" in written(given, tmp_path / "out")
 
 
 def test_console_table_fits_a_terminal(tmp_path: Path) -> None:
     first, second = (
-        RunResults(recovery_table(ratio, folders(tmp_path / str(ratio)), (SIZES[0], replace(SIZES[1], ratio=ratio))))
+        results_at(ratio, folders(tmp_path / str(ratio)), (SIZES[0], replace(SIZES[1], ratio=ratio)))
         for ratio in (0.2, 0.5)
     )
     for runs in ([first], [first, second]):
