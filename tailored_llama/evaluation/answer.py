@@ -71,9 +71,14 @@ class Answer:
     doubt: str = ""  # a sentence, if the reference is hardly better than without skill
 
     @property
+    def tested(self) -> dict[int, Mapping[str, LossTest]]:
+        """The tests by the position of their candidate, in their order."""
+        return dict(zip(self.order, self.tests, strict=False))
+
+    @property
     def proven(self) -> int | None:
         """The position of the smallest candidate that is proven, which is the answer; None: no candidate is."""
-        passed = [place for place, tests in zip(self.order, self.tests, strict=False) if is_proven(tests)]
+        passed = [place for place, tests in self.tested.items() if is_proven(tests)]
         return passed[-1] if passed else None
 
 

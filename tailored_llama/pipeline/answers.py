@@ -91,7 +91,7 @@ def write_proof(config: SmallestConfig, answer: Answer, proof: Proof[Path], out:
     What was said, and the labels, leave as SHA-256 of their normal forms.
     """
     assert answer.proven is not None
-    tests = answer.tests[answer.order.index(answer.proven)]
+    tests = answer.tested[answer.proven]
     columns: dict[str, list[Any]] = {name: [] for name in PROOF_SCHEMA.names}
     asked: dict[str, list[Any]] = {name: [] for name in ASKED_SCHEMA.names}
     for name, prompts in proof.prompts.items():

@@ -63,8 +63,7 @@ def certificate_of(answer: Answer, config: SmallestConfig, model: Mapping[str, A
     Raises:
         ValueError: no candidate is proven.
     """
-    proven = _proven(answer)
-    tested = dict(zip(answer.order, answer.tests, strict=False))
+    proven, tested = _proven(answer), answer.tested
     return {
         "format": 2,
         "claim": f"{claim(answer).removesuffix('.')}, compared with {answer.reference}.",

@@ -65,7 +65,7 @@ def _models(stage: str, report: Path) -> Iterator[tuple[str, *tuple[Cell, ...]]]
 def _smallest(answer: Answer) -> tuple[str, *tuple[Cell, ...]]:
     if (proven := answer.proven) is None:
         return "the smallest model", Cell("–"), Cell("–"), Cell("–"), Cell("nothing is proven")
-    tests = answer.tests[answer.order.index(proven)].values()
+    tests = answer.tested[proven].values()
     small, dense = (Cell(number(fmean(getattr(test, of) for test in tests))) for of in ("small", "dense"))
     goal, best = answer.goal, answer.candidates[proven]
     proof = Cell(f"loses less than {goal.lose_at_most:g} points", (f"{100 * goal.confidence:g} % confidence",))

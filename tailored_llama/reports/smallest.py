@@ -60,7 +60,7 @@ def _result(answer: Answer) -> tuple[list[str], list[tuple[str, str]]]:
     doubt = [answer.doubt] if answer.doubt else []
     if (position := answer.proven) is None:
         return [*_unproven(answer), *doubt], []
-    candidate, tests = answer.candidates[position], answer.tests[answer.order.index(position)]
+    candidate, tests = answer.candidates[position], answer.tested[position]
     benchmark, test = max(tests.items(), key=lambda item: item[1].bound)
     rows = f"rows of {benchmark}, the worst" if len(tests) > 1 else "rows"
     removed = percent(candidate.ratio, 0)
@@ -119,11 +119,10 @@ def _loses(loss: float) -> str:
 
 
 def _outcome(answer: Answer, place: int) -> str:
-    tested = dict(zip(answer.order, answer.tests, strict=False))
     if place == answer.proven:
         return "the answer"
-    if place in tested:
-        return "proven" if evaluation.is_proven(tested[place]) else "not proven"
+    if tests := answer.tested.get(place):
+        return "proven" if evaluation.is_proven(tests) else "not proven"
     return "loses too much" if answer.candidates[place].smoothed > answer.goal.lose_at_most / 100 else "not tested"
 
 
@@ -163,7 +162,7 @@ def _tests(answer: Answer) -> Table:
     counts = ("alike" if few else "both\nright", "only\ndense", "only\nsmall", "both\nwrong")
     titles = ("rows", *(["labels"] if few else []), *counts, "loss", "largest loss\nnot excluded", "p")
     rows = []
-    for place, tests in zip(answer.order, answer.tests, strict=False):
+    for place, tests in answer.tested.items():
         candidate = answer.candidates[place]
         base, how = _names(answer)[candidate.base], candidate.label.removeprefix(f"{candidate.base}, ")
         for name, test in tests.items():

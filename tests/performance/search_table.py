@@ -28,7 +28,7 @@ def main(report: Path, table: Path, seed: Annotated[int, typer.Option(help="Seed
         lines.append([*cells, _outcome(answer, place), str(seed), str(rows)])
     with table.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(lines)
-    for place, tests in zip(answer.order, answer.tests, strict=False):
+    for place, tests in answer.tested.items():
         for name, test in tests.items():
             proof = f"{100 * test.loss:.1f} points (at most {100 * test.bound:.2f}) on {test.rows:,} rows of {name}"
             print(f"{answer.candidates[place].label}: {proof}")
