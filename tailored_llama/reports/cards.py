@@ -2,7 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +94,21 @@ def certificate_of(answer: Answer, config: SmallestConfig, model: Mapping[str, A
     }
 
 
-def certificate_section(certificate: Mapping[str, Any]) -> str:
+def figures_of(test: LossTest) -> list[str]:
+    """A test as both the card and the report show it: the four counts, the loss, the largest not excluded, and p."""
+    counts = astuple(test.counts) if test.counts else (None,) * 4  # values between right and wrong have no counts
+    return [*(number(count, 0) for count in counts), lost(test.loss), lost(test.bound, 2), p_value(test.p)]
+
+
+def certificate_section(answer: Answer, certificate: Mapping[str, Any]) -> str:
     """The section of the model card, in Markdown, about a certificate."""
-    few = any("looks" in test for test in certificate["benchmarks"].values())
+    tests = answer.tested[_proven(answer)]
+    few = any(test.looks for test in tests.values())
     counted = ("answered alike" if few else "both right", "only the reference", "only this model", "both wrong")
     titles = ("rows", *counted, "loss", "largest loss not excluded", "p")
-    rows = []
-    for name, test in certificate["benchmarks"].items():
-        counts = [number(count, 0) for count in test["counts"].values()] if test["counts"] else ["–"] * 4
-        figures = (lost(test["loss"]), lost(test["bound"], 2), p_value(test["p"]))
-        rows.append(table_row(name, number(test["rows"], 0), *counts, *figures))
+    rows = [table_row(name, number(test.rows, 0), *figures_of(test)) for name, test in tests.items()]
     table = Table((Column("benchmark", left=True), *map(Column, titles)), tuple(rows))
-    return from_template("certificate.md.j2", certificate=certificate, table=table, few=few).strip()
+    return from_template("certificate.md.j2", certificate=certificate, tests=tests, table=table, few=few).strip()
 
 
 def answer_card(answer: Answer, config: SmallestConfig, base: Base, checkpoint: Path, certificate: Any) -> str:
@@ -123,7 +126,7 @@ def answer_card(answer: Answer, config: SmallestConfig, base: Base, checkpoint: 
         f"The prompt of {benchmark.name}:\n\n```\n{prompt_of(config, benchmark, checkpoint)}\n```"
         for benchmark in config.benchmarks
     ]
-    sections = [made, lost_words(checkpoint), certificate_section(certificate), *asked]
+    sections = [made, lost_words(checkpoint), certificate_section(answer, certificate), *asked]
     tags = ["tailored-llama", *(["pruned"] if candidate.ratio else []), *(["gguf"] if candidate.type else [])]
     return write_card(name, [text for text in sections if text], base_model=base.hub, **base.licence, tags=tags)
 

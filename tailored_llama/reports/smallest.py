@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import astuple
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 from tailored_llama import evaluation
 from tailored_llama.config import SmallestConfig
 from tailored_llama.evaluation import FIRST_SHARE, Answer, CandidateFigures, LossTest
-from tailored_llama.reports.cards import claim, cost_of, size_of
+from tailored_llama.reports.cards import claim, cost_of, figures_of, size_of
 from tailored_llama.reports.figures import COLOURS, DASHES, Picture, curve_style, new_figure, styled, xy
 from tailored_llama.reports.pages import Report, Section, lines_of, settings_of, shorten, write_pages
-from tailored_llama.reports.parts import cost_table, lost, megabytes, number, p_value, percent
+from tailored_llama.reports.parts import cost_table, lost, megabytes, number, percent
 from tailored_llama.reports.tables import Cell, Column, Table, table_row
 from tailored_llama.serving import bits_of
 from tailored_llama.store import Manifest
@@ -157,20 +156,19 @@ def _candidates(answer: Answer) -> Table:
 
 
 def _tests(answer: Answer) -> Table:
-    """A row for every test: a tested candidate on a benchmark. Values between right and wrong have no counts."""
+    """A row for every test: a tested candidate on a benchmark."""
     few = any(test.looks for tests in answer.tests for test in tests.values())
-    counts = ("alike" if few else "both\nright", "only\ndense", "only\nsmall", "both\nwrong")
-    titles = ("rows", *(["labels"] if few else []), *counts, "loss", "largest loss\nnot excluded", "p")
+    counted = ("alike" if few else "both\nright", "only\ndense", "only\nsmall", "both\nwrong")
+    titles = ("rows", *(["labels"] if few else []), *counted, "loss", "largest loss\nnot excluded", "p")
     rows = []
     for place, tests in answer.tested.items():
         candidate = answer.candidates[place]
         base, how = _names(answer)[candidate.base], candidate.label.removeprefix(f"{candidate.base}, ")
         for name, test in tests.items():
-            found = astuple(test.counts) if test.counts else (None,) * len(counts)
-            cells: list[Cell | str] = [Cell(base, (how, *([name] if len(tests) > 1 else [])))]
-            cells += [number(count, 0) for count in (test.rows, *([test.labels] if few else []), *found)]
-            cells += [lost(test.loss), lost(test.bound, 2), p_value(test.p)]
-            rows.append(table_row(*cells, "proven" if test.proven else "not proven", bold=place == answer.proven))
+            model = Cell(base, (how, *([name] if len(tests) > 1 else [])))
+            counts = [number(count, 0) for count in (test.rows, *([test.labels] if few else []))]
+            outcome = "proven" if test.proven else "not proven"
+            rows.append(table_row(model, *counts, *figures_of(test), outcome, bold=place == answer.proven))
     columns = (Column("candidate", left=True), *map(Column, titles), Column("outcome", left=True))
     notes = (_level(answer), *([_looks(answer)] if few else [])) if rows else ()
     return Table(columns, tuple(rows), notes)

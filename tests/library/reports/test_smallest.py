@@ -178,7 +178,7 @@ def test_a_certificate_has_the_figures_of_the_tests(proven: Answer) -> None:
     assert certificate["sets"]["csqa"]["proving"] == {"rows": 1221, "sha256": "cd" * 32}
     assert (certificate["margin_points"], certificate["level"], certificate["opening"]) == (3.0, 0.04, 1)
     assert certificate["model"]["file"] == "x.gguf"
-    section = certificate_section(certificate).replace("\N{NO-BREAK SPACE}", " ")
+    section = certificate_section(proven, certificate).replace("\N{NO-BREAK SPACE}", " ")
     figures = f"0.4 | {100 * GOOD.bound:.2f} | {GOOD.p:.4f}"
     assert f"| csqa | 1,221 | 510 | 38 | 33 | 640 | {figures} |" in section
     assert "tailored-llama verify MODEL my.csv" in section
