@@ -46,7 +46,6 @@ def write_run_report(
     config = settings.config
     of: Sequence[evaluation.TailoredRun[Path] | None] = runs or [None]  # without any, the dense model alone
     inputs = reports.ReportInputs(
-        config.model.source,
         [reports.run_results(dense, run, tuned_dense.scores, config.seed) for run in of],
         config,
         evaluation.read_metrics(dense.perplexity) if dense.perplexity else {},

@@ -65,7 +65,6 @@ class ReportInputs:
     manifests of the artifacts, each after its label. `failed` are the errors of stages without an artifact, by name.
     """
 
-    model: str
     runs: Sequence[RunResults]
     config: RunConfig
     perplexity: Mapping[str, float] = field(default_factory=dict)

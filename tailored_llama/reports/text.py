@@ -16,7 +16,7 @@ def title(inputs: ReportInputs) -> str:
     """The title: the model and the ratios, and whether stages are missing."""
     ratios = [f"{run.ratio:g}" for run in inputs.runs if run.ratio is not None]
     pruned = f", pruned at ratio{'s' if len(ratios) > 1 else ''} {listed(ratios)}" if ratios else ""
-    return f"{inputs.model}{pruned}{' (incomplete)' if inputs.failed else ''}"
+    return f"{inputs.config.model.source}{pruned}{' (incomplete)' if inputs.failed else ''}"
 
 
 def run_name(ratio: float | None) -> str:

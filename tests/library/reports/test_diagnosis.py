@@ -138,7 +138,7 @@ def failed(tmp_path: Path) -> ReportInputs:
     same = [Outcome(1.0, True, 1.0), Outcome(2.0, False, 2.0)] * 10
     write_comparison(adapter, range(20), same, same)
     run = dataclasses.replace(results_at(0.2, models, ()), adapters={"own": adapter})
-    return ReportInputs("tiny", [run], validate_config({}))
+    return ReportInputs([run], validate_config({}))
 
 
 SAID = (

@@ -54,8 +54,8 @@ def folders(root: Path) -> Folders:
 
 
 def report_of(*runs: RunResults) -> ReportInputs:
-    """The report of runs with the default configuration, of which nothing else is known."""
-    return ReportInputs("tiny", runs, validate_config({}))
+    """The report of runs, of which nothing else is known."""
+    return ReportInputs(runs, validate_config({"model": {"source": "tiny"}}))
 
 
 def inputs(root: Path, **changes: Any) -> ReportInputs:
@@ -104,8 +104,7 @@ def everything(root: Path) -> ReportInputs:
     write_prompts(root / "prompts", f"Is {ATTACK}?", "second")
     run = base.runs[0]
     return ReportInputs(
-        config=validate_config({"seed": 7, "scoring": {"limit": 100}, "model": {"source": ATTACK}}),
-        model=f"tiny {ATTACK}",
+        config=validate_config({"seed": 7, "scoring": {"limit": 100}, "model": {"source": f"tiny {ATTACK}"}}),
         perplexity=base.perplexity,
         runs=[replace(run, adapters={f"boolq$x$ {ATTACK}": root / "log"})],
         prompts={ATTACK: root / "prompts"},
