@@ -41,7 +41,7 @@ class Measured:
     rung: Rung
     cost: float
     loss: float
-    smoothed: float = math.nan  # along each ladder and from more bits to fewer, once the search is over
+    smoothed: float = math.nan  # along each ladder and from more bits to fewer, among all that are measured
 
 
 def search(
@@ -60,12 +60,13 @@ def search(
             above = smooth(_losses(measured, ladders, ladder.above))
             rungs = max((at + 1 for at, loss in above.items() if loss <= HOPELESS * margin), default=0)
         while True:
-            losses, now = _losses(measured, ladders, number), smooth_all(measured, ladders)
-            best = min((tried.cost for tried in measured.values() if now[tried.rung] <= margin), default=math.inf)
+            losses = _losses(measured, ladders, number)
+            best = min((tried.cost for tried in measured.values() if tried.smoothed <= margin), default=math.inf)
             if not (positions := next_positions(ladder, losses, margin, best, rungs)):
                 break
-            measured |= {tried.rung: tried for tried in measure([Rung(number, position) for position in positions])}
-    return {rung: replace(measured[rung], smoothed=loss) for rung, loss in smooth_all(measured, ladders).items()}
+            found = measure([Rung(number, position) for position in positions])
+            measured = smooth_all(measured | {tried.rung: tried for tried in found}, ladders)
+    return measured
 
 
 def _losses(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder], number: int) -> dict[int, float]:
@@ -102,8 +103,8 @@ def _rising(losses: Sequence[float]) -> Sequence[float]:
     return scipy.optimize.isotonic_regression(losses).x.tolist() if losses else ()
 
 
-def smooth_all(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder]) -> dict[Rung, float]:
-    """Losses that fall neither along a ladder nor from more bits to fewer, as near to the measured ones as can be.
+def smooth_all(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder]) -> dict[Rung, Measured]:
+    """Smooth losses, which then fall neither along a ladder nor to fewer bits, as near to the measured ones as can be.
 
     With 160 rows, the noise is several points: a model in four bits may measure better than the same one in eight. It
     is not. Projections onto either order in turn come to the nearest losses that have both (Boyle and Dykstra 1986).
@@ -125,7 +126,7 @@ def smooth_all(measured: Mapping[Rung, Measured], ladders: Sequence[Ladder]) -> 
                     smoothed[rung], corrections[rung] = loss, value - loss
         if all(abs(smoothed[rung] - before[rung]) < _ROUNDING for rung in smoothed):
             break
-    return {rung: smoothed[rung] for rung in measured}
+    return {rung: replace(tried, smoothed=smoothed[rung]) for rung, tried in measured.items()}
 
 
 def _chains(rungs: Iterable[Rung], group: Callable[[Rung], tuple[int, int]]) -> list[list[Rung]]:

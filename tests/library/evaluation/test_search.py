@@ -155,7 +155,7 @@ def test_smoothing_falls_neither_along_a_ladder_nor_towards_fewer_bits() -> None
     ladders = [Ladder((3.0, 2.0)), Ladder((2.0, 1.0), above=0), Ladder((9.0, 8.0))]
     losses = {(0, 0): 0.01, (0, 1): 0.03, (1, 0): 0.0, (1, 1): 0.02, (2, 0): 0.5, (2, 1): 0.4}
     measured = {Rung(*at): Measured(Rung(*at), 1.0, loss) for at, loss in losses.items()}
-    smoothed = {(rung.ladder, rung.position): loss for rung, loss in smooth_all(measured, ladders).items()}
+    smoothed = {(rung.ladder, rung.position): one.smoothed for rung, one in smooth_all(measured, ladders).items()}
     assert smoothed == pytest.approx(
         {(0, 0): 0.005, (1, 0): 0.005, (0, 1): 0.025, (1, 1): 0.025, (2, 0): 0.45, (2, 1): 0.45}
     )
