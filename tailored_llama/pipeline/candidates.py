@@ -232,8 +232,3 @@ def doubt(run: Executor, reference: Candidate) -> str:
         if value - floor < 1.645 * max(error, 1 / rows):  # one-sided, at 95 %
             told.append(f"{value:.2f} in {metric} on {rows} rows of {name}, where {floor:.2f} takes no skill")
     return f"{reference.model} may be too small for this job: it has {' and '.join(told)}." if told else ""
-
-
-def points_lost(loss: float) -> str:
-    """A loss in words; below zero it is a gain."""
-    return f"{'loses' if loss > 0 else 'gains'} {100 * abs(loss):.1f} points"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from tailored_llama import data, evaluation, store
+from tailored_llama import data, evaluation, reports, store
 from tailored_llama.data import Asked, PromptSplit
 from tailored_llama.evaluation import Look, LossTest, Proof, RowSet
 from tailored_llama.pipeline import candidates, steps
@@ -89,7 +89,7 @@ def prove(
 
 def _purpose(candidate: Candidate, missing: Sequence[Asked], proven: Sequence[Candidate]) -> str:
     """Say what labels are asked for, and what is proven without them."""
-    lost, first = candidates.points_lost(candidate.measured.loss), sum(row.part == missing[0].part for row in missing)
+    lost, first = reports.points_lost(candidate.measured.loss), sum(row.part == missing[0].part for row in missing)
     figures = f"{candidate.measured.bytes / 1e6:.1f} MB, {lost} on the choosing rows"
     so_far = f"; proven so far is {proven[-1].label}, which goal.ask = false takes" if proven else ""
     return f"to prove {candidate.label} ({figures}), {first} of them first{so_far}"
@@ -98,7 +98,7 @@ def _purpose(candidate: Candidate, missing: Sequence[Asked], proven: Sequence[Ca
 def _tell(candidate: Candidate, tested: Mapping[str, LossTest]) -> None:
     proven, worst = evaluation.is_proven(tested), max(tested.values(), key=lambda test: test.bound)
     told = "is proven" if proven else "is not proven, which ends the sequence"
-    lost, most = candidates.points_lost(worst.loss), round(100 * worst.bound, 1) + 0.0  # no minus zero
+    lost, most = reports.points_lost(worst.loss), round(100 * worst.bound, 1) + 0.0  # no minus zero
     log.info("%s %s: it %s, and a loss of %.1f is not excluded", candidate.label, lost, told, most)
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tailored_llama import evaluation, models, preflight, serving, store
+from tailored_llama import evaluation, models, preflight, reports, serving, store
 from tailored_llama.config import LLAMA_CPP, SmallestConfig, as_shown, bases_of, check_installed
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.evaluation import HOPELESS, Answer, FileType, Ladder, Measured, Proof, Rung
@@ -165,7 +165,7 @@ def _tell(search: Search, rung: Rung) -> None:
     passing = [own for own in search.tried.values() if own.measured.loss <= margin]
     best = min(passing, key=lambda own: own.measured.cost, default=None)
     progress = f"candidate {len(search.tried)}, on ladder {rung.ladder + 1} of {len(search.ladders)}"
-    figures = f"{candidates.points_lost(candidate.measured.loss)}, {candidate.measured.bytes / 1e6:.1f} MB"
+    figures = f"{reports.points_lost(candidate.measured.loss)}, {candidate.measured.bytes / 1e6:.1f} MB"
     smallest_so_far = best.label if best else "none"
     log.info("%s: %s %s; smallest so far: %s", progress, candidate.label, figures, smallest_so_far)
 

@@ -7,6 +7,7 @@ from .index import write_index as write_index
 from .inputs import ReportInputs as ReportInputs
 from .inputs import run_results as run_results
 from .pages import write_label_page as write_label_page
+from .parts import points_lost as points_lost
 from .run import write_report as write_report
 from .smallest import verdict as verdict
 from .smallest import write_smallest as write_smallest

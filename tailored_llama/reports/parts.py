@@ -36,6 +36,11 @@ def lost(share: float, digits: int = 1) -> str:
     return number(round(100 * share, digits) + 0.0, digits)
 
 
+def points_lost(loss: float) -> str:
+    """A loss in words; below zero it is a gain."""
+    return f"gains {lost(-loss)} points" if loss < 0 else f"loses {lost(loss)} points"
+
+
 def p_value(p: float) -> str:
     """A p-value with four digits."""
     return number(p, 4) if p >= 0.0001 else "< 0.0001"

@@ -12,7 +12,7 @@ from tailored_llama.evaluation import FIRST_SHARE, Answer, CandidateFigures, Los
 from tailored_llama.reports.cards import claim, cost_of, figures_of, size_of
 from tailored_llama.reports.figures import COLOURS, DASHES, Picture, curve_style, new_figure, styled, xy
 from tailored_llama.reports.pages import Report, Section, lines_of, settings_of, shorten, write_pages
-from tailored_llama.reports.parts import cost_table, lost, megabytes, number, percent
+from tailored_llama.reports.parts import cost_table, lost, megabytes, number, percent, points_lost
 from tailored_llama.reports.tables import Cell, Column, Table, table_row
 from tailored_llama.serving import bits_of
 from tailored_llama.store import Manifest
@@ -94,7 +94,7 @@ def _unproven(answer: Answer) -> list[str]:
     failed = {name: test for name, test in answer.tests[0].items() if not test.proven} if answer.tests else {}
     losses = {name: test.loss for name, test in failed.items()} or nearest.losses
     on = "the proving rows" if failed else "the choosing rows"
-    text = ", and ".join(f"{_loses(loss)} on {on} of {name}" for name, loss in losses.items())
+    text = ", and ".join(f"{points_lost(loss)} on {on} of {name}" for name, loss in losses.items())
     bounds = [test.bound for test in failed.values()] or [*losses.values(), nearest.smoothed]
     options = f"a margin {'' if failed else 'well '}above {lost(max(bounds), 2)} points, or a better base model"
     if failed and max(losses.values()) < margin:
@@ -111,10 +111,6 @@ def _rows_missing(name: str, test: LossTest) -> str:
     share = ((test.bound - test.loss) / widest) ** 2  # which explains the bound
     needed = evaluation.rows_needed(test.margin - max(test.loss, 0), test.level, share)
     return f"about {number(float(f'{needed:.2g}'), 0)} rows of {name} to prove on, instead of {number(test.rows, 0)}"
-
-
-def _loses(loss: float) -> str:
-    return f"gains {lost(-loss)} points" if loss < 0 else f"loses {lost(loss)} points"
 
 
 def _outcome(answer: Answer, place: int) -> str:
