@@ -223,12 +223,9 @@ def doubt(run: Executor, reference: Candidate) -> str:
     """A sentence on the benchmarks on which the reference is not clearly better than without skill."""
     told = []
     for name, known in reference.read(run).items():
-        folder = run.open(reference.choosing[name])
-        stated = evaluation.read_metrics(folder)
+        stated = evaluation.read_metrics(run.open(reference.choosing[name]))
         metric, floor, rows = stated["metric"], stated["floor"], len(known.examples)
-        scored = evaluation.read_answers(folder, metric)
-        labelled = scored.values[np.isin(scored.examples, known.examples)]
-        value, error = evaluation.metrics({metric: labelled}).values()
+        value, error = evaluation.metrics({metric: known.values}).values()
         if value - floor < 1.645 * max(error, 1 / rows):  # one-sided, at 95 %
             told.append(f"{value:.2f} in {metric} on {rows} rows of {name}, where {floor:.2f} takes no skill")
     return f"{reference.model} may be too small for this job: it has {' and '.join(told)}." if told else ""
