@@ -12,7 +12,7 @@ from tailored_llama.config import RunConfig
 from tailored_llama.evaluation import TAILORED, RecoveryRow
 from tailored_llama.reports.inputs import RunResults
 from tailored_llama.reports.parts import accuracy_of, number, percent, points, span
-from tailored_llama.reports.text import NOTHING, held_out_evidence, run_name
+from tailored_llama.reports.text import NOTHING, held_out_evidence
 from tailored_llama.store import read_table
 from tailored_llama.training import LOG_SCHEMA, Comparison, is_better, ships_adapter
 
@@ -89,7 +89,7 @@ def diagnose(runs: Sequence[RunResults], config: RunConfig) -> list[str]:
     """
     cases: dict[tuple[str, str], list[str]] = {}
     for run in runs:
-        of = f" ({run_name(run.ratio)})" if len(runs) > 1 else ""
+        of = f" ({run.name})" if len(runs) > 1 else ""
         tailored = [row for name in run.benchmarks if (row := run.row(TAILORED, name))]
         found = [(row.benchmark, too_much_removed(row)) for row in tailored]
         if run.adapters:

@@ -27,6 +27,11 @@ class RunResults:
     beside_tuned: RecoveryRow | None = None
 
     @property
+    def name(self) -> str:
+        """Its name in a report of several."""
+        return "pruned" if self.ratio is None else f"ratio {self.ratio:g}"
+
+    @property
     def benchmarks(self) -> list[str]:
         """The scored benchmarks in order, without the mean."""
         return [name for name in dict.fromkeys(row.benchmark for row in self.rows) if name != MEAN]

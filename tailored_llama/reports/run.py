@@ -32,7 +32,7 @@ def write_report(inputs: ReportInputs, *, out: Path) -> None:
     rows = [row for run in runs for row in run.rows]
     write_rows(out / "recovery.parquet", rows, RecoveryRow)
     write_rows(out / "models.parquet", list(sizes.values()), ModelRow)
-    lead = [(text.run_name(run.ratio).capitalize(), text.summary(run, config)) for run in runs]
+    lead = [(run.name.capitalize(), text.summary(run, config)) for run in runs]
     missing = [f"Incomplete: {name} failed: {error}" for name, error in inputs.failed.items()]
     report = Report(
         text.title(inputs),
@@ -49,7 +49,7 @@ def _sections(runs: Sequence[RunResults], inputs: ReportInputs) -> list[Section]
     bars, losses = dict[str, Picture](), dict[str, Picture]()
     for run in runs:
         ending = "" if run.ratio is None else f"-{run.ratio}"
-        caption = text.run_name(run.ratio).capitalize() if len(runs) > 1 else ""
+        caption = run.name.capitalize() if len(runs) > 1 else ""
         bars[f"accuracy{ending}"] = _bars(run, caption)
         if run.adapters:
             losses[f"losses{ending}"] = _losses(run.adapters, caption)
@@ -84,7 +84,7 @@ def accuracies(runs: Sequence[RunResults], how: str) -> Table:
     )
     rows = []
     for run in runs:
-        rows += [table_row(text.run_name(run.ratio).capitalize())] if len(runs) > 1 else []
+        rows += [table_row(run.name.capitalize())] if len(runs) > 1 else []
         for name in run.lines:
             known, shares = run.any_row(name), [Cell("–")] * 3
             if row := run.row(TAILORED, name):  # a mean says over how many benchmarks it is
@@ -122,7 +122,7 @@ def _sizes(runs: Sequence[RunResults]) -> Table:
     rows = []
     for row in models:
         if row.parameters or row.perplexity:
-            of = () if row.ratio is None else (text.run_name(row.ratio),)
+            of = () if row.ratio is None else (f"ratio {row.ratio:g}",)
             whole = () if row.whole is None else (f"{percent(row.whole, 2)} whole",)
             counts = (number(row.parameters, 0), number(row.body, 0), Cell(number(row.vocab_size, 0), whole))
             rows.append(table_row(Cell(row.model, of), *counts, number(row.perplexity, 1), number(row.byte_perplexity)))
@@ -136,7 +136,7 @@ def _verdicts(runs: Sequence[RunResults]) -> Table:
     for run in runs:
         for name in run.adapters:
             if comparison := run.comparison(name):
-                label = Cell(name, (text.run_name(run.ratio),) * (len(runs) > 1))
+                label = Cell(name, (run.name,) * (len(runs) > 1))
                 rows.append(table_row(label, text.verdict_line(comparison)))
     legend = (
         "Accuracy decides where it differs by more than its standard error; else the adapter is better if the loss is "
@@ -155,7 +155,7 @@ def report_notes(runs: Sequence[RunResults]) -> list[str]:
     told = f"Dense, tuned on the same shots: {', '.join(f'{row.benchmark} {accuracy_of(row).text}' for row in tuned)}."
     for run in runs:
         if (row := run.beside_tuned) and row.recovery is not None:
-            named = f"{text.run_name(run.ratio)} " if len(runs) > 1 else ""
+            named = f"{run.name} " if len(runs) > 1 else ""
             shares.append(f"{named}{percent(row.recovery)} ({span(row.recovery_low, row.recovery_high)})")
     return [f"{told} Tailored ÷ dense, tuned: {', '.join(shares)}." if shares else told, *notes]
 

@@ -19,11 +19,6 @@ def title(inputs: ReportInputs) -> str:
     return f"{inputs.config.model.source}{pruned}{' (incomplete)' if inputs.failed else ''}"
 
 
-def run_name(ratio: float | None) -> str:
-    """The name of a run in a report of several."""
-    return "pruned" if ratio is None else f"ratio {ratio:g}"
-
-
 def summary(run: RunResults, config: RunConfig, model: str = TAILORED) -> str:
     """Two sentences on one run: what pruning did to the model, and what `model` reaches."""
     return f"{_size_sentence(run)} {_recovery_sentence(run, config, model)}".strip()
