@@ -64,7 +64,6 @@ from .scores import read_chosen as read_chosen
 from .scores import read_metrics as read_metrics
 from .scores import read_said as read_said
 from .scores import read_score as read_score
-from .scoring import predict as predict
 from .scoring import score_benchmark as score_benchmark
 from .scoring import write_choices as write_choices
 from .scoring import write_texts as write_texts

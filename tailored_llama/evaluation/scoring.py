@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +52,17 @@ def _rank_choices(
     budget = token_budget(work.execution.batch_tokens, model)
     writes = settings.written is not None and is_ended(settings.metric, prompts)
     encoded, sums, written = score_prompts(model, tokenizer, prompts, writes, budget, work.progress)
-    columns = predict(prompts, sums) | dict.fromkeys(("prediction", "prediction_norm") if writes else (), written)
     whole = [item for item in encoded if not item.truncated]  # their common start is encoded once
     tokens = sum(len(item.document) for item in encoded) - len(shared_header(whole)) * max(0, len(whole) - 1)
-    result: dict[str, Any] = write_choices(prompts, columns, work.out)
+    result: dict[str, Any] = write_choices(prompts, sums, written, work.out)
     return result | ({"written": True} if writes else {}), {"tokens": tokens}
 
 
-def write_choices(prompts: Sequence[Prompt], columns: Mapping[str, list[Any]], out: Path) -> dict[str, float]:
-    """Write `predictions.parquet`, and return its metrics with their floor."""
+def write_choices(
+    prompts: Sequence[Prompt], scores: Sequence[Sequence[float]], written: Sequence[int], out: Path
+) -> dict[str, float]:
+    """Write `predictions.parquet`, whose columns are those of `predict`, and return its metrics with their floor."""
+    columns = predict(prompts, scores, written)
     write_table(out / "predictions.parquet", columns, PREDICTIONS_SCHEMA)
     return {"floor": choice_floor(prompts)} | metrics(hits(columns))
 
@@ -90,17 +92,22 @@ def write_texts(
     return {"floor": written_floor(prompts, metric, ignore)} | metrics(measured)
 
 
-def predict(prompts: Sequence[Prompt], scores: Sequence[Sequence[float]]) -> dict[str, list[Any]]:
-    """The columns of `predictions.parquet`: the likeliest choice, by log-likelihood in total and per character."""
+def predict(
+    prompts: Sequence[Prompt], scores: Sequence[Sequence[float]], written: Sequence[int] = ()
+) -> dict[str, list[Any]]:
+    """The columns of `predictions.parquet`: the likeliest choice, by log-likelihood in total and per character.
+
+    If choices were `written`, it is these; -1 is none of them.
+    """
     for prompt, row in zip(prompts, scores, strict=True):
         if not all(map(math.isfinite, row)):
             raise FloatingPointError(f"example {prompt.example}: log-likelihoods {row} are not finite numbers")
-    lengths = [prompt.choice_lengths for prompt in prompts]
+    per_character = (np.divide(row, prompt.choice_lengths) for row, prompt in zip(scores, prompts, strict=True))
     return {
         "example": [prompt.example for prompt in prompts],
         "loglikelihoods": [list(row) for row in scores],
-        "prediction": [int(np.argmax(row)) for row in scores],
-        "prediction_norm": [int(np.argmax(np.divide(row, sizes))) for row, sizes in zip(scores, lengths, strict=True)],
+        "prediction": list(written) or [int(np.argmax(row)) for row in scores],
+        "prediction_norm": list(written) or [int(np.argmax(row)) for row in per_character],
         "answer": [prompt.answer for prompt in prompts],
     }
 

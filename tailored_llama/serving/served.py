@@ -11,7 +11,7 @@ import torch
 
 from tailored_llama.config import Work
 from tailored_llama.data import Chat, Prompt, encode_prompt, is_ended, read_chat, read_prompts
-from tailored_llama.evaluation import ScoreSettings, predict, write_choices, write_texts
+from tailored_llama.evaluation import ScoreSettings, write_choices, write_texts
 from tailored_llama.models import encode, load_tokenizer, open_gguf, read_config
 from tailored_llama.serving.chat import chat_template, grammar_of, shipped_chat, written_options
 from tailored_llama.serving.client import ChatServer, Reply, ask_all
@@ -38,7 +38,7 @@ def score_served(checkpoint: Path, gguf: Path, prompts: Path, *, settings: Score
     template, chat, replies = _template_of(file), read_chat(prompts), list[Reply]()
     if not is_ended(settings.metric, rows):
         encoded = [encode_prompt(tokenizer, prompt, limit) for prompt in rows]
-        result = write_choices(rows, predict(rows, file_loglikelihoods(file, encoded, work.progress)), work.out)
+        result = write_choices(rows, file_loglikelihoods(file, encoded, work.progress), [], work.out)
         asked, package = "log-likelihoods", "llama-cpp-py-sync"
     else:
         chat = shipped_chat(chat, file.parent) if chat and chat_template(chat, tokenizer) == template else None
@@ -108,11 +108,4 @@ def write_answers(
         return write_texts(rows, texts, score, out)
     choices = [[answer.strip() for answer in prompt.continuations] for prompt in rows]
     picked = [own.index(text.strip()) if text.strip() in own else -1 for own, text in zip(choices, texts, strict=True)]
-    columns: dict[str, list[Any]] = {
-        "example": [prompt.example for prompt in rows],
-        "loglikelihoods": [[] for _ in rows],
-        "prediction": picked,
-        "prediction_norm": picked,
-        "answer": [prompt.answer for prompt in rows],
-    }
-    return write_choices(rows, columns, out)
+    return write_choices(rows, [()] * len(rows), picked, out)
