@@ -29,7 +29,6 @@ from .looks import test_at_looks as test_at_looks
 from .perplexity import measure_perplexity as measure_perplexity
 from .proof import FIRST_SHARE as FIRST_SHARE
 from .proof import POWER as POWER
-from .proof import Counts as Counts
 from .proof import Look as Look
 from .proof import LossTest as LossTest
 from .proof import counts_of as counts_of
@@ -75,7 +74,6 @@ from .statistics import RESAMPLES as RESAMPLES
 from .statistics import Z95 as Z95
 from .statistics import Answers as Answers
 from .statistics import Array as Array
-from .statistics import above_floor as above_floor
 from .statistics import detectable_difference as detectable_difference
 from .sweep import SweepRow as SweepRow
 from .sweep import measure as measure

@@ -7,8 +7,8 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.stats import binom, multinomial, norm, ttest_1samp
 
-from tailored_llama.evaluation import Counts, level_of, noninferiority_test, p_value, provable_margin, rows_needed
-from tailored_llama.evaluation.proof import exact_size, loss_bound, nominal_level, score, tilted_score
+from tailored_llama.evaluation import level_of, noninferiority_test, p_value, provable_margin, rows_needed
+from tailored_llama.evaluation.proof import Counts, exact_size, loss_bound, nominal_level, score, tilted_score
 from tailored_llama.evaluation.statistics import Answers, Array
 
 

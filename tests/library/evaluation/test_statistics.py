@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from tailored_llama.evaluation import above_floor
 from tailored_llama.evaluation.statistics import (
     Answers,
     Estimate,
+    above_floor,
     chance_corrected,
     check_same_examples,
     detectable_difference,
