@@ -8,9 +8,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from tailored_llama.config import BenchmarkConfig, RunConfig, SmallestConfig, is_written
+from tailored_llama.config import DENSE, BenchmarkConfig, RunConfig, SmallestConfig, is_written
 from tailored_llama.data import find_turns, headline_metric, in_braces, load_template, named_example, render
-from tailored_llama.evaluation import HEALED, MODELS, PRUNED, TAILORED, Answer, CandidateFigures, LossTest, is_proven
+from tailored_llama.evaluation import HEALED, PRUNED, TAILORED, Answer, CandidateFigures, LossTest, is_proven
 from tailored_llama.models import Base, Size, family_of, loading, lost_words, read_config, what_was_removed, write_card
 from tailored_llama.reports import text
 from tailored_llama.reports.inputs import RunResults
@@ -153,12 +153,10 @@ def tailored_card(
     `base` is the dense model, `checkpoint` the pruned one; the merged one has the same layout and type. If the adapter
     is not merged (`tuned`), the card is that of the healed or pruned model, and says why.
     """
-    ratio = run.ratio
-    dense, pruned, tailored = (run.row(model, benchmark.name) for model in MODELS)
-    untuned = HEALED if HEALED in run.models else PRUNED
-    row = tailored if tuned else run.row(untuned, benchmark.name)
-    sizes = {model: run.size(model) for model in MODELS[:2]}
-    before, left = (Size(size.parameters or 0, size.body or 0, size.vocab_size or 0) for size in sizes.values())
+    ratio, untuned = run.ratio, HEALED if HEALED in run.models else PRUNED
+    row = run.row(TAILORED if tuned else untuned, benchmark.name)
+    sizes = run.size(DENSE), run.size(PRUNED)
+    before, left = (Size(size.parameters or 0, size.body or 0, size.vocab_size or 0) for size in sizes)
     if ratio is None or row is None or row.accuracy is None:
         raise ValueError("a model card needs the run's ratio and the model's own score")
     comparison = run.comparison(benchmark.name)
@@ -172,22 +170,18 @@ def tailored_card(
         benchmark=benchmark,
         config=config,
         data=_data(benchmark),
-        dense=dense,
         gained_by=text.gained_by(config),
         lost=lost_words(checkpoint),
         loading=loading(checkpoint),
         in_gguf=bool(family_of(read_config(checkpoint)["model_type"]).gguf),
         notes=text.floor_notes([run]),
         prompt=prompt_of(config, benchmark, checkpoint),
-        pruned=pruned,
-        ratio=ratio,
         removed=" ".join(what_was_removed(before, left, config.pruning, config.reconstruction).split()),
         settings=_settings(config, benchmark, ratio),
-        sizes=sizes,
         perplexities=text.perplexities(run),
         row=row,
+        run=run,
         summary=text.summary(run, config, TAILORED if tuned else untuned),
-        tailored=tailored,
         tuned=tuned,
         rounded=base.half if read_config(checkpoint).get("dtype") == "float32" else None,
         untuned=untuned,
