@@ -11,7 +11,6 @@ from .cards import derived_card as derived_card
 from .cards import loading as loading
 from .cards import what_was_removed as what_was_removed
 from .cards import write_card as write_card
-from .checkpoints import FUSED as FUSED
 from .checkpoints import VOCABULARY as VOCABULARY
 from .checkpoints import Layer as Layer
 from .checkpoints import Size as Size
@@ -23,6 +22,7 @@ from .checkpoints import query_scale as query_scale
 from .checkpoints import read_config as read_config
 from .checkpoints import read_structure as read_structure
 from .checkpoints import tensor_shapes as tensor_shapes
+from .checkpoints import unfused as unfused
 from .checkpoints import weight_bytes as weight_bytes
 from .checkpoints import weight_files as weight_files
 from .convert import load_gguf_tokenizer as load_gguf_tokenizer

@@ -1,6 +1,7 @@
 """Checkpoint files: validation and the widths of layers. No model is built here."""
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -168,6 +169,21 @@ def all_tensor_shapes(folder: Path) -> dict[str, list[int]]:
     """Name → shape of every tensor of a checkpoint, or of its text part; InputError if a file is missing or cut."""
     shapes = {name: shape for file in weight_files(folder) for name, shape in tensor_shapes(file).items()}
     return {name: shapes[stored] for name, stored in text_tensors(shapes).items()}
+
+
+def unfused(name: str, structure: Structure) -> dict[str, slice]:
+    """The projections that a tensor holds, by the names of separate ones, and the rows of each; one alone has all."""
+    match = re.fullmatch(r"model\.layers\.\d+\.\w+\.(\w+)\.\w+", name)
+    if not match or (fused := match[1]) not in FUSED:
+        return {name: slice(None)}
+    layer, head_dim = structure.layer, structure.head_dim
+    key_rows = layer.kv_heads * head_dim
+    sizes = [layer.heads * head_dim, key_rows, key_rows] if fused == "qkv_proj" else [layer.channels] * 2
+    ends = itertools.accumulate(sizes)
+    return {
+        name.replace(fused, part): slice(end - size, end)
+        for part, size, end in zip(FUSED[fused], sizes, ends, strict=True)
+    }
 
 
 def text_tensors(stored: Collection[str]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,14 +100,23 @@ def read_groups(folder: Path) -> Groups:
 
 
 def owners_of(dense: Path) -> Owners:
-    """The group of each index in the parameters of a checkpoint."""
+    """The group of each index in the parameters of a checkpoint.
+
+    A projection that reads the groups holds them in columns; one that produces them, in rows (and the bias). All groups
+    of a layer and kind are equally wide.
+    """
     structure, shapes = models.read_structure(dense), models.all_tensor_shapes(dense)
-    owners, first = Owners(), 0
+    held = {name: (stored, rows) for stored in shapes for name, rows in models.unfused(stored, structure).items()}
+    projections, owners, first = coupled(structure.model_type), Owners(), 0
     for number in range(structure.depth):
         for kind, count in _counts(structure).items():
-            for name, dim, start, width in _slices(shapes, structure, number, kind, count):
-                owner = owners.setdefault(name, (dim, np.full(shapes[name][dim], -1)))[1]
-                owner[start : start + count * width] = np.repeat(np.arange(first, first + count), width)
+            numbers = np.arange(first, first + count)
+            for projection, side in projections[kind]:
+                for parameter in ("weight", "bias") if side == "out" else ("weight",):
+                    if (name := f"model.layers.{number}.{projection}.{parameter}") in held:
+                        (stored, rows), dim = held[name], int(side == "in")
+                        owner = owners.setdefault(stored, (dim, np.full(shapes[stored][dim], -1)))[1][rows]
+                        owner[:] = np.repeat(numbers, len(owner) // count)
             first += count
     return owners
 
@@ -161,27 +169,6 @@ def check_coupling(config: dict[str, Any], heads: int, channels: int) -> None:
                     f"layer {number}, {kind}: the dependency graph couples {sorted(group)}; "
                     f"allowed: {sorted(expected)}, index by index"
                 )
-
-
-def _slices(
-    shapes: dict[str, list[int]], structure: models.Structure, number: int, kind: str, count: int
-) -> Iterator[tuple[str, int, int, int]]:
-    """Return where the groups of a layer and kind are: (parameter, dim, start of group 0, width of every group).
-
-    A projection that reads the groups holds them in columns; one that produces them, in rows (and the bias).
-    """
-    head, queries = structure.head_dim, structure.layer.share * structure.head_dim
-    widths = {"q_proj": queries, "k_proj": head, "v_proj": head, "o_proj": queries}
-    for projection, side in coupled(structure.model_type)[kind]:
-        parent, name = projection.split(".")
-        module, start, width = f"model.layers.{number}.{projection}", 0, widths.get(name, 1)
-        if f"{module}.weight" not in shapes:
-            fused, parts = next((whole, parts) for whole, parts in models.FUSED.items() if name in parts)
-            module = f"model.layers.{number}.{parent}.{fused}"
-            start = count * sum(widths.get(part, 1) for part in parts[: parts.index(name)])
-        yield f"{module}.weight", int(side == "in"), start, width
-        if side == "out" and f"{module}.bias" in shapes:
-            yield f"{module}.bias", 0, start, width
 
 
 def _meta_twin(dense: dict[str, Any], layer: models.Layer) -> tuple[Any, dict[str, Any]]:

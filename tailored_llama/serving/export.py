@@ -25,12 +25,13 @@ from tailored_llama.models import (
     merge_adapter,
     open_gguf,
     stored_dtype,
+    unfused,
     write_shards,
 )
 from tailored_llama.serving.chat import how_to_ask, modelfile, write_chat_template, write_grammar, write_schema
 from tailored_llama.serving.converter import is_converted
 from tailored_llama.serving.gguf import write_gguf
-from tailored_llama.serving.gguf_layout import layout_of, restored, unfused, written_shapes
+from tailored_llama.serving.gguf_layout import layout_of, restored, written_shapes
 from tailored_llama.serving.gguf_writing import gguf_file
 from tailored_llama.serving.job import job_of
 from tailored_llama.serving.served import score_served
@@ -142,7 +143,7 @@ def dequantise(checkpoint: Path, file: Path, gguf_type: GgufType, out: Path) -> 
 
     def read(name: str) -> torch.Tensor:
         parts = []
-        for part, rows in unfused(name, layout).items():
+        for part, rows in unfused(name, layout.structure).items():
             tensor = stored[layout.tensor_name(part)]
             shape = (len(range(*rows.indices(shapes[name][0]))), *shapes[name][1:])
             parts.append(restored(part, dequantize(tensor.data, tensor.tensor_type), shape, layout))

@@ -95,21 +95,6 @@ def written_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
     }
 
 
-def unfused(name: str, layout: Layout) -> dict[str, slice]:
-    """The names and rows of the projections, each of which llama.cpp has alone, that a checkpoint's tensor holds."""
-    match = re.fullmatch(r"model\.layers\.\d+\.\w+\.(\w+)\.\w+", name)
-    if not match or (fused := match[1]) not in models.FUSED:
-        return {name: slice(None)}
-    layer, head_dim = layout.structure.layer, layout.structure.head_dim
-    key_rows = layer.kv_heads * head_dim
-    sizes = [layer.heads * head_dim, key_rows, key_rows] if fused == "qkv_proj" else [layer.channels] * 2
-    ends = np.cumsum(sizes).tolist()
-    return {
-        name.replace(fused, part): slice(end - size, end)
-        for part, size, end in zip(models.FUSED[fused], sizes, ends, strict=True)
-    }
-
-
 def parts_of(checkpoint: Path, layout: Layout, gguf_type: GgufType, weighed: Container[str] = ()) -> list[Part]:
     """All tensors of a file of a type.
 
@@ -128,7 +113,7 @@ def parts_of(checkpoint: Path, layout: Layout, gguf_type: GgufType, weighed: Con
 
     parts = []
     for stored, (height, *width) in written_shapes(checkpoint).items():
-        for name, rows in unfused(stored, layout).items():
+        for name, rows in models.unfused(stored, layout.structure).items():
             shape = padded_shape(name, (len(range(*rows.indices(height))), *width), layout)
             tensor = layout.tensor_name(name)
             parts.append(Part(stored, rows, name, tensor, shape, kind(tensor, shape), (height, *width)[-1]))
