@@ -10,7 +10,7 @@ import typer
 
 from tailored_llama.cli.arguments import BenchmarkName, Checkpoint, Config, Model, Out, Overrides, checkpoint_folder
 from tailored_llama.cli.folders import check_new_file, new_folder, room_for, scratch_runner, with_benchmarks
-from tailored_llama.config import FEW_BITS, GGUF_TYPES, PROMPTS, GgufType, StoreConfig, as_gguf_type, load_config
+from tailored_llama.config import FEW_BITS, GGUF_TYPES, PROMPTS, StoreConfig, as_gguf_type, load_config
 from tailored_llama.console import progress_bar
 from tailored_llama.data import all_texts, worked_example
 from tailored_llama.errors import InputError
@@ -154,7 +154,7 @@ def gguf(
 
     with room_for(out), progress_bar(f"gguf {gguf_type}") as progress:
         read = read_importance(imatrix) if imatrix and not data else None
-        by = _job(checkpoint, data, kind, imatrix) if data else read
+        by = _job(checkpoint, data, imatrix) if data else read
         written = write_gguf(checkpoint, gguf_type=kind, out=out, name=name, by=by, progress=progress)
     print(f"{out}: architecture {written.architecture}, {written.size:,} bytes")
     if written.padded_channels:
@@ -163,7 +163,7 @@ def gguf(
         print(f"{written.kept_wider} matrices stay in f16: their rows are no whole blocks")
 
 
-def _job(checkpoint: Path, data: str, kind: GgufType, imatrix: Path | None) -> Any:
+def _job(checkpoint: Path, data: str, imatrix: Path | None) -> Any:
     """The job of some rows, whose importance matrix is written if asked for."""
     from tailored_llama.serving import importance_of, job_of, write_importance
 
@@ -173,7 +173,7 @@ def _job(checkpoint: Path, data: str, kind: GgufType, imatrix: Path | None) -> A
         if not (job := job_of(checkpoint, folders, run.execution)):
             raise InputError(f"--data: got {data!r}, which has no rows to tune on; allowed: rows with a train split")
         if imatrix:
-            write_importance(importance_of(job, checkpoint, kind, Path(scratch)), imatrix)
+            write_importance(importance_of(job, checkpoint, Path(scratch)), imatrix)
     return job
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from gguf.quants import dequantize
 
-from tailored_llama.config import FEW_BITS, GgufType, Work
+from tailored_llama.config import FEW_BITS, Work
 from tailored_llama.data import Chat, read_chat, write_chat
 from tailored_llama.evaluation import read_metrics, score_benchmark
 from tailored_llama.models import (
@@ -128,16 +128,16 @@ def score_quantised(
         measured = score_served(checkpoint, gguf, prompts, settings=settings.score, work=work)
     else:
         with tempfile.TemporaryDirectory(dir=work.out) as scratch:
-            dequantise(checkpoint, file, settings.type, dequantised := Path(scratch))
+            dequantise(checkpoint, file, dequantised := Path(scratch))
             measured = score_benchmark(dequantised, None, prompts, settings=settings.score, work=work)
     result = read_metrics(work.out) | {"type": settings.type, "bytes": file.stat().st_size}
     (work.out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
     return measured
 
 
-def dequantise(checkpoint: Path, file: Path, gguf_type: GgufType, out: Path) -> None:
+def dequantise(checkpoint: Path, file: Path, out: Path) -> None:
     """Write a checkpoint to an existing empty folder, with the weights of a GGUF file of the same shapes."""
-    layout = layout_of(checkpoint, gguf_type)
+    layout = layout_of(checkpoint)
     stored = {tensor.name: tensor for tensor in open_gguf(file, str(file)).tensors}
     shapes, dtype = written_shapes(checkpoint), stored_dtype(checkpoint)
 

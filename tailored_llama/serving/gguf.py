@@ -87,7 +87,7 @@ def write_gguf(
     with unfinished(out) as whole, tempfile.TemporaryDirectory(dir=out.parent) as folder:
         file, scratch = Path(folder) / "f16.gguf" if mixed else whole, Path(folder)
         if mixed and isinstance(by, Job):
-            by = importance_of(by, checkpoint, gguf_type, scratch)
+            by = importance_of(by, checkpoint, scratch)
         writer = GGUFWriter(file, layout.name)
         write_metadata(writer, layout, config, checkpoint, name, own_type)
         if by:

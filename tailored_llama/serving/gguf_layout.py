@@ -60,8 +60,8 @@ class Layout:
         return found
 
 
-def layout_of(checkpoint: Path, gguf_type: GgufType) -> Layout:
-    """Decide how a checkpoint is written in a type; an `InputError` if it is broken, or llama.cpp cannot express it."""
+def layout_of(checkpoint: Path, gguf_type: GgufType = "f32") -> Layout:
+    """Decide how a checkpoint is written in a type (f32 pads nothing); `InputError`: broken, or llama.cpp lacks it."""
     structure, config = models.read_structure(checkpoint), models.read_config(checkpoint)
     kind = structure.model_type
     family = models.family_of(kind)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from gguf.quants import dequantize
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tailored_llama.config import ExecutionConfig, GgufType
+from tailored_llama.config import ExecutionConfig
 from tailored_llama.data import encode_prompt, read_prompts
 from tailored_llama.models import Document, layer_moments, load_tokenizer, open_model, read_config
 from tailored_llama.serving.gguf_layout import Layout, Part, arranged, layout_of, parts_of, restored
@@ -30,7 +30,7 @@ class Job:
 
     dataset: str
     documents: Sequence[Document]
-    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    execution: ExecutionConfig
 
 
 def job_of(checkpoint: Path, prompts: Mapping[str, Path], execution: ExecutionConfig) -> Job | None:
@@ -81,16 +81,16 @@ def rounded_for(
 
 
 @torch.inference_mode()
-def importance_of(job: Job, checkpoint: Path, gguf_type: GgufType, scratch: Path) -> Importance:
+def importance_of(job: Job, checkpoint: Path, scratch: Path) -> Importance:
     """The importance matrix of a job for the model as it is, which is what llama.cpp's own tool measures."""
-    layout, squares = layout_of(checkpoint, gguf_type), dict[str, Array]()
+    layout, squares = layout_of(checkpoint), dict[str, Array]()
     model = open_model(checkpoint, job.execution, scratch)
     groups = by_layer(parts_of(checkpoint, layout, "f16"), layout)
     read = layer_moments(model, job.documents, job.execution.batch_tokens)
     for parts, (_, moments) in zip(groups, read, strict=True):
         for part in parts:
             if (inputs := _inputs(part, parts, moments)) is not None:
-                squares[part.tensor] = inputs.diagonal()[: part.inputs].cpu().contiguous().numpy()
+                squares[part.tensor] = inputs.diagonal().cpu().contiguous().numpy()
     return Importance(job.dataset, len(job.documents), squares)
 
 

@@ -101,7 +101,7 @@ def measure(folder: Path, model: str, checkpoint: Path, run: RunConfig) -> list[
             )
             (weights := Path(scratch) / name.name).mkdir()
             if not all(path.is_file() for path in kept(name, asked)):
-                dequantise(checkpoint, name.with_suffix(".gguf"), kind, weights)
+                dequantise(checkpoint, name.with_suffix(".gguf"), weights)
             after = scored(name, weights, asked)
             own = [row(model, one, kind, how, asked[one], before[one], after[one] | found) for one in asked]
             rows += own
@@ -124,7 +124,7 @@ def write(checkpoint: Path, kind: GgufType, how: str, job: Job, file: Path) -> d
     """Write a file, and say its bytes and the seconds of processor time."""
     start = time.process_time()
     with tempfile.TemporaryDirectory() as scratch:
-        by = job if how == JOB else importance_of(job, checkpoint, kind, Path(scratch)) if how == MATRIX else None
+        by = job if how == JOB else importance_of(job, checkpoint, Path(scratch)) if how == MATRIX else None
         write_gguf(checkpoint, gguf_type=kind, out=file, by=by)
     return {"bytes": file.stat().st_size, "writing": time.process_time() - start}
 

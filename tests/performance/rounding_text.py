@@ -72,7 +72,7 @@ def main(
                 )
                 (weights := Path(scratch) / file.name).mkdir()
                 if not all(path.is_file() for path in kept(file, asked)):
-                    dequantise(checkpoint, file.with_suffix(".gguf"), kind, weights)
+                    dequantise(checkpoint, file.with_suffix(".gguf"), weights)
                 after = scored(file, weights, asked)
                 found = row(
                     model, benchmark, kind, name, asked[benchmark], before[benchmark], after[benchmark] | written

@@ -90,7 +90,7 @@ def main(folder: Path, checkpoints: list[str], benchmark: str = "csqa", limit: i
                     written = read(file.with_suffix(".json"), made)
                     (weights := Path(scratch) / file.name).mkdir()
                     if not all(path.is_file() for path in kept(file, asked)):
-                        dequantise(checkpoint, file.with_suffix(".gguf"), LOW, weights)
+                        dequantise(checkpoint, file.with_suffix(".gguf"), weights)
                 after = scored(file, weights, asked)
                 found = row(
                     model, benchmark, name, JOB, asked[benchmark], before[benchmark], after[benchmark] | written

@@ -146,7 +146,7 @@ def main(
                     written = read(file.with_suffix(".json"), made)
                     (weights := Path(scratch) / file.name).mkdir()
                     if not all(path.is_file() for path in kept(file, asked)):
-                        dequantise(made_of, file.with_suffix(".gguf"), LOW, weights)
+                        dequantise(made_of, file.with_suffix(".gguf"), weights)
                 after = scored(file, weights, asked)[benchmark] | written
             rows.append(row(model, benchmark, name, JOB, asked[benchmark], before[benchmark], after))
             print(rows[-1], flush=True)

@@ -120,7 +120,7 @@ def test_the_weights_of_a_file_are_taken_back_into_the_checkpoint_s_own_layout(
     checkpoint = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1, **changes)
     write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
     (back := tmp_path / "back").mkdir()
-    dequantise(checkpoint, tmp_path / "model.gguf", "f32", back)
+    dequantise(checkpoint, tmp_path / "model.gguf", back)
     assert load_tokenizer(back)("a b")["input_ids"] == load_tokenizer(checkpoint)("a b")["input_ids"]
     expected, found = load_model(checkpoint).state_dict(), load_model(back).state_dict()
     assert found.keys() == expected.keys()
@@ -147,7 +147,7 @@ def test_offset_norms_and_scaled_queries_are_taken_back(
     checkpoint = save_tiny_llama(tmp_path / "dense", architecture=architecture, noise=0.1, **changes)
     write_gguf(checkpoint, gguf_type="f32", out=tmp_path / "model.gguf")
     (back := tmp_path / "back").mkdir()
-    dequantise(checkpoint, tmp_path / "model.gguf", "f32", back)
+    dequantise(checkpoint, tmp_path / "model.gguf", back)
     expected, found = load_model(checkpoint).state_dict(), load_model(back).state_dict()
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -162,7 +162,7 @@ def test_padding_channels_to_blocks_changes_nothing(tmp_path: Path, gguf_type: A
     assert written.padded_channels == (0 if gguf_type in ("f16", "bf16") else 4 * 31)
     assert written.kept_wider == 0
     (back := tmp_path / "back").mkdir()
-    dequantise(checkpoint, tmp_path / "blocks.gguf", gguf_type, back)
+    dequantise(checkpoint, tmp_path / "blocks.gguf", back)
     weights = load_file(back / "model.safetensors")
     for name, original in load_file(checkpoint / "model.safetensors").items():
         error = (weights[name] - original).norm() / original.norm()
@@ -190,7 +190,7 @@ def test_k_quants_are_made_by_llama_cpp(tmp_path: Path, gguf_type: Any) -> None:
         found, expected = runtime.logits(IDS), plain.logits(IDS)
     assert (found - expected).norm() < 0.5 * expected.norm()
     (back := tmp_path / "back").mkdir()
-    dequantise(checkpoint, tmp_path / "model.gguf", gguf_type, back)
+    dequantise(checkpoint, tmp_path / "model.gguf", back)
     weights = load_file(back / "model.safetensors")
     for name, original in load_file(checkpoint / "model.safetensors").items():
         assert (weights[name] - original).norm() < 0.15 * original.norm(), name

@@ -132,7 +132,7 @@ def test_a_file_for_a_job_is_nearer_to_the_model_and_is_what_llama_cpp_computes_
     for name, by in files.items():
         write_gguf(checkpoint, gguf_type=gguf_type, out=tmp_path / f"{name}.gguf", by=by)
         (back := tmp_path / name).mkdir()
-        dequantise(checkpoint, tmp_path / f"{name}.gguf", gguf_type, back)
+        dequantise(checkpoint, tmp_path / f"{name}.gguf", back)
         with torch.no_grad():
             off[name] = float((load_model(back)(states).logits - whole(states).logits).norm())
     matrices = [t for t in GGUFReader(tmp_path / "job.gguf").tensors if t.tensor_type != Kind.F32]
@@ -181,7 +181,7 @@ def test_llama_cpp_s_server_runs_a_file_for_a_job(tmp_path: Path) -> None:
 
 def test_an_importance_matrix_is_written_and_read_and_rounds_by_it(tmp_path: Path) -> None:
     checkpoint = llama(tmp_path / "model")
-    made = importance_of(job(), checkpoint, "q4_0", tmp_path)
+    made = importance_of(job(), checkpoint, tmp_path)
     write_importance(made, tmp_path / "my.gguf")
     read = read_importance(tmp_path / "my.gguf")
     assert (read.dataset, read.chunks, read.file) == ("my-task", 12, "my.gguf")
@@ -199,7 +199,7 @@ def test_an_importance_matrix_is_written_and_read_and_rounds_by_it(tmp_path: Pat
 
 def test_an_embedding_without_importance_stays_in_eight_bits(tmp_path: Path) -> None:
     checkpoint = llama(tmp_path / "model")
-    made = importance_of(job(), checkpoint, "q4_0", tmp_path)
+    made = importance_of(job(), checkpoint, tmp_path)
     layers = {name: own for name, own in made.squares.items() if name.startswith("blk.")}
     write_gguf(checkpoint, gguf_type="q4_0", out=tmp_path / "model.gguf", by=replace(made, squares=layers))
     kinds = {t.name: t.tensor_type for t in GGUFReader(tmp_path / "model.gguf").tensors}
@@ -236,7 +236,7 @@ def test_what_is_no_importance_matrix_is_refused(tmp_path: Path, squares: dict[s
 
 def test_a_cut_importance_matrix_and_that_of_another_model_are_refused(tmp_path: Path) -> None:
     checkpoint, other = llama(tmp_path / "model"), helpers.save_tiny_llama(tmp_path / "other")
-    write_importance(importance_of(job(), checkpoint, "q4_0", tmp_path), tmp_path / "my.gguf")
+    write_importance(importance_of(job(), checkpoint, tmp_path), tmp_path / "my.gguf")
     with pytest.raises(InputError, match=r"my.gguf: .*: got 64 inputs; allowed: 32, as in the checkpoint"):
         write_gguf(
             helpers.add_merge(other),
