@@ -69,9 +69,9 @@ def _jinja_string(text: str) -> str:
     return f"'{text.translate(escapes)}'"
 
 
-def write_grammar(folder: Path, chat: Chat | None) -> None:
+def write_grammar(folder: Path, chat: Chat) -> None:
     """Write the grammar of the answers, if they are the same for all rows."""
-    if chat and chat.answers:
+    if chat.answers:
         (folder / GRAMMAR).write_text(grammar_of(chat.answers) + "\n", encoding="utf-8")
 
 
@@ -80,9 +80,9 @@ def grammar_of(answers: Sequence[str]) -> str:
     return "root ::= " + " | ".join(json.dumps(answer, ensure_ascii=False) for answer in answers)
 
 
-def write_schema(folder: Path, chat: Chat | None) -> None:
+def write_schema(folder: Path, chat: Chat) -> None:
     """Write the JSON schema of the answers, if they are JSON."""
-    if chat and chat.schema:
+    if chat.schema:
         (folder / SCHEMA).write_text(json.dumps(chat.schema, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

@@ -97,9 +97,9 @@ def copy_source(
 def _write_around(file: Path, chat: Chat | None, tokenizer: Any, padded_channels: int = 0) -> None:
     """Write what a server needs beside a GGUF file, and a card."""
     name, out = file.stem.rpartition("-")[0], file.parent
-    write_grammar(out, chat)
-    write_schema(out, chat)
     if chat:
+        write_grammar(out, chat)
+        write_schema(out, chat)
         write_chat(out, chat)
     (out / "Modelfile").write_text(modelfile(file.name, chat, tokenizer), encoding="utf-8")
     about = f"{padded_channels:,} MLP channels of zeros are included. " if padded_channels else ""
