@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 from gguf.quants import dequantize
@@ -64,42 +65,39 @@ def rounded_for(
     A tied embedding is rounded for its inputs as the head. If the head is a matrix of its own, the embedding is rounded
     plainly.
     """
-    model = open_model(checkpoint, job.execution, scratch)
-    read = layer_moments(model, job.documents, job.execution.batch_tokens)
-    for parts, (module, moments) in zip(groups, read, strict=True):
-        for part in parts:
-            weight = module.get_parameter(_within(part)).data[part.rows]
-            values = arranged(part.name, weight.float().cpu().numpy(), layout)
-            if (inputs := _inputs(part, parts, moments)) is None:
-                yield quantise_rows(values, part.kind)
-                continue
-            data = rounded(values, part.kind, inputs)
-            yield data
-            if module is not model:
-                became = restored(part.name, dequantize(data, part.kind), tuple(weight.shape), layout)
-                weight.copy_(torch.from_numpy(became))
+    for part, module, inputs in _read(job, checkpoint, groups, scratch):
+        weight = module.get_parameter(_within(part)).data[part.rows]
+        values = arranged(part.name, weight.float().cpu().numpy(), layout)
+        data = quantise_rows(values, part.kind) if inputs is None else rounded(values, part.kind, inputs)
+        yield data
+        if re.match(_LAYER, part.stored):
+            became = restored(part.name, dequantize(data, part.kind), tuple(weight.shape), layout)
+            weight.copy_(torch.from_numpy(became))
 
 
 @torch.inference_mode()
 def importance_of(job: Job, checkpoint: Path, scratch: Path) -> Importance:
     """The importance matrix of a job for the model as it is, which is what llama.cpp's own tool measures."""
     layout, squares = layout_of(checkpoint), dict[str, Array]()
-    model = open_model(checkpoint, job.execution, scratch)
     groups = by_layer(parts_of(checkpoint, layout, "f16"), layout)
-    read = layer_moments(model, job.documents, job.execution.batch_tokens)
-    for parts, (_, moments) in zip(groups, read, strict=True):
-        for part in parts:
-            if (inputs := _inputs(part, parts, moments)) is not None:
-                squares[part.tensor] = inputs.diagonal().cpu().contiguous().numpy()
+    for part, _, inputs in _read(job, checkpoint, groups, scratch):
+        if inputs is not None:
+            squares[part.tensor] = inputs.diagonal().cpu().contiguous().numpy()
     return Importance(job.dataset, len(job.documents), squares)
+
+
+def _read(
+    job: Job, checkpoint: Path, groups: Sequence[Sequence[Part]], scratch: Path
+) -> Iterator[tuple[Part, Any, Tensor | None]]:
+    """Every matrix, the layer or model that has it, and the moments of what it is given, padded as it is."""
+    model = open_model(checkpoint, job.execution, scratch)
+    layers = layer_moments(model, job.documents, job.execution.batch_tokens)
+    for parts, (module, moments) in zip(groups, layers, strict=True):
+        for part in parts:  # a tied head's are those of the head
+            found = moments.get("lm_head" if len(parts) == 1 else _within(part).removesuffix(".weight"))
+            yield part, module, None if found is None else pad(found, 2 * (0, part.shape[1] - len(found)))
 
 
 def _within(part: Part) -> str:
     """The name of its tensor in its layer, or else in the model."""
     return re.sub(_LAYER, "", part.stored)
-
-
-def _inputs(part: Part, parts: Sequence[Part], moments: Mapping[str, Tensor]) -> Tensor | None:
-    """The moments of what a matrix is given, padded as it is; a tied head's are those of the head."""
-    found = moments.get("lm_head" if len(parts) == 1 else _within(part).removesuffix(".weight"))
-    return None if found is None else pad(found, 2 * (0, part.shape[1] - len(found)))
