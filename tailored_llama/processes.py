@@ -107,7 +107,7 @@ def call_in(
         raise
 
 
-def run_process(function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], progress: Progress) -> Any:
+def run_process(function: Callable[..., Any], arguments: tuple[Any, ...], progress: Progress) -> Any:
     """Call a function in a new process, as `call_in` does in a worker; returns what it returned."""
     worker = Worker()
     try:

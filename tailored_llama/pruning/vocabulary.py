@@ -191,7 +191,7 @@ def tokens_for_texts(tokens: Tokens, tokenizer: Any, texts: Iterable[str], size:
     return VocabularyPlan(choose_tokens(tokens, shares + (counts > 0), size).kept, used)  # the texts' own come first
 
 
-def enough_tokens(dense: Path, counts: Path, whole: float = _WHOLE) -> int:
+def enough_tokens(dense: Path, counts: Path, whole: float) -> int:
     """The tokens that a job needs: all that its counted texts use, and so many of general text that a share of further
     tokens is expected to stay whole. A multiple of 64.
     """

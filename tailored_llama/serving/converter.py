@@ -86,9 +86,7 @@ def _check(checkpoint: Path, file: Path) -> None:
         raise InputError(f"{checkpoint}: llama.cpp computes something else: {got}; allowed: transformers or vllm")
 
 
-def _convert(
-    progress: Progress, sources: Path, checkpoint: Path, out: Path, gguf_type: str, name: str
-) -> dict[str, Any]:
+def _convert(progress: Progress, sources: Path, checkpoint: Path, out: Path, gguf_type: str, name: str) -> None:
     """In the process: call llama.cpp's converter with our tokenizer, without layers that predict several tokens."""
     for loaded in [module for module in sys.modules if module.partition(".")[0] == "gguf"]:
         del sys.modules[loaded]
@@ -128,7 +126,6 @@ def _convert(
         model.gguf_writer.write_kv_data_to_file()
         model.gguf_writer.write_tensors_to_file()
         model.gguf_writer.close()
-    return {}
 
 
 def _pad_channels(weight: torch.Tensor, projection: str) -> torch.Tensor:
