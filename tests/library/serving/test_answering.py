@@ -314,6 +314,7 @@ def test_what_serve_prints_gets_the_answer(shipped: dict[str, Path]) -> None:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
     command = [sys.executable, "-c", "from tailored_llama.cli.main import main; main()", "serve", shipped["labels"]]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and their children
     with subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
