@@ -59,8 +59,9 @@ def rounded(values: Array, kind: Kind, moments: Tensor) -> Array:
     if kind not in _CODES:
         return quantise_rows(values, kind, importance)
     order = moments.diagonal().argsort(descending=True)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments[order][:, order]))
-    factor = torch.linalg.cholesky(inverse, upper=True)
+    # The upper Cholesky factor of the inverse is the inverse of the lower one, with the order reversed.
+    lower = torch.linalg.cholesky(moments[order.flip(0)][:, order.flip(0)])
+    factor = torch.linalg.solve_triangular(lower, torch.eye(len(lower)).to(lower), upper=False).flip(0, 1)
     factor = (factor / factor.diagonal()[:, None]).float()
     at_once = max(1, _WEIGHTS // values.shape[1])
     parts = [values[start : start + at_once] for start in range(0, len(values), at_once)]
