@@ -86,6 +86,7 @@ def benchmark_texts(benchmark: BenchmarkConfig, split: str, column: str, downloa
 def load_questions(benchmark: BenchmarkConfig, downloads: str, choices: bool = False) -> dict[int, str]:
     """The question of every train example by the example's index, never its answer; its choices as well, if asked for.
 
+    A choice has the space before it that it has in a prompt: with a space, a word is another token.
     Repeated ones are left out, and those with a text of the evaluation split, such as one of BoolQ's passages.
     """
     seen = {text for example in _read(benchmark, "evaluation", downloads) for text in _asked(example)}
@@ -93,7 +94,8 @@ def load_questions(benchmark: BenchmarkConfig, downloads: str, choices: bool = F
     for example in _read(benchmark, "train", downloads):
         texts = _asked(example)
         if not seen.intersection(texts):
-            questions.setdefault("\n".join((*texts, *(example.choices if choices else ()))), example.index)
+            written = "".join(f" {choice}" for choice in example.choices) if choices else ""
+            questions.setdefault("\n".join(texts) + written, example.index)
     return {index: question for question, index in questions.items()}
 
 

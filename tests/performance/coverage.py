@@ -56,7 +56,7 @@ def main(
     table = []
     for name, texts in trained.items():
         examples = load_examples(BenchmarkConfig(name=name), "evaluation", DOWNLOADS)
-        evaluation = words_of("\n".join((*own.fields.values(), *own.choices)) for own in examples)
+        evaluation = words_of(" ".join((*own.fields.values(), *own.choices)) for own in examples)
         scored = word_counts(tokenizer, evaluation, known.rows)
         own = word_counts(tokenizer, words_of(random.Random(0).sample(list(texts), rows)), known.rows)
         general = sum(counts for other, counts in counted.items() if other != name)

@@ -209,6 +209,18 @@ def test_prompts_count_as_much_as_a_long_text_and_evaluation_never(
     assert np.abs(shares["train"] - expected).max() < 1e-9
 
 
+def test_questions_count_the_tokens_of_choices_as_prompts_write_them(dense: Path, folder: Make, tmp_path: Path) -> None:
+    own = write_own_benchmark(tmp_path)
+    settings = CountSettings.of(validate_config({"benchmarks": [own]}))
+    count_tokens(dense, {}, settings=settings, work=Work(folder("counts")))
+    train = load_and_render(BenchmarkConfig(**own), tmp_path, split="train", shots=8)
+    tokenizer = load_tokenizer(dense)
+    written = {text for prompt in read_prompts(train, "shots") for text in prompt.continuations}
+    used = {token for text in written for token in tokenizer(text, add_special_tokens=False)["input_ids"]}
+    assert all(text.startswith(" ") for text in written)
+    assert counted(tmp_path / "counts", "text")[sorted(used)].all()
+
+
 def test_impossible_numbers_are_refused(dense: Path, text: Any, folder: Make) -> None:
     with pytest.raises(InputError, match=r"pruning.vocabulary: got 64; allowed: at least 320, for bytes"):
         cut(dense, text, folder, vocabulary=64)
