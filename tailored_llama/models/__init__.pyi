@@ -91,6 +91,7 @@ from .tokens import pre_tokenizer_name as pre_tokenizer_name
 from .tokens import special_around as special_around
 from .tokens import with_end as with_end
 from .vocabulary import Tokens as Tokens
+from .vocabulary import holds_place as holds_place
 from .vocabulary import is_kept as is_kept
 from .vocabulary import read_tokens as read_tokens
 from .vocabulary import renumber_generation as renumber_generation

@@ -5,6 +5,7 @@ Byte-level BPE and BPE with byte fallback (SentencePiece) can be trimmed: both w
 
 import itertools
 import json
+import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from tailored_llama.models.load import load_tokenizer
 
 _GENERATION = "generation_config.json"
 _SPACE = "\u2581"  # SentencePiece's
+_PLACEHOLDER = re.compile(r"[<\[]\W*(unused|reserved|dummy|place.?holder|extra_\d|special_\d)", re.IGNORECASE)
 _CHATS = (("user",), ("user", "assistant"), ("system", "user", "assistant", "user"))
 
 
@@ -31,7 +33,7 @@ class Tokens:
     rows: int  # of the embedding
     texts: Mapping[int, str]  # by id, as `tokenizer.json` writes them
     parts: Mapping[int, tuple[int, ...]]  # for every token the two of its last merge, or none
-    always: frozenset[int]  # bytes, special and added tokens, the chat template's, and all that they are made of
+    always: frozenset[int]  # bytes, special and added ones, the chat template's, and what these are made of
 
     def made_of(self, tokens: Iterable[int], besides: Container[int] = ()) -> set[int]:
         """Tokens and all that they are made of, without `besides`, which has all that its own are made of."""
@@ -62,7 +64,7 @@ def tokens_of(tokenizer: Any, rows: int, special: Iterable[int], shown: Any) -> 
     state = _state(tokenizer, shown)
     model = state["model"]
     ids, texts = model["vocab"], _texts(state, rows)
-    added = {token["id"] for token in state["added_tokens"] if token["id"] < rows}
+    added = {token["id"] for token in state["added_tokens"] if token["id"] < rows and not holds_place(token["content"])}
     if (largest := max(texts)) >= rows:
         raise InputError(
             f"{shown}: token {texts[largest]!r} has id {largest}; allowed: below {rows}, the rows of the embedding"
@@ -71,6 +73,11 @@ def tokens_of(tokenizer: Any, rows: int, special: Iterable[int], shown: Any) -> 
     always = {*added, *special, *around, *_written_alone(model), *_chat_ids(tokenizer, shown)}
     tokens = Tokens(rows, texts, _Parts(ids, texts, model["merges"]), frozenset())
     return replace(tokens, always=frozenset(tokens.made_of(always)))
+
+
+def holds_place(text: str) -> bool:
+    """Whether an added token is kept free by its name, as `<unused7>` is: the model was not trained on it."""
+    return _PLACEHOLDER.match(text) is not None
 
 
 def _texts(state: dict[str, Any], rows: int) -> dict[int, str]:

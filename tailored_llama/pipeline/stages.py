@@ -29,7 +29,7 @@ def prompts(*, settings: data.PromptSettings, examples: Artifact, dense: Artifac
 def answers(*, settings: data.AnswersSettings, dense: Artifact, prompts: Artifact) -> None: ...
 
 
-@stage("tokens", 4, lambda: pruning.count_tokens)
+@stage("tokens", 5, lambda: pruning.count_tokens)
 def tokens(*, settings: pruning.CountSettings, dense: Artifact, prompts: Artifacts) -> None: ...
 
 

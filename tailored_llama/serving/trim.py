@@ -73,6 +73,7 @@ def trim_gguf(model: Path, texts: Sequence[str], size: int | None, out: Path, pr
         raise InputError(f"{model}: {field}: got {got!s:.80}; allowed: {allowed}")
     rows, tokenizer = len(values[_TOKENS]), models.load_gguf_tokenizer(model, reader, str(model))
     special = {index for index, kind in enumerate(values.get(_TYPES, [])) if kind in _STAY}
+    special -= {index for index in special if models.holds_place(values[_TOKENS][index])}
     special |= {*_ids(values).values(), *range(min(_DEFAULTS, rows))}
     tokens = models.tokens_of(tokenizer, rows, special, model)
     if _TYPES not in values:

@@ -110,6 +110,22 @@ def test_special_tokens_and_template_words_stay_and_have_their_new_ids(tmp_path:
     assert after.tokenize("<|user|>user said") == before.tokenize("<|user|>user said")
 
 
+@pytest.mark.parametrize("tokenizer_of", [bpe_tokenizer, spm_tokenizer])
+def test_tokens_that_hold_a_place_stay_only_for_texts_that_have_them(
+    tmp_path: Path, tokenizer_of: Callable[[], Any]
+) -> None:
+    tokenizer = tokenizer_of()
+    tokenizer.add_tokens(["<unused0>", "<unused1>", "<|reserved_special_token_7|>", "<|tool|>"], special_tokens=True)
+    dense = save_worded_llama(tmp_path / "dense", tokenizer)
+    kept = choose_tokens(read_tokens(dense), shares_of(dense, words(2000, seed=2) + 50 * " <unused1>"), 384).kept
+    (out := tmp_path / "trimmed").mkdir()
+    trim_tokenizer(dense, kept, np.zeros(len(tokenizer)).tolist(), out)
+    trimmed = load_tokenizer(out)
+    assert {"<unused1>", "<|tool|>"} <= trimmed.get_vocab().keys()
+    assert not {"<unused0>", "<|reserved_special_token_7|>"} & trimmed.get_vocab().keys()
+    assert trimmed.decode(trimmed.encode("a <unused0>", add_special_tokens=False)) == "a <unused0>"
+
+
 def test_the_words_of_a_template_that_refuses_chats_stay(tmp_path: Path) -> None:
     tokenizer = bpe_tokenizer()
     written, quoted = sorted(tokenizer.get_vocab().values(), key=lambda token: len(tokenizer.decode([token])))[-2:]

@@ -179,6 +179,18 @@ def test_special_tokens_template_and_their_ids_stay(files: Callable[..., Path], 
     assert new.tokenize("zebra said: a") == old.tokenize("zebra said: a")
 
 
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_tokens_that_hold_a_place_leave_a_file(tmp_path: Path, tokenizer: str) -> None:
+    own = TOKENIZERS[tokenizer]()
+    own.add_tokens(["<unused0>", "<|tool|>"], special_tokens=True)
+    dense = save_worded_llama(tmp_path / "dense", own, num_hidden_layers=2, **SIZES)
+    write_gguf(dense, gguf_type="q8_0", out=tmp_path / "dense.gguf")
+    trim_gguf(tmp_path / "dense.gguf", TEXT, 384, tmp_path / "small.gguf")
+    left = values_of(tmp_path / "small.gguf")["tokenizer.ggml.tokens"][0]
+    assert "<|tool|>" in left
+    assert "<unused0>" not in left
+
+
 @pytest.mark.usefixtures("all_general_words")
 def test_without_a_number_the_texts_stay_whole_and_what_general_text_uses(
     files: Callable[..., Path], tmp_path: Path
