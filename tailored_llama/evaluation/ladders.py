@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-import numpy as np
 import scipy
 
 MOST_TESTS = 4  # candidates that may be tested on the proving rows
@@ -139,7 +138,8 @@ def sequence(measured: Mapping[Rung, Measured], margin: float) -> list[Measured]
 
     Those that pass on the choosing rows and are smaller than every one that loses less. Before them comes a whole model
     that is larger, if one passes: of those that lose least the largest, which is the safer even if it measured alike.
-    Of more than four, the safest and the smallest stay, and others between them.
+    Of more than four, the safest and the smallest stay, and those between them whose losses are furthest apart: two that
+    lose alike are as likely to pass, so that one of them is enough.
     """
     passing = [tried for tried in measured.values() if tried.smoothed <= margin]
     front: list[Measured] = []
@@ -153,7 +153,11 @@ def sequence(measured: Mapping[Rung, Measured], margin: float) -> list[Measured]
         front.insert(0, max((tried for tried in safer if tried.smoothed <= least), key=lambda tried: tried.cost))
     if len(front) <= MOST_TESTS:
         return front
-    return [front[round(position)] for position in np.linspace(0, len(front) - 1, MOST_TESTS)]
+    picked = {0, len(front) - 1}
+    while len(picked) < MOST_TESTS:
+        apart = [min(abs(tried.smoothed - front[other].smoothed) for other in picked) for tried in front]
+        picked.add(max(set(range(len(front))) - picked, key=apart.__getitem__))
+    return [front[position] for position in sorted(picked)]
 
 
 def nearest(measured: Mapping[Rung, Measured]) -> Measured:

@@ -13,7 +13,7 @@ from tailored_llama.pipeline.graph import Artifacts
 from tailored_llama.pipeline.steps import Dense, Prompts
 
 LEAST_STEP = 0.02  # of the parameters, by which neighbours on a ladder differ
-WHOLE = (0.9999, 0.999)  # of further tokens, that are expected to stay whole where only tokens leave
+WHOLE = (0.9999, 0.999, 0.99)  # of further tokens, that are expected to stay whole where only tokens leave
 
 ScoredSplit = Literal["selection", "evaluation"]  # the rows to choose with, and those to prove on
 

@@ -212,6 +212,16 @@ def test_the_sequence_goes_from_the_safest_to_the_smallest(seed: int) -> None:
         assert whole or smoothed[0] == min(one.smoothed for one in passing)
 
 
+def test_of_candidates_that_lose_alike_one_is_tested() -> None:
+    losses = [0.002, 0.001, 0.005, 0.006, 0.021, 0.027]
+    costs = [292.0, 127.0, 82.0, 78.0, 67.0, 64.0]
+    found = {
+        Rung(0, at): Measured(Rung(0, at), cost, loss, loss)
+        for at, (cost, loss) in enumerate(zip(costs, losses, strict=True))
+    }
+    assert [one.cost for one in sequence(found, 0.03)] == [292, 78, 67, 64]
+
+
 def _beats(one: Measured, other: Measured) -> bool:
     """Whether it is smaller and loses no more, or loses less and is no larger."""
     ours, theirs = (one.cost, one.smoothed), (other.cost, other.smoothed)
