@@ -138,8 +138,8 @@ def sequence(measured: Mapping[Rung, Measured], margin: float) -> list[Measured]
 
     Those that pass on the choosing rows and are smaller than every one that loses less. Before them comes a whole model
     that is larger, if one passes: of those that lose least the largest, which is the safer even if it measured alike.
-    Of more than four, the safest and the smallest stay, and those between them whose losses are furthest apart: two that
-    lose alike are as likely to pass, so that one of them is enough.
+    Of more than four, the safest and the smallest stay, and those between them whose losses are furthest apart: of two
+    that lose alike, one is enough.
     """
     passing = [tried for tried in measured.values() if tried.smoothed <= margin]
     front: list[Measured] = []
