@@ -23,7 +23,8 @@ def preflight(run: config.RunConfig) -> None:
         data.layout_of(template, benchmark)
     for benchmark in run.benchmarks:  # after all names: it reads files
         _check_rows(benchmark, run)
-    check_texts(run)
+    check_calibration(run)
+    data.check_text(run.perplexity, "perplexity")
     _check_device(run)  # with torch, which takes seconds to load
     if (store := ArtifactStore(run.store.root)).remote:
         check_writable(store.remote)
@@ -74,19 +75,13 @@ def preflight_sweep(sweep: config.SweepConfig) -> None:
         preflight(run)
 
 
-def check_texts(run: config.RunConfig, only: str | None = None) -> None:
-    """Check the texts that a run reads from elsewhere, or only those of one section, as `check_text` does."""
-    heals = run.healing.tokens and not run.healing.source
-    reads = config.reads_calibration(run) or config.trims_vocabulary(run) or heals
-    sections = {"calibration": run} if reads else {}
-    if run.healing.tokens and run.healing.source:
-        sections["healing"] = config.healing_text(run)
-    if only in (None, "perplexity"):
-        data.check_text(run.perplexity, "perplexity")
-    for section in [name for name in sections if only in (None, name)]:
-        for source in (drawn.source for drawn in data.calibration_texts(sections[section], section)):
-            if source.kind not in ("prompts", "questions"):
-                data.check_text(source.text, section)
+def check_calibration(run: config.RunConfig) -> None:
+    """Check the calibration text, if a run reads one from elsewhere, as `check_text` does."""
+    if not (config.reads_calibration(run) or config.trims_vocabulary(run)):
+        return
+    for source in (drawn.source for drawn in data.calibration_texts(run)):
+        if source.kind not in ("prompts", "questions"):
+            data.check_text(source.text, "calibration")
 
 
 def _check_rows(benchmark: config.BenchmarkConfig, run: config.RunConfig) -> None:
@@ -118,10 +113,8 @@ def _check_device(run: config.RunConfig) -> None:
     source = models.find_model(run.model)
     if source.kind != "folder":
         return
-    structure, left = models.read_structure(source.path, part=True), 1 - max(run.pruning.ratios)
-    if run.healing.tokens and run.healing.variant == "full":
-        models.check_whole_training(int(left * structure.parameters), execution.device)
     if any(run.pruning.ratios):
+        structure = models.read_structure(source.path, part=True)
         models.check_solver(structure, run.reconstruction.method, execution.device)
 
 

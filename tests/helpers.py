@@ -35,9 +35,8 @@ from tailored_llama.models import Document, Header, distinct, encode_pair, packe
 from tailored_llama.progress import Progress, silent
 from tailored_llama.pruning import PruneSettings, SplitSettings, choose_split, prune_model
 from tailored_llama.serving import write_gguf
-from tailored_llama.store import read_table, write_table
+from tailored_llama.store import write_table
 from tailored_llama.training import TuneSettings
-from tailored_llama.training.distillation import TEACHER, TEACHER_SCHEMA, SoftTargets, targets_of
 
 UNFITTED = ReconstructionConfig(method="none")
 CPU = ExecutionConfig(device="cpu")
@@ -225,12 +224,6 @@ def tune(
     settings = tune_settings(tuning, metrics=(("own", metric),), **changes)
     work = Work(out, execution, progress=progress, resume=resume)
     return training.tune(checkpoint, {"own": prompts}, settings=settings, work=work)
-
-
-def taught(teacher: Path) -> list[SoftTargets]:
-    """The outputs of a teacher along all sequences of its text."""
-    table = read_table(teacher / TEACHER, TEACHER_SCHEMA)
-    return [targets_of(table, number) for number in range(len(table))]
 
 
 def add_merge(folder: Path) -> Path:

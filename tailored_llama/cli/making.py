@@ -16,7 +16,7 @@ from tailored_llama.data import all_texts, worked_example
 from tailored_llama.errors import InputError
 from tailored_llama.models import read_structure
 from tailored_llama.pipeline import steps
-from tailored_llama.preflight import check_texts
+from tailored_llama.preflight import check_calibration
 from tailored_llama.reports import verdict_line
 from tailored_llama.training import read_comparison
 
@@ -74,7 +74,7 @@ def prune(
     from tailored_llama.models import pick_device
 
     pick_device(run.execution.device)
-    check_texts(run, "calibration")
+    check_calibration(run)
     asked = config or run.calibration.source == PROMPTS
     run = with_benchmarks(run, benchmark or ([configured.name for configured in run.benchmarks] if asked else []))
     with new_folder(out) as folder, scratch_runner(run) as runner:

@@ -2,7 +2,6 @@
 from .derived import as_shown as as_shown
 from .derived import asks_turns as asks_turns
 from .derived import exports as exports
-from .derived import healing_text as healing_text
 from .derived import is_json as is_json
 from .derived import is_written as is_written
 from .derived import named_benchmark as named_benchmark
@@ -75,6 +74,4 @@ from .studies import sweep_cells as sweep_cells
 from .studies import tuned_dense_cells as tuned_dense_cells
 from .training import FEW_SHOTS as FEW_SHOTS
 from .training import AdapterConfig as AdapterConfig
-from .training import HealingConfig as HealingConfig
-from .training import TrainingConfig as TrainingConfig
 from .training import TuningConfig as TuningConfig

@@ -59,14 +59,6 @@ def as_shown(run: Run) -> Run:
     return run.model_copy(update=sections)
 
 
-def healing_text(run: RunConfig) -> RunConfig:
-    """The same run with the text of healing as its calibration text, in whole sequences, without another's subset."""
-    text, source = run.calibration, run.healing.source
-    others = {"source": source, "subset": None, "revision": None} if source else {}
-    samples = -(-run.healing.tokens // text.tokens)
-    return run.model_copy(update={"calibration": text.model_copy(update={"samples": samples, **others})})
-
-
 def named_benchmark(run: RunConfig, name: str) -> BenchmarkConfig:
     """The benchmark of this name, which the run must have."""
     return next(benchmark for benchmark in run.benchmarks if benchmark.name == name)

@@ -32,18 +32,18 @@ class ExecutionConfig(Section):
     for models that one GPU cannot hold, and no faster. Not with streaming = always."""
     batch_tokens: int | None = Field(None, ge=64)
     """Tokens in a scoring pass, halved when memory runs out; absent: 1,024 on a CPU, where small models run several
-    passes at once, and 16,384 on a GPU. Importance and reconstruction read at most
-    this many calibration tokens at a time; absent: 4,096."""
+    passes at once, and 16,384 on a GPU. Importance and reconstruction read at most this many calibration tokens at
+    a time; absent: 4,096."""
     streaming: Literal["auto", "always", "never"] = "auto"
-    """Which models importance, reconstruction, perplexity, teacher outputs and scoring of choices read one layer at a
-    time, with the same results, instead of loading them whole. auto: those whose weights do not fit into the free
-    memory of the device; always; never."""
+    """Which models importance, reconstruction, perplexity and scoring of choices read one layer at a time, with the
+    same results, instead of loading them whole. auto: those whose weights do not fit into the free memory of the
+    device; always; never."""
     recompute_activations: bool = False
     """Tuning keeps only the hidden states between layers and recomputes the activations within them: about a third
     slower, with far less memory."""
     keep_state_every: int = Field(100, ge=0)
-    """Steps of tuning or healing between saved states. A killed stage resumes from the last one and ends with the same
-    weights. 0: no states are saved."""
+    """Steps of tuning between saved states. A killed stage resumes from the last one and ends with the same weights. 0:
+    no states are saved."""
     exclusive: Literal["gpu", "always", "never"] = "gpu"
     """Which stages have exclusive use of their device, among all runs on this machine with the same store.downloads.
     gpu: stages on a GPU; always: also stages on the CPU; never: none."""

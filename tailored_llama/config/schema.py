@@ -16,7 +16,7 @@ from tailored_llama.config.inputs import (
     TextConfig,
 )
 from tailored_llama.config.section import Section
-from tailored_llama.config.training import FEW_SHOTS, HealingConfig, TuningConfig
+from tailored_llama.config.training import FEW_SHOTS, TuningConfig
 from tailored_llama.errors import InputError
 
 Criterion = Literal["taylor_gate", "taylor_first", "magnitude_l2", "random"]
@@ -92,7 +92,6 @@ class RunConfig(Section):
     calibration: CalibrationConfig = CalibrationConfig()
     pruning: PruningConfig = PruningConfig()
     reconstruction: ReconstructionConfig = ReconstructionConfig()
-    healing: HealingConfig = HealingConfig()
     prompts: PromptConfig = PromptConfig()
     tuning: TuningConfig = TuningConfig()
     scoring: ScoringConfig = ScoringConfig()
@@ -137,12 +136,7 @@ class RunConfig(Section):
                 if benchmark.unlabelled:
                     got = f"benchmarks.{benchmark.name}.unlabelled: got {benchmark.unlabelled!r}"
                     yield f"{got}; allowed: in a search for the smallest model, which asks for labels"
-        text, healing = self.calibration, self.healing
-        asked, healed = len(self.benchmarks), (healing.source or text.source) == QUESTIONS and healing.tokens
+        text, asked = self.calibration, len(self.benchmarks)
         if text.source == QUESTIONS and text.samples < asked:
             got = f"calibration.samples: got {text.samples}"
             yield f"{got}; allowed: at least {asked}, one for the questions of each benchmark"
-        if healed and healed <= (asked - 1) * text.tokens:
-            got = f"healing.tokens: got {healed}"
-            least = (asked - 1) * text.tokens
-            yield f"{got}; allowed: more than {least}, a sequence for the questions of each benchmark"

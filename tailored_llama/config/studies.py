@@ -10,17 +10,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tailored_llama.config.derived import healing_text
 from tailored_llama.config.execution import GgufType
 from tailored_llama.config.loading import assign, read_config_data, validate_as
 from tailored_llama.config.schema import RunConfig
-from tailored_llama.config.section import Section, with_defaults
+from tailored_llama.config.section import Section
 from tailored_llama.errors import InputError
 
 RATIOS = "pruning.ratios"
 SEED = "seed"
 MODEL = "model"
-MAY_VARY = (SEED, MODEL, "calibration", "pruning", "reconstruction", "healing", "prompts", "tuning")
+MAY_VARY = (SEED, MODEL, "calibration", "pruning", "reconstruction", "prompts", "tuning")
 READ_BY_DENSE = (SEED, MODEL, "prompts", "tuning")  # of what may vary, what a tuned dense model depends on
 
 DENSE, TUNED_DENSE = "dense", "dense, tuned"  # rows of the dense model without and with adapters
@@ -93,8 +92,6 @@ def _runs(shared: dict[str, Any], settings: dict[str, Any]) -> list[RunConfig]:
         run = validate_as(RunConfig, data)
     except InputError as error:
         raise InputError(f"grid, cell {settings}: {error}") from None
-    if not run.healing.tokens:  # a text that nothing reads makes no further cell
-        run = run.model_copy(update={"healing": with_defaults(run.healing, "source")})
     each = [run.pruning.model_copy(update={"ratios": (ratio,)}) for ratio in run.pruning.ratios]
     return [run.model_copy(update={"pruning": pruning}) for pruning in each]
 
@@ -137,8 +134,6 @@ def _cell(config: SweepConfig, name: str, varying: Sequence[str], run: RunConfig
 
 def _setting_text(run: RunConfig, field: str) -> str:
     """A field's value in a run, with the field's name unless the value explains itself."""
-    if field == "healing.source":
-        return f"healed on {healing_text(run).calibration.source}" if run.healing.tokens else "not healed"
     value = attrgetter(field)(run)
     return value if isinstance(value, str) and value != "none" else f"{field.split('.')[-1]}={value}"
 

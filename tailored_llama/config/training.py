@@ -1,4 +1,4 @@
-"""Sections on training: adapters, tuning and healing."""
+"""Sections on training: adapters and tuning."""
 
 from typing import Annotated, Literal, get_args
 
@@ -11,8 +11,8 @@ Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pr
 PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 
 
-class TrainingConfig(Section):
-    """An adapter, or all weights, and how they are trained."""
+class AdapterConfig(Section):
+    """An adapter for a task, how it is trained, and when its training ends."""
 
     rank: int = Field(8, ge=1, le=1024, description="LoRA rank r: the width of each update.")
     alpha: int = Field(16, ge=1, le=4096, description="LoRA scale α; updates are multiplied by α / r.")
@@ -29,34 +29,6 @@ class TrainingConfig(Section):
     batch_size: int = Field(4, ge=1, description="Examples per optimiser step.")
     micro_batch_tokens: int = Field(2048, ge=64)
     """Tokens in one forward pass of a step, halved when memory runs out. Each pass draws its own dropout."""
-
-
-class HealingConfig(TrainingConfig):
-    """General recovery before tailoring, by LoRA or in all weights, towards the dense model (arXiv 1503.02531)."""
-
-    tokens: int = Field(0, ge=0, le=4_000_000)
-    """Tokens to train on, in whole sequences of calibration.tokens; 0: no healing. The teacher outputs are
-    read whole: 256 bytes of memory a token, at the default healing.top."""
-    source: str | None = Field(None, min_length=1)
-    """The text to train on, with the same values as calibration.source, and read by its column; absent: the
-    calibration text."""
-    top: int = Field(32, ge=1, le=1024, description="Likeliest tokens kept of each dense prediction; the rest are one.")
-    variant: Literal["lora", "full"] = "lora"
-    """lora: an adapter (arXiv 2106.09685), merged into the weights; full: all weights are trained, in float32, which
-    takes 16 bytes a parameter beside the activations. It wants a lower learning_rate, such as 3e-4."""
-    rank: int = Field(64, ge=1, le=1024, description="LoRA rank r: the width of each update.")
-    alpha: int = Field(64, ge=1, le=4096, description="LoRA scale α; the update is multiplied by α / r.")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate.")
-    batch_size: int = Field(1, ge=1)
-    """Text sequences per optimiser step; fewer give more steps for the same tokens."""
-    held_out: int = Field(8, ge=0)
-    """Sequences of the text that are not trained on, at most a tenth of them. The divergence on them is measured at
-    every tenth of the steps; healing ends when it has not fallen twice in a row. 0: none."""
-
-
-class AdapterConfig(TrainingConfig):
-    """An adapter for a task, and when its training ends."""
-
     epochs: int = Field(3, ge=1, le=1000, description="Maximum passes over the training examples.")
     patience: int = Field(2, ge=1, description="Epochs without a lower held-out loss before tuning stops.")
 
@@ -81,5 +53,5 @@ class TuningConfig(AdapterConfig):
     held-out examples by more than their error, or if fewer than 20 are held out and it is not worse; otherwise the
     untuned model is exported. always: in any case. Scores of the tailored model are reported either way."""
     dense: bool = True
-    """Flows tailor and sweep, where the pruned model is tuned: also tune the dense model on the same shots, without
-    healing, and score it: what pruning really costs after tailoring."""
+    """Flows tailor and sweep, where the pruned model is tuned: also tune the dense model on the same shots, and score
+    it: what pruning really costs after tailoring."""

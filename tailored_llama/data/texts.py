@@ -93,7 +93,7 @@ class CalibrationSettings:
         return cls(calibration_texts(config), config.calibration.tokens, config.seed)
 
 
-def calibration_texts(config: RunConfig, field: str = "calibration") -> tuple[DrawnText, ...]:
+def calibration_texts(config: RunConfig) -> tuple[DrawnText, ...]:
     """The text of a run's calibration; or the questions of its benchmarks, which share the sequences.
 
     These are the benchmarks with a train split. If there are none, BoolQ's passages are the text.
@@ -105,7 +105,7 @@ def calibration_texts(config: RunConfig, field: str = "calibration") -> tuple[Dr
         return tuple(DrawnText(source, part_of(samples, i, len(asked))) for i, source in enumerate(sources))
     if text.source == QUESTIONS:
         text = text.model_copy(update={"source": "boolq"})
-    return (DrawnText(find_text(text, field), samples),)
+    return (DrawnText(find_text(text, "calibration"), samples),)
 
 
 def read_general_words() -> dict[str, int]:

@@ -39,7 +39,6 @@ from .proof import noninferiority_test as noninferiority_test
 from .proof import p_value as p_value
 from .proof import provable_margin as provable_margin
 from .proof import rows_needed as rows_needed
-from .recovery import HEALED as HEALED
 from .recovery import MEAN as MEAN
 from .recovery import MODELS as MODELS
 from .recovery import PRUNED as PRUNED

@@ -22,7 +22,7 @@ from tailored_llama.evaluation.statistics import (
 )
 from tailored_llama.store import read_rows
 
-PRUNED, HEALED, TAILORED = "pruned", "healed", "tailored"
+PRUNED, TAILORED = "pruned", "tailored"
 MODELS = (DENSE, PRUNED, TAILORED)
 MEAN = "(mean)"  # used as a benchmark's name; real names have no parentheses
 
@@ -38,7 +38,7 @@ class RecoveryRow:
     """
 
     ratio: float | None  # as configured
-    model: str  # dense, pruned, tailored; if scored, healed, "dense, tuned", and with a type: "tailored q8_0"
+    model: str  # dense, pruned, tailored; if scored, "dense, tuned", and with a type: "tailored q8_0"
     benchmark: str  # or (mean)
     metric: str | None
     examples: int
@@ -66,7 +66,7 @@ class ModelRow:
     """One row of `models.parquet`: a model's size and its perplexity."""
 
     ratio: float | None  # None: the dense model
-    model: str  # dense, pruned or healed
+    model: str  # dense or pruned
     parameters: int | None = None
     perplexity: float | None = None
     body: int | None = None  # parameters without the embedding and an untied head

@@ -24,7 +24,6 @@ class TailoredRun(Generic[A]):
 
     ratio: float
     pruned: MeasuredModel[A]
-    healed: MeasuredModel[A] | None
     adapters: Mapping[str, A]  # by what they were trained on: a benchmark, or `mixture`
     tailored: Mapping[str, A]  # scores with the adapters, by benchmark
     quantised: ByType[A] = field(default_factory=dict)  # scores with the adapters in fewer bits
@@ -32,11 +31,6 @@ class TailoredRun(Generic[A]):
     @property
     def label(self) -> str:
         return f"pruned {self.ratio}"
-
-    @property
-    def base(self) -> A:
-        """The checkpoint that the adapters were trained on."""
-        return (self.healed or self.pruned).checkpoint
 
     def adapter(self, benchmark: str) -> A:
         return self.adapters.get(benchmark) or self.adapters["mixture"]

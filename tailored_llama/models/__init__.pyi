@@ -3,7 +3,6 @@ from .adapters import add_adapter as add_adapter
 from .adapters import carry_adapter as carry_adapter
 from .adapters import merge_adapter as merge_adapter
 from .adapters import save_adapter as save_adapter
-from .adapters import save_changed as save_changed
 from .attention import Header as Header
 from .cards import Base as Base
 from .cards import base_of as base_of
@@ -31,7 +30,6 @@ from .convert import read_tokenizer as read_tokenizer
 from .convert import source_tokenizer as source_tokenizer
 from .devices import busy_threads as busy_threads
 from .devices import check_solver as check_solver
-from .devices import check_whole_training as check_whole_training
 from .devices import device_slot as device_slot
 from .devices import devices_of as devices_of
 from .devices import passes_at_once as passes_at_once
@@ -46,7 +44,6 @@ from .families import Family as Family
 from .families import check_architecture as check_architecture
 from .families import family_of as family_of
 from .gguf_reader import open_gguf as open_gguf
-from .id_table import IdTable as IdTable
 from .id_table import lost_words as lost_words
 from .id_table import read_id_table as read_id_table
 from .load import check_adapter as check_adapter
@@ -55,7 +52,6 @@ from .load import load_model as load_model
 from .load import load_tokenizer as load_tokenizer
 from .load import stored_dtype as stored_dtype
 from .moments import layer_moments as layer_moments
-from .packing import HEAD_POSITIONS as HEAD_POSITIONS
 from .packing import Document as Document
 from .packing import batches as batches
 from .packing import context_length as context_length

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tailored_llama.config import Dtype, TrainingConfig, Work
+from tailored_llama.config import AdapterConfig, Dtype, Work
 from tailored_llama.errors import InputError
 from tailored_llama.models.cards import merged_card
 from tailored_llama.models.checkpoints import FUSED, copy_tokenizer, weights_digest
@@ -18,23 +18,23 @@ from tailored_llama.models.sources import CARD, copy_licence
 from tailored_llama.store import MANIFEST
 
 
-def add_adapter(base: Any, training: TrainingConfig) -> Any:
+def add_adapter(base: Any, adapter: AdapterConfig) -> Any:
     """Add a new adapter to a causal LM; returns the PEFT model. InputError: its experts take no dropout."""
     from peft import LoraConfig, get_peft_model  # late: most stages need none of it
 
     settings = LoraConfig(
-        r=training.rank,
-        lora_alpha=training.alpha,
-        lora_dropout=training.dropout,
-        target_modules=_targets(base, training.targets),
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=_targets(base, adapter.targets),
         task_type="CAUSAL_LM",
     )
     try:
         return get_peft_model(base, settings)
     except ValueError:  # experts that are one tensor
-        if not training.dropout:
+        if not adapter.dropout:
             raise
-        raise InputError(f"dropout: got {training.dropout} for a mixture of experts; allowed: 0") from None
+        raise InputError(f"dropout: got {adapter.dropout} for a mixture of experts; allowed: 0") from None
 
 
 def _targets(model: Any, projections: Sequence[str]) -> list[str]:
@@ -85,11 +85,6 @@ def merge_adapter(
     model = load_model(checkpoint, adapter)
     if half and model.dtype == torch.float32:
         model.to(getattr(torch, half))
-    save_changed(model, checkpoint, out, card)
-
-
-def save_changed(model: Any, checkpoint: Path, out: Path, card: str | None = None) -> None:
-    """Write a checkpoint's model with changed weights, and all else that the checkpoint has."""
     model.save_pretrained(out)
     copy_tokenizer(checkpoint, out)
     copy_licence(checkpoint, out)

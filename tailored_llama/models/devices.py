@@ -115,21 +115,6 @@ def check_solver(structure: Structure, method: Reconstruction, device: str) -> N
         )
 
 
-def check_whole_training(parameters: int, device: str) -> None:
-    """Raise InputError if training all weights needs more memory than the devices, which share it out, have free.
-
-    That is, in float32, weights, gradients and AdamW's two averages of them. Activations come on top.
-    """
-    devices = devices_of(device)
-    needs, free = 16 * parameters / len(devices), min(map(free_memory, devices))
-    if needs > free:
-        raise InputError(
-            f"healing.variant: got 'full', which needs about {needs / 1e9:.1f} GB on {devices[0]} for "
-            f"{parameters:,} parameters, {free / 1e9:.1f} are free; allowed: lora, or devices with more memory"
-        )
-    log.info("all weights: %.1f GB of %.1f free, beside the activations", needs / 1e9, free / 1e9)
-
-
 def passes_at_once(model: Any, tokens: int) -> int:
     """Return how many passes, with this number of tokens each, keep the threads of a CPU busy; one on other devices."""
     rotary = getattr(model.get_decoder(), "rotary_emb", None)

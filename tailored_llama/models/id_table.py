@@ -2,13 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
-import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from tailored_llama.models.load import load_tokenizer
 from tailored_llama.store import read_table, write_table
@@ -46,13 +43,6 @@ class IdTable:
 
     pieces: Mapping[int, tuple[int, ...]]  # the new tokens that write each of them
     kept: frozenset[int]  # those that stay whole
-
-    @cached_property
-    def first(self) -> Tensor:
-        """The first piece of every dense token, int64 by id; −1 where there is no token."""
-        first = torch.full((max(self.pieces) + 1,), -1)
-        first[list(self.pieces)] = torch.tensor([pieces[0] for pieces in self.pieces.values()])
-        return first
 
 
 def read_id_table(checkpoint: Path) -> IdTable | None:

@@ -100,9 +100,8 @@ def make(base: Base, step: Step, kind: FileType, whole: Candidate) -> Candidate:
         if adapter:
             adapter = stages.carried(f"adapter of {name}", adapter=adapter, dense=dense, trimmed=pruned)
         return Candidate(base, step, kind, name, pruned, adapter)
-    healed = steps.heal_if_asked(config, dense, step.ratio, pruned, base.prompts)
-    adapters = steps.tune_adapters(config, step.ratio, healed, base.prompts)
-    return Candidate(base, step, kind, name, healed, next(iter(adapters.values()), None))
+    adapters = steps.tune_adapters(config, step.ratio, pruned, base.prompts)
+    return Candidate(base, step, kind, name, pruned, next(iter(adapters.values()), None))
 
 
 def score(run: Executor, candidate: Candidate) -> Candidate:

@@ -163,9 +163,10 @@ def export_model(
     adapter, chat = run.adapters[benchmark], data.read_chat(*prompts.values())
     tuned = training.ships_adapter(config.tuning, training.read_comparison(adapter))
     base, results = models.base_of(models.find_model(config.model)), reports.run_results(dense, run, {}, config.seed)
-    card = reports.tailored_card(results, config, named_benchmark(config, benchmark), base, run.base, tuned)
+    pruned, named = run.pruned.checkpoint, named_benchmark(config, benchmark)
+    card = reports.tailored_card(results, config, named, base, pruned, tuned)
     card += f"\n{serving.how_to_ask(benchmark, chat)}\n"
-    models.merge_adapter(run.base, adapter if tuned else None, out=work.out, card=card, half=base.half)
+    models.merge_adapter(pruned, adapter if tuned else None, out=work.out, card=card, half=base.half)
     _write_chat(chat, work.out)
     return {"adapter": "merged" if tuned else "left out: tuning brought nothing on the held-out examples"}
 

@@ -75,14 +75,6 @@ def pruned(
 ) -> None: ...
 
 
-@stage("teacher", 6, lambda: training.teach, on_device=True)
-def teacher(*, settings: training.TeachSettings, dense: Artifact, text: Artifact) -> None: ...
-
-
-@stage("healed", 6, lambda: training.heal, on_device=True)
-def healed(*, settings: training.HealSettings, pruned: Artifact, teacher: Artifact) -> None: ...
-
-
 @stage("adapter", 13, lambda: training.tune, on_device=True)
 def adapter(*, settings: training.TuneSettings, pruned: Artifact, prompts: Artifacts) -> None: ...
 

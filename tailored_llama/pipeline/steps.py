@@ -11,7 +11,6 @@ from tailored_llama.config import (
     RunConfig,
     SmallestConfig,
     asks_turns,
-    healing_text,
     is_written,
     named_benchmark,
     new_tokens,
@@ -24,7 +23,7 @@ from tailored_llama.models import DenseSettings
 from tailored_llama.pipeline import stages
 from tailored_llama.pipeline.graph import Artifact, Artifacts, Node, nodes_in
 from tailored_llama.pruning import CountSettings, ImportanceSettings, PruneSettings, SplitSettings
-from tailored_llama.training import HealSettings, TeachSettings, TuneSettings
+from tailored_llama.training import TuneSettings
 
 MIXTURE = "mixture"  # names the adapter that is tuned on all benchmarks at once
 
@@ -114,10 +113,7 @@ def checks(config: RunConfig, dense: Dense, prompts: Prompts) -> list[Node]:
     first = nodes_in((prompts.train, prompts.evaluation))
     first += [check_ratio(config, dense, ratio) for ratio in config.pruning.ratios]
     first += check_answers(config, prompts, *prompts.train)
-    texts = nodes_in(dense.calibration)
-    if config.healing.tokens and config.healing.source:
-        texts.append(draw_calibration(healing_text(config), dense.checkpoint, prompts))
-    return [*first, *texts]
+    return [*first, *nodes_in(dense.calibration)]
 
 
 def check_answers(config: RunConfig, prompts: Prompts, *names: str) -> list[Node]:
@@ -177,15 +173,6 @@ def prune_to(config: RunConfig, dense: Dense, ratio: float, prompts: Prompts) ->
     return pruned.after(check_ratio(config, dense, ratio))
 
 
-def heal_if_asked(config: RunConfig, dense: Artifact, ratio: float, pruned: Artifact, prompts: Prompts) -> Artifact:
-    """The pruned model, healed on a text with the dense model's outputs; as it is if healing is not configured."""
-    if not config.healing.tokens:
-        return pruned
-    text = draw_calibration(healing_text(config), dense, prompts)
-    teacher = stages.teacher("teach text for healing", settings=TeachSettings.of(config), dense=dense, text=text)
-    return stages.healed(f"heal @ {ratio:.2f}", settings=HealSettings.of(config), pruned=pruned, teacher=teacher)
-
-
 def tune(config: RunConfig, names: Sequence[str], ratio: float, base: Artifact, prompts: Prompts) -> Node:
     """Tune one adapter for one benchmark or several."""
     label = names[0] if len(names) == 1 else MIXTURE
@@ -207,7 +194,7 @@ def tune_adapters(config: RunConfig, ratio: float, base: Artifact, prompts: Prom
 
 
 def tune_dense(config: RunConfig, dense: Artifact, prompts: Prompts) -> TunedDense[Artifact]:
-    """Tune the dense model on the same shots as the pruned ones, and score it; it is not healed, as it is whole."""
+    """Tune the dense model on the same shots as the pruned ones, and score it."""
     adapters = tune_adapters(config, 0.0, dense, prompts)
     return TunedDense(by_training(config, adapters), score_all(config, TUNED_DENSE, dense, prompts, adapters))
 

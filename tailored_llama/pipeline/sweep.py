@@ -43,17 +43,16 @@ def _dense_row(config: SweepConfig, label: str, run_config: RunConfig, tuned: bo
 
 
 def _pruned_row(config: SweepConfig, name: str, run_config: RunConfig) -> Row:
-    """Prune, heal and tune the model of a cell as configured, and measure it."""
+    """Prune and tune the model of a cell as configured, and measure it."""
     (ratio,) = run_config.pruning.ratios
     label = f"{name} @ {ratio:g}"
     prompts = _prompts(config, run_config)
     dense = steps.prepare_dense(run_config, prompts)
     pruned = steps.prune_to(run_config, dense, ratio, prompts)
-    healed = steps.heal_if_asked(run_config, dense.checkpoint, ratio, pruned, prompts)
-    perplexity = steps.measure_perplexity(run_config, label, healed, dense.checkpoint)
-    adapters = steps.tune_adapters(run_config, ratio, healed, prompts) if config.tailored else {}
-    scores = steps.score_all(run_config, label, healed, prompts, adapters) if prompts.evaluation else {}
-    model = MeasuredModel(healed, perplexity, scores)
+    perplexity = steps.measure_perplexity(run_config, label, pruned, dense.checkpoint)
+    adapters = steps.tune_adapters(run_config, ratio, pruned, prompts) if config.tailored else {}
+    scores = steps.score_all(run_config, label, pruned, prompts, adapters) if prompts.evaluation else {}
+    model = MeasuredModel(pruned, perplexity, scores)
     measured = steps.measure(run_config, "dense", dense.checkpoint, prompts)
     return SweptCell(name, ratio, run_config.seed, model, measured)
 

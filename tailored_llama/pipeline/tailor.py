@@ -43,19 +43,13 @@ def _tailored(config: RunConfig, dense: Dense, ratio: float, prompts: Prompts) -
     """Prune the model to a ratio and tailor it to every benchmark."""
     checkpoint = steps.prune_to(config, dense, ratio, prompts)
     pruned = steps.measure(config, f"pruned @ {ratio:.2f}", checkpoint, prompts, dense.checkpoint)
-    base = steps.heal_if_asked(config, dense.checkpoint, ratio, checkpoint, prompts)
-    adapters = steps.tune_adapters(config, ratio, base, prompts)
-    healed = None
-    if config.healing.tokens:
-        may_finish = config.store.export and config.tuning.keep == "better"  # without an adapter
-        asked = prompts if may_finish else replace(prompts, evaluation={})
-        healed = steps.measure(config, f"healed @ {ratio:.2f}", base, asked, dense.checkpoint)
-    tailored = steps.score_all(config, f"tailored @ {ratio:.2f}", base, prompts, adapters)
-    return TailoredRun(ratio, pruned, healed, steps.by_training(config, adapters), tailored)
+    adapters = steps.tune_adapters(config, ratio, checkpoint, prompts)
+    tailored = steps.score_all(config, f"tailored @ {ratio:.2f}", checkpoint, prompts, adapters)
+    return TailoredRun(ratio, pruned, steps.by_training(config, adapters), tailored)
 
 
 def _quantised_run(config: RunConfig, prompts: Prompts, run: TailoredRun[Artifact]) -> ByType[Artifact]:
-    tuned = {name: (run.base, run.adapter(name)) for name in run.tailored if run.adapters}
+    tuned = {name: (run.pruned.checkpoint, run.adapter(name)) for name in run.tailored if run.adapters}
     return _quantised(config, prompts, f"tailored @ {run.ratio:.2f}", tuned)
 
 
@@ -89,7 +83,6 @@ def _exported(
         of_benchmark = replace(
             result,
             pruned=_on(result.pruned, name),
-            healed=_on(result.healed, name) if result.healed else None,
             tailored={name: result.tailored[name]},
             adapters={name: result.adapter(name)},
         )

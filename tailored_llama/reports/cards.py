@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult
 
 from tailored_llama.config import DENSE, BenchmarkConfig, RunConfig, SmallestConfig, is_written
 from tailored_llama.data import find_turns, headline_metric, in_braces, load_template, named_example, render
-from tailored_llama.evaluation import HEALED, PRUNED, TAILORED, Answer, CandidateFigures, LossTest, is_proven
+from tailored_llama.evaluation import PRUNED, TAILORED, Answer, CandidateFigures, LossTest, is_proven
 from tailored_llama.models import Base, Size, family_of, loading, lost_words, read_config, what_was_removed, write_card
 from tailored_llama.reports import text
 from tailored_llama.reports.inputs import RunResults
@@ -151,10 +151,10 @@ def tailored_card(
     """The model card of a finished checkpoint, from its run's settings and scores on one benchmark alone.
 
     `base` is the dense model, `checkpoint` the pruned one; the merged one has the same layout and type. If the adapter
-    is not merged (`tuned`), the card is that of the healed or pruned model, and says why.
+    is not merged (`tuned`), the card is that of the pruned model, and says why.
     """
-    ratio, untuned = run.ratio, HEALED if HEALED in run.models else PRUNED
-    row = run.row(TAILORED if tuned else untuned, benchmark.name)
+    ratio, model = run.ratio, TAILORED if tuned else PRUNED
+    row = run.row(model, benchmark.name)
     sizes = run.size(DENSE), run.size(PRUNED)
     before, left = (Size(size.parameters or 0, size.body or 0, size.vocab_size or 0) for size in sizes)
     if ratio is None or row is None or row.accuracy is None:
@@ -170,7 +170,6 @@ def tailored_card(
         benchmark=benchmark,
         config=config,
         data=_data(benchmark),
-        gained_by=text.gained_by(config),
         lost=lost_words(checkpoint),
         loading=loading(checkpoint),
         in_gguf=bool(family_of(read_config(checkpoint)["model_type"]).gguf),
@@ -181,10 +180,9 @@ def tailored_card(
         perplexities=text.perplexities(run),
         row=row,
         run=run,
-        summary=text.summary(run, config, TAILORED if tuned else untuned),
+        summary=text.summary(run, config, model),
         tuned=tuned,
         rounded=base.half if read_config(checkpoint).get("dtype") == "float32" else None,
-        untuned=untuned,
         verdict=verdict,
         version=importlib.metadata.version("tailored-llama"),
         written=is_written(benchmark),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tailored_llama import evaluation
 from tailored_llama.config import DENSE, TUNED_DENSE, RunConfig
-from tailored_llama.evaluation import HEALED, MEAN, PRUNED, TAILORED, ModelRow, RecoveryRow
+from tailored_llama.evaluation import MEAN, PRUNED, TAILORED, ModelRow, RecoveryRow
 from tailored_llama.models import read_structure
 from tailored_llama.store import Manifest
 from tailored_llama.training import Comparison, read_comparison
@@ -95,10 +95,8 @@ def run_results(
     in_files = {f"{DENSE} {kind}": scores for kind, scores in dense.quantised.items()}
     if run is None:
         return results_at(None, folders | in_files, rows, seed)
-    for name, model in ((PRUNED, run.pruned), (HEALED, run.healed)):
-        if model:
-            rows.append(_model_row(run.ratio, name, model))
-            folders[name] = model.scores
+    rows.append(_model_row(run.ratio, PRUNED, run.pruned))
+    folders[PRUNED] = run.pruned.scores
     in_files |= {f"{TAILORED} {kind}": scores for kind, scores in run.quantised.items()}
     both = {name: folder for name, folder in run.tailored.items() if name in tuned_dense}
     beside = results_at(None, {DENSE: tuned_dense, TAILORED: both}, (), seed).rows

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from tailored_llama.config import DENSE, TUNED_DENSE
-from tailored_llama.evaluation import HEALED, MEAN, MODELS, PRUNED, TAILORED, Z95, ModelRow, RecoveryRow
+from tailored_llama.evaluation import MEAN, MODELS, PRUNED, TAILORED, Z95, ModelRow, RecoveryRow
 from tailored_llama.reports import text
 from tailored_llama.reports.diagnosis import diagnose
 from tailored_llama.reports.figures import COLOURS, WIDTH, Picture, name_ticks, new_figure, styled, xy
@@ -55,7 +55,7 @@ def _sections(runs: Sequence[RunResults], inputs: ReportInputs) -> list[Section]
             losses[f"losses{ending}"] = _losses(run.adapters, caption)
     samples = [(name, first_sample(folder)) for name, folder in inputs.prompts.items()]
     return [
-        Section("Accuracy and recovery", table=accuracies(runs, text.gained_by(inputs.config))),
+        Section("Accuracy and recovery", table=accuracies(runs)),
         Section("Accuracy by benchmark", bars),
         Section("Size", table=_sizes(runs)),
         Section("How tuning went", losses, _verdicts(runs)),
@@ -64,20 +64,16 @@ def _sections(runs: Sequence[RunResults], inputs: ReportInputs) -> list[Section]
     ]
 
 
-def accuracies(runs: Sequence[RunResults], how: str) -> Table:
-    """Every benchmark of every run.
-
-    `how` are the steps from the pruned to the tailored model. The tuned dense model and files of fewer bits, where
-    there are any, stand behind the others.
-    """
+def accuracies(runs: Sequence[RunResults]) -> Table:
+    """Every benchmark of every run. A tuned dense model and files of fewer bits stand behind the others."""
     beside = list(dict.fromkeys(row.model for run in runs for row in run.rows))
-    beside = [model for model in beside if model not in (*MODELS, HEALED)]
+    beside = [model for model in beside if model not in MODELS]
     columns = (
         Column("benchmark", left=True),
         Column("examples", wide=True),
         Column("floor", wide=True),
         *map(Column, MODELS),
-        Column(f"gained by\n{how}", wide=True),
+        Column("gained by\ntuning", wide=True),
         Column("recovery"),
         Column("chance-\ncorrected"),
         *(Column(model, wide=True) for model in beside),
@@ -101,7 +97,7 @@ def accuracies(runs: Sequence[RunResults], how: str) -> Table:
             cells += [*shares, *(_beside(run.row(model, name)) for model in beside)]
             rows.append(table_row(*cells, bold=name == MEAN))
     legend = (
-        f"Gained = tailored − pruned, by {how}; recovery = tailored ÷ dense; chance-corrected = (tailored − floor) ÷ "
+        "Gained = tailored − pruned, by tuning; recovery = tailored ÷ dense; chance-corrected = (tailored − floor) ÷ "
         "(dense − floor), where dense is significantly above its floor."
     )
     return Table(columns, tuple(rows), ("Accuracy ± standard error; recovery with its 95 % interval.", legend))
@@ -117,8 +113,8 @@ def _beside(row: RecoveryRow | None) -> Cell:
 
 
 def _sizes(runs: Sequence[RunResults]) -> Table:
-    """The size and the perplexity of the dense model, and of each pruned and healed one, as far as they are known."""
-    models = [runs[0].size(DENSE), *(run.size(model) for run in runs for model in (PRUNED, HEALED))]
+    """The size and the perplexity of the dense model, and of each pruned one, as far as they are known."""
+    models = [runs[0].size(DENSE), *(run.size(PRUNED) for run in runs)]
     rows = []
     for row in models:
         if row.parameters or row.perplexity:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from tailored_llama.config import DENSE, RunConfig
-from tailored_llama.evaluation import HEALED, PRUNED, TAILORED, RecoveryRow
+from tailored_llama.evaluation import PRUNED, TAILORED, RecoveryRow
 from tailored_llama.reports.inputs import ReportInputs, RunResults
 from tailored_llama.reports.parts import accuracy_of, listed, number, percent, points, span
 from tailored_llama.training import Comparison, is_better
@@ -35,9 +35,9 @@ def _size_sentence(run: RunResults) -> str:
         parts.append(f"pruning removed {removed} ({dense.parameters:,} before, {pruned.parameters:,} after)")
     if _has_fewer_tokens(run):
         parts.append(f"{pruned.vocab_size:,} of {dense.vocab_size:,} tokens are left")
-    measure, (before, after, mended) = perplexities(run)
+    measure, (before, after) = perplexities(run)
     if before and after:
-        parts.append(f"{measure} went from {before} to {after}{f', and by healing to {mended}' if mended else ''}")
+        parts.append(f"{measure} went from {before} to {after}")
     text = listed(parts, ", and ")
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
@@ -47,15 +47,15 @@ def _has_fewer_tokens(run: RunResults) -> bool:
     return bool(dense and pruned and dense != pruned)
 
 
-def perplexities(run: RunResults) -> tuple[str, tuple[str, str, str]]:
-    """Perplexity of the dense, the pruned and the healed model, and what it is per; empty if not measured.
+def perplexities(run: RunResults) -> tuple[str, tuple[str, str]]:
+    """Perplexity of the dense and the pruned model, and what it is per; empty if not measured.
 
     Per token where the vocabularies are alike, else per byte, as only that compares.
     """
-    per_byte, rows = _has_fewer_tokens(run), [run.size(model) for model in (DENSE, PRUNED, HEALED)]
+    per_byte, rows = _has_fewer_tokens(run), [run.size(model) for model in (DENSE, PRUNED)]
     values = [row.byte_perplexity if per_byte else row.perplexity for row in rows]
-    dense, pruned, healed = ("" if value is None else number(value, 3 if per_byte else 1) for value in values)
-    return "perplexity per byte" if per_byte else "perplexity", (dense, pruned, healed)
+    dense, pruned = ("" if value is None else number(value, 3 if per_byte else 1) for value in values)
+    return "perplexity per byte" if per_byte else "perplexity", (dense, pruned)
 
 
 def _recovery_sentence(run: RunResults, config: RunConfig, model: str) -> str:
@@ -85,16 +85,10 @@ def _compared(run: RunResults, model: str) -> dict[str, RecoveryRow]:
 
 
 def _after(config: RunConfig) -> str:
-    steps = [f"healing on {config.healing.tokens:,} tokens"] if config.healing.tokens else []
-    if config.tuning.examples != "none":
-        whose = "all benchmarks" if config.tuning.examples == "mixture" else "each benchmark"
-        steps.append(f"tuning a LoRA adapter for {whose} on {config.tuned_on}")
-    return f"After {' and '.join(steps)}," if steps else "Without tuning,"
-
-
-def gained_by(config: RunConfig) -> str:
-    """The steps from the pruned to the tailored model."""
-    return "healing and tuning" if config.healing.tokens else "tuning"
+    if config.tuning.examples == "none":
+        return "Without tuning,"
+    whose = "all benchmarks" if config.tuning.examples == "mixture" else "each benchmark"
+    return f"After tuning a LoRA adapter for {whose} on {config.tuned_on},"
 
 
 def held_out_evidence(compared: Comparison) -> str:

@@ -1,4 +1,4 @@
-"""Training: tuning an adapter, and healing towards the dense model."""
+"""Training: tuning an adapter."""
 
 from lazy_loader import attach_stub
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
-from tailored_llama.config import TrainingConfig, Work
+from tailored_llama.config import AdapterConfig, Work
 from tailored_llama.models import packed_attention, token_budget
 from tailored_llama.store import write_table
 from tailored_llama.training.losses import Sample, add_gradients, in_bfloat16, outcomes, training_loss
@@ -30,18 +30,15 @@ _log = logging.getLogger(__name__)
 class Course:
     """The samples of a training, and its length.
 
-    `samples` are examples or texts, in an order by `seed`. `held_out` are examples with all their choices, or texts. In
-    an epoch there are `checks` of the loss on them; a training stops after `patience` checks without a lower one.
-    `keeps_best`: what had the lowest is kept, not the last.
+    `samples` are examples, in an order by `seed`. `held_out` are examples with all their choices. A training stops
+    after `patience` epochs without a lower loss on them.
     """
 
     samples: Sequence[Sample]
     held_out: Sequence[Sample]
     seed: int
-    epochs: int = 1
-    patience: int = 1
-    checks: int = 1
-    keeps_best: bool = True
+    epochs: int
+    patience: int
 
     def batch(self, step: int, size: int) -> list[Sample]:
         """The samples of a step, counted from 1; the order depends on seed and epoch alone, for a resumed training."""
@@ -51,15 +48,14 @@ class Course:
 
 
 def train(
-    model: Any, course: Course, training: TrainingConfig, work: Work
+    model: Any, course: Course, training: AdapterConfig, work: Work
 ) -> tuple[dict[str, Any], tuple[list[Outcome], list[Outcome]]]:
-    """Train what requires gradients, and keep what has the lowest held-out loss, the untrained included, or the last.
+    """Train an adapter, and keep the one with the lowest held-out loss, the untrained included, or else the last.
 
     Writes `log.parquet`, and the state of the training to `work.resume`; one that is there already is resumed. The loss
     of a step is the mean over its samples. Deterministic for a seed on a CPU.
 
-    The model is the output of `add_adapter`, its random weights already seeded; or a causal LM, to train all its
-    weights.
+    The model is the output of `add_adapter`, its random weights already seeded.
 
     Returns:
         The measurements: tokens, tokens/s, epochs; and what the untrained model and the one with the lowest loss do on
@@ -72,7 +68,7 @@ def train(
 
     held_out, per_epoch = course.held_out, math.ceil(len(course.samples) / training.batch_size)
     steps, tokens, started = per_epoch * course.epochs, 0, time.perf_counter()
-    now = _start_or_resume(model, training, bool(held_out) and course.keeps_best, work)
+    now = _start_or_resume(model, training, bool(held_out), work)
     if work.execution.recompute_activations:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()  # a new adapter says that it trains, while the dropout that its base may have is off
@@ -91,7 +87,7 @@ def train(
             row = {"step": now.step, "epoch": epoch} | _step(now, batch, steps)
             tokens += sum(map(len, batch))
             work.progress(now.step, steps)
-            if held_out and now.step % per_epoch % math.ceil(per_epoch / course.checks) == 0:
+            if held_out and now.step % per_epoch == 0:
                 row["held_out_loss"] = _evaluate(now, held_out)
                 tokens += sum(map(len, held_out))
                 figures = epoch, course.epochs, now.step, steps, row["loss"], row["held_out_loss"]
@@ -110,7 +106,7 @@ def train(
     return measured, (now.untrained, now.kept)
 
 
-def _start_or_resume(model: Any, settings: TrainingConfig, keeps_best: bool, work: Work) -> Training:
+def _start_or_resume(model: Any, settings: AdapterConfig, keeps_best: bool, work: Work) -> Training:
     """A training from its start, or from the state of an earlier one."""
     optimizer = torch.optim.AdamW(trained(model).values(), settings.learning_rate, fused=True)
     best, log = _copy(model) if keeps_best else {}, {name: list[Any]() for name in LOG_SCHEMA.names}
@@ -120,7 +116,7 @@ def _start_or_resume(model: Any, settings: TrainingConfig, keeps_best: bool, wor
     return now
 
 
-def learning_rate(step: int, steps: int, training: TrainingConfig) -> float:
+def learning_rate(step: int, steps: int, training: AdapterConfig) -> float:
     """The rate of a step, counted from 1, by the schedule of this name in transformers.
 
     A warm-up begins there at 0, a step that learns nothing and is left out. So the peak lasts two steps: the last one

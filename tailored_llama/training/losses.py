@@ -3,88 +3,58 @@
 The gradients of a step are computed in passes that fit into memory and keep a CPU's threads busy.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tailored_llama import models
-from tailored_llama.config import TrainingConfig
+from tailored_llama.config import AdapterConfig
 from tailored_llama.memory import out_of_memory
-from tailored_llama.training.distillation import SoftTargets, divergence, in_pieces, targets_of
 from tailored_llama.training.records import Outcome
 from tailored_llama.training.state import Training
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample: an example's right choice to train on, all its choices to compare, or text."""
+    """One sample: an example's right choice to train on, or all its choices to compare."""
 
     encoded: models.Encoded
-    answer: int = 0
-    scales: tuple[float, ...] = ()  # by choice: makes their log-likelihoods comparable; empty: plain text
-    teacher: SoftTargets | None = None  # of plain text
+    answer: int
+    scales: tuple[float, ...]  # by choice: makes their log-likelihoods comparable
 
     def __len__(self) -> int:
         return len(self.encoded.document)
 
 
-@dataclass(frozen=True)
-class TextSamples(Sequence[Sample]):
-    """The samples of a text, one for each sequence in `numbers` of the teacher's table."""
-
-    teacher: pa.Table
-    table: models.IdTable | None  # from the teacher's tokens to the samples', if the vocabulary was trimmed
-    numbers: range  # of the sequences
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: Any) -> Any:
-        targets = targets_of(self.teacher, self.numbers[index])
-        targets = in_pieces(targets, self.table) if self.table else targets
-        return Sample(models.Encoded(models.Document(targets.input_ids), ()), teacher=targets)
-
-
-def in_bfloat16(model: Any, training: TrainingConfig) -> bool:
+def in_bfloat16(model: Any, training: AdapterConfig) -> bool:
     """Return whether matrix products are in bfloat16, as in any case where the model is."""
     return training.precision == "bfloat16" or model.dtype == torch.bfloat16
 
 
-def autocast(model: Any, training: TrainingConfig) -> torch.autocast:
+def autocast(model: Any, training: AdapterConfig) -> torch.autocast:
     """Matrix products in the configured precision, those of adapters too."""
     return torch.autocast(model.device.type, torch.bfloat16, enabled=in_bfloat16(model, training))
 
 
 def sample_losses(model: Any, batch: Sequence[Sample]) -> list[Tensor]:
-    """Loss of every sample of a packed row: the mean over its right choice's tokens, or a text's divergence."""
+    """Loss of every sample of a packed row: the mean over its right choice's tokens."""
     return [nll[sample.answer].mean() for sample, nll in zip(batch, choice_losses(model, batch), strict=True)]
 
 
 def choice_losses(model: Any, batch: Sequence[Sample]) -> list[list[Tensor]]:
-    """The negative log-likelihoods of every choice's tokens, of every sample of a packed row, in nats.
-
-    Plain text has its divergence alone, as if it had one choice.
-    """
+    """The negative log-likelihoods of every choice's tokens, of every sample of a packed row, in nats."""
     row = models.row_of([sample.encoded for sample in batch])
-    *starts, length = itertools.accumulate(map(len, batch), initial=0)
-    states = models.packed_states(model, row.documents, torch.arange(length))
+    states = models.packed_states(model, row.documents, torch.tensor(row.positions))
     sizes = [len(tokens) for sample in batch for tokens in sample.encoded.targets]
-    logits = models.head_logits(model, states[row.positions])  # all choices at once, so that the head is read only once
+    logits = models.head_logits(model, states)  # all choices at once, so that the head is read only once
     targets = torch.tensor(row.targets, dtype=torch.int64, device=logits.device)
     losses = cross_entropy(logits.float(), targets, reduction="none")
     parts = iter(losses.split(sizes))
-    return [
-        [divergence(model, states[start : start + len(sample)], sample.teacher)]
-        if sample.teacher
-        else [next(parts) for _ in sample.scales]
-        for start, sample in zip(starts, batch, strict=True)
-    ]
+    return [[next(parts) for _ in sample.scales] for sample in batch]
 
 
 def add_gradients(now: Training, batch: Sequence[Sample]) -> float:
@@ -114,10 +84,10 @@ def _pass(now: Training, batch: Sequence[Sample], share: float) -> float:
     return float(loss.item())
 
 
-def outcomes(model: Any, samples: Sequence[Sample], training: TrainingConfig, budget: int) -> list[Outcome]:
+def outcomes(model: Any, samples: Sequence[Sample], training: AdapterConfig, budget: int) -> list[Outcome]:
     """Measure what a model does on held-out samples, with all choices encoded, in their order, `budget` tokens a pass.
 
-    One choice alone is a written answer; none is text with a teacher.
+    One choice alone is a written answer.
     """
     model.eval()
     by_number: dict[int, Outcome] = {}
@@ -145,5 +115,5 @@ def _outcome(choices: Sequence[Tensor], sample: Sample) -> Outcome:
 
 
 def training_loss(held_out: Sequence[Outcome]) -> float:
-    """Mean over held-out samples of the loss that training lowers; that of a text is its divergence."""
+    """Mean over held-out samples of the loss that training lowers."""
     return sum(outcome.answer_loss for outcome in held_out) / len(held_out)

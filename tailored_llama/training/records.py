@@ -23,7 +23,7 @@ LOG_SCHEMA = pa.schema(
         "epoch": pa.int32(),
         "loss": pa.float64(),
         "learning_rate": pa.float64(),
-        "held_out_loss": pa.float64(),  # before the first step, and at every check after it
+        "held_out_loss": pa.float64(),  # before the first step, and after every epoch
     }
 )
 
@@ -46,8 +46,7 @@ class Outcome:
 
     `loss` is the cross-entropy over the choices' log-likelihoods, compared as the metric compares them, or the mean
     negative log-likelihood of a written answer's tokens. `right`: whether the metric counts the likeliest choice as
-    right; None for a written answer. `answer_loss` is the mean negative log-likelihood of the right choice's tokens. Of
-    a text, both losses are its divergence from the teacher.
+    right; None for a written answer. `answer_loss` is the mean negative log-likelihood of the right choice's tokens.
     """
 
     loss: float

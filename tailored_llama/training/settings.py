@@ -1,47 +1,11 @@
-"""The settings of teacher outputs, healed checkpoints and adapters, beside the artifacts that they are made from."""
+"""The settings of adapters, beside the artifacts that they are made from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from tailored_llama.config import (
-    AdapterConfig,
-    Metric,
-    RunConfig,
-    TrainingConfig,
-    named_benchmark,
-    narrow,
-    with_defaults,
-)
+from tailored_llama.config import AdapterConfig, Metric, RunConfig, named_benchmark, narrow, with_defaults
 from tailored_llama.data import headline_metric
-
-
-@dataclass(frozen=True)
-class TeachSettings:
-    """How many of the likeliest tokens of teacher outputs are kept."""
-
-    top: int
-
-    @classmethod
-    def of(cls, config: RunConfig) -> Self:
-        return cls(config.healing.top)
-
-
-@dataclass(frozen=True)
-class HealSettings:
-    """Adapter and optimiser of healing, the seed, how many texts are held out, and whether all weights are trained."""
-
-    training: TrainingConfig
-    seed: int
-    held_out: int = 0
-    full: bool = False
-
-    @classmethod
-    def of(cls, config: RunConfig) -> Self:
-        full = config.healing.variant == "full"
-        unread = ("rank", "alpha", "dropout", "targets") if full else ()
-        training = with_defaults(narrow(config.healing, TrainingConfig), *unread)
-        return cls(training, config.seed, config.healing.held_out, full)
 
 
 @dataclass(frozen=True)

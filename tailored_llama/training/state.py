@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tailored_llama.config import TrainingConfig
+from tailored_llama.config import AdapterConfig
 from tailored_llama.training.records import Outcome
 
 _log = logging.getLogger(__name__)
@@ -32,13 +32,13 @@ class Training:
 
     model: Any
     optimizer: Optimizer
-    settings: TrainingConfig
+    settings: AdapterConfig
     budget: int  # tokens per micro-batch that did fit
     best_weights: dict[str, Tensor]
     log: dict[str, list[Any]]
     best: float = math.inf  # the lowest held-out loss so far
     step: int = 0
-    worse: int = 0  # checks since the best
+    worse: int = 0  # epochs since the best
     untrained: list[Outcome] = field(default_factory=list)  # of the first weights on the held-out samples
     kept: list[Outcome] = field(default_factory=list)  # of the best ones
 

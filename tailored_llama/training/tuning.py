@@ -1,7 +1,6 @@
-"""Tuning on a few examples (arXiv 2410.19185, section 4), and healing, general recovery by distillation before it."""
+"""Tuning on a few examples (arXiv 2410.19185, section 4)."""
 
 import logging
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,10 @@ import torch
 from tailored_llama import models
 from tailored_llama.config import WRITTEN, Metric, Work, part_of
 from tailored_llama.data import Prompt, encode_answer, encode_prompt, end_of, is_ended, read_prompts
-from tailored_llama.store import read_table
-from tailored_llama.training.distillation import TEACHER, TEACHER_SCHEMA
 from tailored_llama.training.loop import Course, train
-from tailored_llama.training.losses import Sample, TextSamples
+from tailored_llama.training.losses import Sample
 from tailored_llama.training.records import write_comparison
-from tailored_llama.training.settings import HealSettings, TuneSettings
-from tailored_llama.training.state import trained
+from tailored_llama.training.settings import TuneSettings
 
 _log = logging.getLogger(__name__)
 
@@ -84,39 +80,3 @@ def encode_sample(tokenizer: Any, limit: int, ranked: Metric | None, prompt: Pro
     mean = sum(lengths) / len(lengths)
     scales = tuple(mean / length for length in lengths)  # of the log-likelihoods before they are compared
     return Sample(encode_prompt(tokenizer, prompt, limit), prompt.answer, scales)
-
-
-def heal(pruned: Path, teacher: Path, *, settings: HealSettings, work: Work) -> dict[str, Any]:
-    """Stage: train towards the dense model's next-token distributions; write the healed model and `log.parquet`.
-
-    All weights are trained, or an adapter, which is merged into them. The loss is the mean divergence from the teacher
-    over every position of the text, read once in random order. Healing ends when the divergence on the last sequences,
-    held out, does not fall any more. Deterministic on a CPU.
-
-    Raises:
-        InputError: streaming is demanded, or all weights need more memory than is free.
-        FloatingPointError: the loss is not finite; the message names the step.
-    """
-    training, execution, full = settings.training, work.execution, settings.full
-    torch.manual_seed(settings.seed)
-    base = models.open_model(pruned, execution, work.out, whole="healing")
-    if full:
-        models.check_whole_training(models.read_structure(pruned).parameters, execution.device)
-    model = base.float().requires_grad_(True) if full else models.add_adapter(base, training)
-    outputs, table = read_table(teacher / TEACHER, TEACHER_SCHEMA), models.read_id_table(pruned)
-    texts = range(len(outputs))
-    trained_on = len(texts) - min(settings.held_out, len(texts) // 10)
-    samples, held_out = (TextSamples(outputs, table, numbers) for numbers in (texts[:trained_on], texts[trained_on:]))
-    # Another copy of all weights would be much, so the last ones are kept.
-    course = Course(samples, held_out, settings.seed, patience=2, checks=10, keeps_best=False)
-    measured, _ = train(model, course, training, work)
-    if full:  # into the model as it is stored, of which some weights stay in float32
-        healed = models.load_model(pruned)
-        healed.load_state_dict(trained(model), strict=False)  # a tied head is there once
-        models.save_changed(healed, pruned, work.out)
-        return measured
-    with tempfile.TemporaryDirectory() as scratch:
-        models.save_adapter(model, pruned, Path(scratch))
-        del base, model, outputs, samples, held_out, course  # merging loads the model again
-        models.merge_adapter(pruned, Path(scratch), out=work.out)
-    return measured

@@ -36,11 +36,10 @@ def test_workers_make_what_the_flow_itself_makes(
 ) -> None:
     two["model"] = {"source": str(add_merge(save_tiny_llama(tmp_path / "model"))), "dtype": "float32"}
     two["store"] |= {"export": str(tmp_path / "exported"), "export_formats": ["gguf:f32"]}
-    two["healing"] = {"tokens": 128}
     names = workers()
     report = tailor(validate_config(two | DISPATCH))
     assert len(names) == len(set(names))
-    on_device = {"importance", "pruned", "teacher", "healed", "adapter", "perplexity"}
+    on_device = {"importance", "pruned", "adapter", "perplexity"}
     on_device |= {"scores", "quantised-scores", "gguf"}
     before = built(two["store"]["root"])
     assert len(names) == sum(path.parent.name in on_device for path in before)

@@ -45,14 +45,13 @@ def test_a_flow_runs_to_its_end_and_all_of_it_is_found_without_prefect(
 
 
 def test_a_flow_finds_all_that_was_computed_without_prefect(own_run: dict[str, Any], states: States) -> None:
-    own_run["healing"] = {"tokens": 128}
     config, root = validate_config(own_run), own_run["store"]["root"]
     report = compose("tailor", config)
     before = built(root)
     found = tailor(config)
     assert (found.stage, found.key) == (report.parent.name, report.name)
     assert built(root) == before
-    assert {"load colours", "heal @ 0.20", "tune colours @ 0.20", "report"} <= states.keys()
+    assert {"load colours", "tune colours @ 0.20", "report"} <= states.keys()
     assert {name for seen in states.values() for name in seen} == {"Cached"}
 
 

@@ -236,11 +236,6 @@ CASES: dict[str, tuple[Callable[[Run, Path], Any], str]] = {
         "tuning.shots: got 21, beside 4 to hold out (tuning.held_out); allowed: at most 24 together, the train "
         "examples of colours to draw from",
     ),
-    "text for healing missing": (
-        lambda run, place: run.update(healing={"tokens": 64, "source": "/nowhere/text.txt"}),
-        f"healing.source: got '/nowhere/text.txt', no such file; allowed: {SEVEN}, csqa, a .txt file, "
-        "a .csv, .jsonl, .json or .parquet file, or a Hub data set (owner/name)",
-    ),
     "perplexity of the run's prompts": (
         put("perplexity", "source", "prompts"),
         "perplexity.source: got 'prompts'; allowed: a text of its own; prompts is for calibration",

@@ -17,7 +17,6 @@ from tailored_llama.config import (
     SmallestConfig,
     SweepConfig,
     composition_of,
-    healing_text,
     load_config,
     validate_config,
 )
@@ -25,7 +24,7 @@ from tailored_llama.config.training import PROJECTIONS
 from tailored_llama.errors import InputError
 
 SHIPPED = sorted((Path(__file__).parents[3] / "data").glob("*.toml"))
-SWEEPS = ("sweep", "recovery", "recovery-small", "reach", "healing", "shots", "models")
+SWEEPS = ("sweep", "recovery", "recovery-small", "reach", "shots", "models")
 KINDS: dict[str, type[RunConfig]] = {**dict.fromkeys(SWEEPS, SweepConfig), "smallest": SmallestConfig}
 
 
@@ -176,24 +175,6 @@ def test_there_is_a_sequence_for_the_questions_of_each_benchmark(count: int) -> 
     )
     with pytest.raises(InputError, match=exactly(message)):
         validate_config({"benchmarks": names, "calibration": {"samples": count - 1}})
-    message = f"healing.tokens: got 512; allowed: more than {512 * (count - 1)}, a sequence for the questions of each "
-    with pytest.raises(InputError, match=exactly(message + "benchmark")):
-        validate_config({"benchmarks": names, "healing": {"tokens": 512}})
-
-
-def test_healing_reads_a_text_of_its_own() -> None:
-    text = {"source": "wiki.txt", "tokens": 64, "column": "body"}
-    healed = healing_text(validate_config({"calibration": text, "healing": {"tokens": 250, "source": "prompts"}}))
-    assert (healed.calibration.source, healed.calibration.samples, healed.calibration.column) == ("prompts", 4, "body")
-
-
-def test_the_hub_s_fields_are_of_the_text_that_they_were_given_for() -> None:
-    wiki = {"source": "Salesforce/wikitext", "subset": "wikitext-2-raw-v1", "revision": "main"}
-    same = healing_text(validate_config({"calibration": wiki, "healing": {"tokens": 64}})).calibration
-    assert (same.subset, same.revision) == ("wikitext-2-raw-v1", "main")
-    other = {"calibration": wiki, "healing": {"tokens": 64, "source": "own/text"}}
-    own = healing_text(validate_config(other)).calibration
-    assert (own.source, own.subset, own.revision) == ("own/text", None, None)
 
 
 def test_all_mistakes_are_named_at_once() -> None:

@@ -126,7 +126,7 @@ def test_the_command_writes_the_configuration_with_its_questions_once(example: P
     assert written.read_bytes() == (example / "commonsense_qa.csv").read_bytes()
     with pytest.raises(InputError, match=r"own-task.toml: exists; allowed: a new file"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
-    with pytest.raises(InputError, match=r"example: got 'mine'; allowed: healing, models, own-task, .*, my-task"):
+    with pytest.raises(InputError, match=r"example: got 'mine'; allowed: models, own-task, .*, my-task"):
         CliRunner().invoke(app, ["example", "mine"], catch_exceptions=False)
 
 

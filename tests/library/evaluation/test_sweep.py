@@ -94,9 +94,9 @@ def test_tables_may_have_names(tmp_path: Path) -> None:
             "grid.0.pruning.criterion: got 'magnitude_l2'; allowed: a list",
         ),
         (
-            GRID + '"healing.rank" = [0]',
-            "grid, cell {'pruning.criterion': 'magnitude_l2', 'pruning.ratios': 0.1, 'healing.rank': 0}: "
-            "healing.rank: got 0",
+            GRID + '"calibration.samples" = [0]',
+            "grid, cell {'pruning.criterion': 'magnitude_l2', 'pruning.ratios': 0.1, 'calibration.samples': 0}: "
+            "calibration.samples: got 0",
         ),
         (GRID + '"pruning.kind" = [["mlp"]]', "pruning.kind: unknown key; did you mean pruning.kinds?"),
         (GRID + '[[grid]]\n"pruning.criterion" = []', "grid.1.pruning.criterion: got []; allowed: at least 1 item"),
@@ -111,7 +111,7 @@ def test_tables_may_have_names(tmp_path: Path) -> None:
         (
             GRID + '"scoring.limit" = [1]',
             "grid: got 'scoring.limit'; allowed: seed, and the fields of model, calibration, pruning, reconstruction, "
-            "healing, prompts, tuning",
+            "prompts, tuning",
         ),
     ],
 )
@@ -120,13 +120,6 @@ def test_a_bad_grid_is_named(tmp_path: Path, grid: str, message: str) -> None:
     (tmp_path / "sweep.toml").write_text(place)
     with pytest.raises(InputError, match=re.escape(message)):
         load_sweep(tmp_path / "sweep.toml")
-
-
-def test_texts_for_healing_are_cells_only_where_it_heals(tmp_path: Path) -> None:
-    grid = '[[grid]]\n"healing.tokens" = [0, 64]\n"healing.source" = ["boolq", "prompts"]\n'
-    found = sweep_cells(load_sweep(sweep_file(tmp_path, grid)))
-    healed = ["tokens=64, healed on boolq", "tokens=64, healed on prompts"]
-    assert [cell.label for cell in found] == ["tokens=0, not healed", *healed]
 
 
 def test_a_model_is_a_setting_with_a_dense_row_of_its_own(tmp_path: Path) -> None:
@@ -150,7 +143,7 @@ def test_the_dense_model_is_tuned_as_the_cells_are_and_once_for_each_tuning(tmp_
     grid = (
         '[[grid]]\n"tuning.rank" = [4, 8]\n"pruning.criterion" = ["magnitude_l2", "random"]\nseed = [0, 1]\n'
         '[[grid]]\n"tuning.examples" = ["none"]\nseed = [2]\n'
-        '[[grid]]\n"healing.tokens" = [64]\n"tuning.rank" = [8]\n'
+        '[[grid]]\n"calibration.samples" = [64]\n"tuning.rank" = [8]\n'
     )
     asked = ["tailored=true", "tuning.dense=true"]
 

@@ -26,7 +26,6 @@ from tailored_llama.models.load import shares
 from tailored_llama.pruning import ImportanceSettings, build_graph, score_importance
 from tailored_llama.pruning.importance import read_importance
 from tailored_llama.store import write_table
-from tailored_llama.training import TeachSettings, teach
 from two_devices import DEVICES, TwoDevices
 
 BALANCED = ExecutionConfig(device="balanced", streaming="never", batch_tokens=64)
@@ -196,11 +195,3 @@ def test_tuning_and_what_resumes_it(tiny: Path, benchmark: tuple[ScoreSettings, 
         ]
     expected, found = (load_file(out / "adapter_model.safetensors") for out in (one, two))
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-2)
-
-
-def test_teacher_outputs(tiny: Path, text: Path, both: Any) -> None:
-    def stage(execution: ExecutionConfig, out: Path) -> None:
-        teach(tiny, text, settings=TeachSettings(8), work=Work(out, execution))
-
-    one, two = both(stage)
-    assert column(two, "teacher.parquet", "tokens") == column(one, "teacher.parquet", "tokens")

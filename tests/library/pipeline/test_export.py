@@ -194,25 +194,6 @@ def test_without_a_verdict_the_adapter_is_merged(exporting: dict[str, Any]) -> N
     assert "brought nothing" not in text
 
 
-def test_a_healed_model_that_tuning_brought_nothing_is_exported_as_it_was_scored(exporting: dict[str, Any]) -> None:
-    run = nothing(exporting) | {"healing": {"tokens": 128}}
-    compose("tailor", validate_config(run))
-    stage, target = Path(run["store"]["root"]), Path(run["store"]["export"]) / "colours-0.2"
-    (healed,) = (stage / "healed").iterdir()
-    ids = torch.tensor([[1, 2, 3, 4]])
-    assert torch.equal(load_model(target)(ids).logits, load_model(healed)(ids).logits)
-    text = (target / "README.md").read_text()
-    assert "Without tuning, the healed model reaches" in text
-    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
-    assert {
-        "pruned, not tuned",
-        "**this model**: healed, not tuned",
-        "with the adapter that was left out",
-    } <= rows.keys()
-    shipped = rows["**this model**: healed, not tuned"].split("|")[3].strip(" *")
-    assert shipped == rows["with the adapter that was left out"].split("|")[3].strip()  # which changes no bit
-
-
 def test_a_model_is_found_replaced_and_never_put_in_place_of_something_else(
     exporting: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -247,19 +228,17 @@ def test_without_a_folder_nothing_is_merged_and_the_keys_are_the_same(exporting:
     assert kinds(plain["root"]).count("tailored") == 1
 
 
-def test_what_healing_and_a_mixture_made_is_in_the_model_and_on_its_card(exporting: dict[str, Any]) -> None:
-    exporting["healing"] = {"tokens": 128, "source": "prompts"}
+def test_what_a_mixture_made_is_in_the_model_and_on_its_card(exporting: dict[str, Any]) -> None:
     exporting["tuning"]["examples"] = "mixture"
     compose("tailor", validate_config(exporting))
     target, stage = Path(exporting["store"]["export"]) / "colours-0.2", Path(exporting["store"]["root"])
-    (healed,), (adapter,) = (stage / "healed").iterdir(), (stage / "adapter").iterdir()
+    (pruned,), (adapter,) = (stage / "pruned").iterdir(), (stage / "adapter").iterdir()
     ids = torch.tensor([[1, 2, 3, 4]])
     torch.testing.assert_close(
-        load_model(target)(ids).logits, load_model(healed, adapter)(ids).logits, rtol=0, atol=1e-4
+        load_model(target)(ids).logits, load_model(pruned, adapter)(ids).logits, rtol=0, atol=1e-4
     )
     text = (target / "README.md").read_text()
-    assert "After healing on 128 tokens and tuning" in text
-    assert 'source = "prompts"' in text[text.index("[healing]") :]
+    assert "After tuning a LoRA adapter for all benchmarks" in text
     assert "drawn by seed 0 from colours, and 4 more" in text
     assert "prompt template `harness`" in text
     assert "{question}" in text[text.index("prompt template") :], text

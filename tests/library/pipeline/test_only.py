@@ -17,7 +17,6 @@ HEAVY = {stage.name for stage in STAGES.values() if stage.on_device}
 @pytest.fixture
 def file(own_run: dict[str, Any], tmp_path: Path) -> Path:
     """The configuration of a run in which every stage has its part, as a file."""
-    own_run["healing"] = {"tokens": 128}
     own_run["tuning"]["dense"] = True
     path = tmp_path / "run.toml"
     path.write_text(as_toml(own_run))
@@ -42,14 +41,12 @@ def test_a_stage_runs_with_what_it_reads_and_the_pipeline_finds_what_it_made(
     assert new("importance taylor_gate") == ["calibration", "groups", "importance"]
     assert new("perplexity dense") == ["perplexity"]
     assert new("prune @ 0.20") == ["pruned", "reach"]
-    assert new("teach text for healing") == ["calibration", "teacher"]
-    assert new("heal @ 0.20") == ["healed"]
     assert new("perplexity pruned @ 0.20") == ["perplexity"]
     assert new("tune colours @ 0.20") == ["adapter", "answers", "answers", "prompts"]
     assert new("tune colours @ 0.20") == []
     before = built(root)
     compose("tailor", validate_config(own_run))
-    assert kinds(root, before) == ["adapter", "perplexity", "report"] + ["scores"] * 3
+    assert kinds(root, before) == ["adapter", "report"] + ["scores"] * 3
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,6 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Calls:
     }
     whole = run | {
         "pruning": run["pruning"] | {"kinds": ["attention", "mlp", "vocabulary"], "vocabulary": 448},
-        "healing": {"tokens": 64, "source": "prompts"},
         "store": run["store"] | {"export": str(place / "models"), "export_formats": ["gguf:f32"]},
     }
     plain = run | {"pruning": run["pruning"] | {"ratios": [0.2]}}

@@ -17,8 +17,8 @@ from tailored_llama.pipeline import STAGES
 from tailored_llama.store import MANIFEST, ArtifactStore, read_manifest, verify
 
 MADE = (  # by the run below
-    "adapter", "answers", "calibration", "dense", "examples", "groups", "healed", "importance", "perplexity", "prompts",
-    "pruned", "reach", "report", "scores", "split", "tailored", "teacher", "tokens",
+    "adapter", "answers", "calibration", "dense", "examples", "groups", "importance", "perplexity", "prompts",
+    "pruned", "reach", "report", "scores", "split", "tailored", "tokens",
 )  # fmt: skip
 STUDIES = (  # by other runs: the store treats stand-ins alike
     "answer", "carried", "gguf", "quantised-scores", "served-scores", "smallest", "source", "speed", "sweep",
@@ -77,7 +77,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
             "model": {"source": str(save_tiny_llama(place / "tiny")), "dtype": "float32"},
             "calibration": {"source": text, "samples": 4, "tokens": 16},
             "pruning": {"ratios": [0.2], "min_channels": 4},
-            "healing": {"tokens": 128},
             "tuning": {"shots": 8, "held_out": 4, "epochs": 2, "learning_rate": 1e-2},
             "perplexity": {"source": text, "window": 32, "tokens": 128},
             "store": {

@@ -50,18 +50,15 @@ def test_a_cell_that_fails_is_in_the_table_and_alone_is_computed_again(
 
 
 def test_cells_are_tuned_as_they_say_and_seeds_share_a_row(own_run: dict[str, Any]) -> None:
-    grid = [
-        {"tuning.examples": ["none", "benchmark"], "seed": [0, 1]},
-        {"healing.tokens": [64], "prompts.template": ["task"]},
-    ]
+    grid = [{"tuning.examples": ["none", "benchmark"], "seed": [0, 1]}, {"prompts.template": ["task"]}]
     config = build_config(SweepConfig, own_run | {"grid": grid, "tailored": True})
-    dense, untuned, tuned, healed = rows_of(config)
-    assert [row.seeds for row in (untuned, tuned, healed)] == [2, 2, 1]
-    assert not any(row.error for row in (untuned, tuned, healed))
-    assert all(row.recovery is not None for row in (untuned, tuned, healed))
+    dense, untuned, tuned, worded = rows_of(config)
+    assert [row.seeds for row in (untuned, tuned, worded)] == [2, 2, 1]
+    assert not any(row.error for row in (untuned, tuned, worded))
+    assert all(row.recovery is not None for row in (untuned, tuned, worded))
     assert (dense.recovery, untuned.perplexity) == (1.0, tuned.perplexity)
     stages = kinds(config.store.root)
-    assert (stages.count("adapter"), stages.count("healed"), stages.count("pruned")) == (3, 1, 2)
+    assert (stages.count("adapter"), stages.count("pruned")) == (3, 2)
 
 
 def test_models_of_two_sizes_and_one_that_cannot_be_loaded(

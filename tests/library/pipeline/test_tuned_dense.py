@@ -27,7 +27,6 @@ def failing_on_dense(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_tuned_dense_model_is_beside_the_others_on_request_and_changes_none_of_them(two: dict[str, Any]) -> None:
-    two["healing"] = {"tokens": 64}
     config, root = validate_config(two), two["store"]["root"]
     plain = compose("tailor", config)
     before = built(root)

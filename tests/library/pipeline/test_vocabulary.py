@@ -31,7 +31,6 @@ def trimmed_run(own_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
         "kinds": ["attention", "mlp", "vocabulary"],
         "vocabulary": 448,
     }
-    own_run["healing"] = {"tokens": 64}
     return own_run
 
 
@@ -40,8 +39,8 @@ def test_a_run_that_removes_tokens(trimmed_run: dict[str, Any], tmp_path: Path) 
     config = validate_config(trimmed_run)
     report, root = compose("tailor", config), config.store.root
     _, sizes = read_recovery(report)
-    dense, pruned, healed = sizes
-    assert (dense.vocab_size, pruned.vocab_size, healed.vocab_size) == (704, 448, 448)
+    dense, pruned = sizes
+    assert (dense.vocab_size, pruned.vocab_size) == (704, 448)
     assert dense.body
     assert pruned.body
     assert pruned.body / dense.body > (pruned.parameters or 0) / (dense.parameters or 1)
@@ -77,7 +76,6 @@ def test_a_run_that_removes_tokens(trimmed_run: dict[str, Any], tmp_path: Path) 
 
 def test_only_the_train_prompts_count(trimmed_run: dict[str, Any]) -> None:
     trimmed_run["pruning"]["vocabulary"] = "auto"
-    trimmed_run["healing"] = {}
     compose("tailor", validate_config(trimmed_run))
     trimmed_run["scoring"] = {"limit": 5}
     compose("tailor", validate_config(trimmed_run))
@@ -88,7 +86,7 @@ def test_only_the_train_prompts_count(trimmed_run: dict[str, Any]) -> None:
 
 
 def test_a_sweep_compares_vocabularies_on_one_text(trimmed_run: dict[str, Any]) -> None:
-    trimmed_run["healing"], trimmed_run["pruning"]["ratios"] = {}, [0.2]
+    trimmed_run["pruning"]["ratios"] = [0.2]
     grid = [{"pruning.kinds": [["attention", "mlp"], ["attention", "mlp", "vocabulary"]]}]
     config = validate_as(SweepConfig, trimmed_run | {"grid": grid, "scored": False})
     dense, plain, trimmed = read_sweep(compose("sweep", config))

@@ -157,7 +157,6 @@ def test_rows_hold_the_numbers(tmp_path: Path) -> None:
     assert 0.6 < easy.recovery_low < 0.8 < easy.recovery_high < 1
     assert run.size("dense") == ModelRow(None, "dense", 100_000, 20.5)
     assert run.size("pruned") == ModelRow(0.2, "pruned", 80_000, 40.25)
-    assert run.size("healed") == ModelRow(0.2, "healed")
     assert easy.gain == pytest.approx(0.1)
     assert easy.gain_low is not None
     assert easy.gain_high is not None
@@ -335,7 +334,7 @@ def test_without_tailored_or_logs(tmp_path: Path) -> None:
 def tailored_run(tiny: Path, root: Path, dense: ByType[Path] | None = None, **parts: Any) -> RunResults:
     """The results of a run on the tiny model, with the quantised scores of the dense model given."""
     scores = folders(root)
-    run = TailoredRun(0.2, MeasuredModel(tiny, None, scores["pruned"]), None, {}, scores["tailored"], **parts)
+    run = TailoredRun(0.2, MeasuredModel(tiny, None, scores["pruned"]), {}, scores["tailored"], **parts)
     return run_results(MeasuredModel(tiny, None, scores["dense"], quantised=dense or {}), run, {}, 0)
 
 

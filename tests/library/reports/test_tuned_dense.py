@@ -31,7 +31,7 @@ def runs(tmp_path: Path, tiny: Path) -> Callable[..., ReportInputs]:
         found = []
         for ratio in ratios:
             scores = {name: folder for name, folder in tailored[ratio].items() if name not in lacks}
-            found.append(run_results(dense, TailoredRun(ratio, pruned, None, {}, scores), both, 0))
+            found.append(run_results(dense, TailoredRun(ratio, pruned, {}, scores), both, 0))
         return ReportInputs(found, validate_config({}))
 
     return results

@@ -16,14 +16,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from helpers import save_tiny_llama, tune
+from helpers import CPU, render_split, save_tiny_llama, tune, tune_settings, write_own_benchmark
 from hybrids import HYBRIDS, save_hybrid
-from tailored_llama.config import ExecutionConfig, TuningConfig
+from tailored_llama import training
+from tailored_llama.config import BenchmarkConfig, ExecutionConfig, TuningConfig, Work
 from tailored_llama.data import Prompt, read_prompts
 from tailored_llama.errors import InputError
 from tailored_llama.models import FAMILIES, encode_pair, load_model, load_tokenizer, merge_adapter, using_threads
-from tailored_llama.training import loop
-from tailored_llama.training.loop import learning_rate
+from tailored_llama.training import loop, tuning
+from tailored_llama.training.loop import Course, learning_rate
 from tailored_llama.training.losses import sample_losses
 from tailored_llama.training.tuning import encode_sample
 
@@ -360,3 +361,38 @@ def test_a_soft_prompt_is_refused(tiny: Path, folder: Callable[[str], Path], con
     kind = settings.peft_type.value
     with pytest.raises(InputError, match=rf"^adapter .*: is {kind}; allowed: LoRA or a variant of it$"):
         load_model(tiny, out)
+
+
+def test_a_mixture_gives_every_benchmark_its_part(
+    tiny: Path, prompts: Path, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, other = BenchmarkConfig(**write_own_benchmark(folder("more"))), folder("other")
+    render_split(prompts.parent / "examples", other, own, "train", "reread", shots=8, held_out=8)
+    config = TuningConfig(epochs=1, shots=5, held_out=3, batch_size=1)
+    settings, work = tune_settings(config, metrics=(("once", "acc"), ("twice", "acc"))), Work(folder("adapter"), CPU)
+    seen: dict[str, list[int]] = {}
+
+    def spy(model: Any, course: Course, *given: Any) -> Any:
+        seen["shots"], seen["held_out"] = ([len(s) for s in part] for part in (course.samples, course.held_out))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning, "train", spy)
+    with pytest.raises(KeyboardInterrupt):
+        training.tune(tiny, {"once": prompts, "twice": other}, settings=settings, work=work)
+    longest = max(seen["shots"][:3])
+    assert (len(seen["shots"]), len(seen["held_out"])) == (5, 3)
+    assert min(seen["shots"][3:]) > longest  # read twice: longer
+    assert seen["held_out"][2] > max(seen["held_out"][:2])
+
+
+def test_bfloat16_products_leave_adapters_in_float32(tiny: Path, prompts: Path, folder: Callable[[str], Path]) -> None:
+    settings = TuningConfig(epochs=2, learning_rate=2e-2, batch_size=4, dropout=0.0)
+    for precision in ("float32", "bfloat16"):
+        tune(tiny, prompts, settings.model_copy(update={"precision": precision}), folder(precision))
+    exact, rounded = (
+        pq.read_table(prompts.parent / name / "log.parquet").to_pydict()["loss"][1:] for name in ("float32", "bfloat16")
+    )
+    assert exact != rounded
+    saved = load_file(prompts.parent / "bfloat16" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    assert rounded == pytest.approx(exact, rel=0.05)
