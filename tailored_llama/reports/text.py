@@ -69,7 +69,7 @@ def _recovery_sentence(run: RunResults, config: RunConfig, model: str) -> str:
     tuned = model == TAILORED
     if tuned and compared.keys() <= pruned.keys():
         measured.append(f"{percent(fmean(pruned[name].recovery or 0.0 for name in compared))} when only pruned")
-    text = f"{_after(config) if tuned else 'Without tuning,'} the {PRUNED if tuned else model} model reaches "
+    text = f"{_after(config) if tuned else 'Without tuning,'} the pruned model reaches "
     text += f"{percent(row.recovery)} of the dense model's accuracy ({'; '.join(measured)})"
     if tuned and row.chance_corrected is not None:
         which = f"over the {row.cc_benchmarks} of them where that is significant; " if len(compared) > 1 else ""
