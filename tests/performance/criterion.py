@@ -10,8 +10,6 @@ Examples are from the train splits, and are neither shots nor held out. Accuraci
 them, and tailored accuracies of the other, so that the two share no luck. The gains over the first plan are of all
 examples, with paired standard errors. The last table has rank correlations over the plans: of each untuned figure with
 the mean tailored accuracy, and with the tailored gain. Everything is kept in FOLDER, and found again.
-
-torch's threads should not spin: set OMP_WAIT_POLICY=passive.
 """
 
 from collections.abc import Mapping

@@ -13,8 +13,6 @@ After every epoch the model answers the held-out examples and a further slice of
 held-out examples alone, so one training serves all of them. A gain is the accuracy on the slice minus the untuned
 model's, with a paired standard error over examples. The difference is from the first variant's gain, with the epoch of
 the lowest held-out loss. Everything is kept in FOLDER, and found again.
-
-torch's threads should not spin: set OMP_WAIT_POLICY=passive.
 """
 
 import csv
