@@ -185,7 +185,8 @@ def _attend(
 class _ShortAttention(torch.autograd.Function):
     """Attention as five products with all scores in memory; SDPA's backward pass takes several times as long.
 
-    Scores are in float32, as in SDPA. Heads that share keys and values are rows of one product.
+    Scores are in float32, as in SDPA; but under autocast, in which models are tuned, they are in bfloat16. Heads that
+    share keys and values are rows of one product.
     """
 
     @staticmethod
