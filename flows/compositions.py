@@ -71,16 +71,10 @@ def compose(name: str, config: RunConfig, only: str | None = None) -> ArtifactRe
     try:
         report = composition.make(PrefectExecutor(config.store, config.execution), config)
     except IncompleteRun as error:
-        _keep(config, error.report)
+        keep_report(config.store, error.report)
         raise
-    _keep(config, report)
+    keep_report(config.store, report)
     return report
-
-
-def _keep(config: RunConfig, report: ArtifactRef | None) -> None:
-    """Copy the report of a deployment's run to the folder of reports; that of other runs the command line copies."""
-    if report and deployment.name:
-        keep_report(config.store, report, deployment.name)
 
 
 FLOWS = {name: _as_flow(name) for name in COMPOSITIONS}

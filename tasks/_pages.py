@@ -6,8 +6,8 @@ from pathlib import Path
 
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import deployment
 
-from tailored_llama import reports
 from tailored_llama.config import StoreConfig
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import Plan, WaitingForLabels, place_report, report_target
@@ -44,16 +44,19 @@ def show_labels(waiting: WaitingForLabels) -> None:
     _show("labels", "Rows to label", f"# {len(waiting.rows)} rows to label\n\n{waiting}\n\n{table}\n{more}")
 
 
-def keep_report(store: StoreConfig, report: ArtifactRef, name: str) -> None:
-    """Copy the report of a deployment's run to `store.reports`, and show the page of all runs that lie there."""
-    try:
-        target = report_target(store, name)
-    except InputError as error:
-        get_run_logger().warning("the report was not copied: %s", error)
+def keep_report(store: StoreConfig, report: ArtifactRef | None) -> None:
+    """Copy the report of a deployment's run to `store.reports`, and show the page of all runs that lie there.
+
+    That of other runs the command line copies.
+    """
+    if not (report and deployment.name):
         return
-    if target:
-        place_report(ArtifactStore(store.root).open(report), target)
-        _show("runs", "All runs, newest first", f"# All runs\n\n{reports.write_index(target.parent)}\n")
+    try:
+        if target := report_target(store, deployment.name):
+            runs = place_report(ArtifactStore(store.root).open(report), target)
+            _show("runs", "All runs, newest first", f"# All runs\n\n{runs}\n")
+    except (InputError, OSError) as error:  # the run has succeeded, and its report is in the store
+        get_run_logger().warning("the report was not copied: %s", error)
 
 
 def _show(key: str, about: str, text: str) -> None:

@@ -117,7 +117,12 @@ def run_composition(
     if report.stage not in REPORTS:  # one stage alone was wanted
         print(f"{report.stage}: {folder}")
         return 0
-    folder = place_report(folder, target)
+    if target:
+        try:
+            place_report(folder, target)
+            folder = target
+        except (InputError, OSError) as error:  # the run has succeeded, and its report is in the store
+            print(f"warning: the report was not copied: {error}", file=sys.stderr)
     Console().print(reports.stored_table(folder))
     print(f"stages: {_costs(artifacts, report, begun)}")
     print(f"report: {next(folder.glob('*.html'))}")
@@ -141,19 +146,15 @@ def report_target(config: StoreConfig, name: str) -> Path | None:
     return target
 
 
-def place_report(folder: Path, target: Path | None) -> Path:
-    """Copy a report to its target, beside which the page of all runs is written anew; returns the folder to open.
+def place_report(folder: Path, target: Path) -> str:
+    """Copy a report to its target, beside which the page of all runs is written anew; returns that page in Markdown.
 
-    A copy that fails is a warning: the run has succeeded, and its report is in the store, whose folder is returned.
+    Raises:
+        InputError: as `report_target`; or there is no room.
+        OSError: the page cannot be written.
     """
-    try:
-        if target:
-            store.place(folder, target, "store.reports", "a report", REPORTS)
-            reports.write_index(target.parent)
-        return target or folder
-    except (InputError, OSError) as error:
-        print(f"warning: the report was not copied: {error}", file=sys.stderr)
-        return folder
+    store.place(folder, target, "store.reports", "a report", REPORTS)
+    return reports.write_index(target.parent)
 
 
 def _costs(artifacts: store.ArtifactStore, report: ArtifactRef, begun: float) -> str:

@@ -48,6 +48,16 @@ def test_a_server_that_takes_no_artifact_costs_no_run(own_run: dict[str, Any], m
     assert open_store(config.store).open(tailor(config)).is_dir()
 
 
+def test_a_deployed_run_whose_report_cannot_be_copied_succeeds_and_says_so(
+    own_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__NAME", "nightly")
+    (tmp_path / "reports").touch()
+    config = validate_config(own_run | {"store": own_run["store"] | {"reports": str(tmp_path / "reports")}})
+    assert open_store(config.store).open(tailor(config)).is_dir()
+    assert "the report was not copied: store.reports: " in caplog.text
+
+
 def test_pictures_beside_a_page_are_embedded_and_no_others(folder: Callable[[str], Path]) -> None:
     here = folder("report")
     (here / "a.png").write_bytes(b"aaa")
