@@ -85,28 +85,23 @@ class Batches:
 
     def __init__(self, at_once: int | None = None) -> None:
         self.at_once = at_once
-        self.of: dict[str, Batch] = {}
-        self._behind: dict[str, frozenset[Batch]] = {}  # the batches that a node waits for, by node
+        self.behind: dict[str, frozenset[Batch]] = {}  # by node: the batches it waits for, or the one it is in
         self._siblings: dict[tuple[str, frozenset[Batch]], list[Batch]] = {}
 
     def add(self, node: Node) -> None:
         """Put a node, after those that it needs."""
-        if node.id in self._behind:
+        if node.id in self.behind:
             return
-        behind = frozenset(batch for need in node.needs for batch in self._behind[need.id])
+        behind = frozenset(batch for need in node.needs for batch in self.behind[need.id])
         if node.stage.on_device:
-            batch = self.of[node.id] = self._batch(node, behind)
+            batch = self._batch(node, behind)
             batch.nodes.append(node)
             behind = frozenset([batch])
-        self._behind[node.id] = behind
-
-    def behind(self, node: Node) -> frozenset[Batch]:
-        """The batches that a node waits for, or is in."""
-        return self._behind[node.id]
+        self.behind[node.id] = behind
 
     def _batch(self, node: Node, behind: frozenset[Batch]) -> Batch:
         needed = {need.id for need in node.needs}
-        here = all(need.id in self.of or not self._behind[need.id] for need in node.needs)
+        here = all(need.stage.on_device or not self.behind[need.id] for need in node.needs)
         for batch in behind:
             if len(behind) == 1 and here and batch.nodes[-1].id in needed:
                 return batch

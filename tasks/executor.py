@@ -46,7 +46,7 @@ class PrefectExecutor(pipeline.Executor):
             nodes = pipeline.in_order(pipeline.nodes_in(values))
             for node in nodes:
                 self._batches.add(node)
-            super().begin([node for node in nodes if not self._batches.behind(node)])
+            super().begin([node for node in nodes if not self._batches.behind[node.id]])
         super().begin(*values)
 
     def start(self, node: pipeline.Node) -> Any:
@@ -54,7 +54,8 @@ class PrefectExecutor(pipeline.Executor):
             return super().start(node)
         elsewhere = None
         where: dict[str, Any] = {"store": self.store, "execution": self.execution}
-        if self._batches and (batch := self._batches.of.get(node.id)):
+        if self._batches and node.stage.on_device:
+            (batch,) = self._batches.behind[node.id]
             elsewhere = partial(dispatch, node=node, batch=batch, result=self.result, **where)
         checks = [self._begin(check) for check in node.checks]
         later = node.with_inputs(lambda leaf: self._begin(leaf) if isinstance(leaf, pipeline.Node) else leaf)

@@ -8,6 +8,7 @@ from queue import LifoQueue
 from threading import Lock
 from typing import Any
 
+from tailored_llama import models
 from tailored_llama.config import Work
 from tailored_llama.memory import free_caches, peak_memory, reset_peak_memory
 from tailored_llama.pipeline.graph import Facts, Node, run_stage
@@ -62,24 +63,16 @@ def workers(count: int) -> Workers:
     return Workers(count)
 
 
-@cache
-def _threads() -> int:
-    """The threads of the CPU, before a stage takes a part of them."""
-    import torch
-
-    return torch.get_num_threads()
-
-
 def _run(progress: Progress, name: str, inputs: Any, settings: Any, work: Work) -> dict[str, Any]:
     """In a worker: run the stage with a part of the threads."""
     import torch
 
     from tailored_llama.pipeline.stages import STAGES
 
-    stage, threads = STAGES[name], _threads()
-    torch.set_num_threads(threads if stage.timed else max(1, threads // work.execution.processes))
+    stage, threads = STAGES[name], torch.get_num_threads()
     reset_peak_memory()
-    facts = run_stage(stage, inputs, settings, replace(work, progress=progress))
+    with models.using_threads(threads if stage.timed else max(1, threads // work.execution.processes)):
+        facts = run_stage(stage, inputs, settings, replace(work, progress=progress))
     peak = peak_memory()
     free_caches()
     return {**(facts or {}), "peak_memory_bytes": peak}
