@@ -125,7 +125,7 @@ def run_composition(
             print(f"warning: the report was not copied: {error}", file=sys.stderr)
     Console().print(reports.stored_table(folder))
     print(f"stages: {_costs(artifacts, report, begun)}")
-    print(f"report: {next(folder.glob('*.html'))}")
+    print(f"report: {folder / f'{report.stage}.html'}")
     for model in composition.finished(config, folder) if not failed else ():
         print(f"model: {model}")
         if (model / "chat.json").is_file():

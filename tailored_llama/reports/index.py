@@ -26,15 +26,15 @@ def write_index(folder: Path) -> str:
     A run has a row for each of its models. Folders that hold no report of this version are passed over.
     """
     runs = []
-    for manifest in folder.glob(f"*/{MANIFEST}"):
+    for file in folder.glob(f"*/{MANIFEST}"):
         with suppress(InputError):
-            if (stage := read_manifest(manifest.parent).stage) in (*REPORTS, *FORMER):
-                runs.append((manifest.stat().st_mtime, manifest.parent, list(_models(stage, manifest.parent))))
+            if (manifest := read_manifest(file.parent)).stage in (*REPORTS, *FORMER):
+                pages = [name for name in manifest.files if name.endswith(".html")]  # beside them may be others
+                runs.append((file.stat().st_mtime, file.parent, pages[0], list(_models(manifest.stage, file.parent))))
     rows = []
-    for made, report, models in sorted(runs, key=lambda run: -run[0]):
-        (page,) = report.glob("*.html")
+    for made, report, page, models in sorted(runs, key=lambda run: -run[0]):
         for which, *figures in models:
-            name = Cell(report.name, (which,), link=f"{report.name}/{page.name}")
+            name = Cell(report.name, (which,), link=f"{report.name}/{page}")
             date, time = f"{datetime.fromtimestamp(made, UTC):%Y-%m-%d %H:%M}".split()
             unknown = [Cell("–")] * (len(FIGURES) - len(figures))
             rows.append(table_row(name, *figures, *unknown, Cell(date, (time,))))

@@ -43,10 +43,15 @@ def reports(tmp_path: Path) -> Path:
         "grid": ("sweep", "sweep", lambda out: None),
     }
     for minute, (name, (stage, page, write)) in enumerate(kinds.items()):
-        ref, _ = store.build(stage, 1, {"of": name}, {}, lambda out, write=write: write(out))
+
+        def make(out: Path, page: str = page, write: Callable[[Path], None] = write) -> None:
+            (out / f"{page}.html").touch()
+            write(out)
+
+        ref, _ = store.build(stage, 1, {"of": name}, {}, make)
         folder.mkdir(exist_ok=True)
         store.folder(ref.stage, ref.key).rename(folder / name)
-        (folder / name / f"{page}.html").touch()
+        (folder / name / "a page of the user's.html").touch()
         os.utime(folder / name / "manifest.json", (60 * minute, 60 * minute))
     (folder / "notes").mkdir()
     (folder / "broken").mkdir()
