@@ -24,8 +24,8 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 # Multiplications of one projection (tokens × hidden²) that are worth another thread: where that thread could compute
-# another pass instead, and where it would have nothing else to do.
-_OF_MANY, _OF_ONE = 2**29, 2**24
+# another pass instead, and where it would have nothing else to do. With fewer, waking it takes longer than it saves.
+_OF_MANY, _OF_ONE = 2**29, 2**26
 _AT_MOST = 16  # passes at once, each with activations of its own
 BALANCED = "balanced"  # all GPUs of the machine
 EVERY = 0.5  # seconds between two looks for a free device
