@@ -47,7 +47,7 @@ def show_labels(waiting: WaitingForLabels) -> None:
 def keep_report(store: StoreConfig, report: ArtifactRef | None) -> None:
     """Copy the report of a deployment's run to `store.reports`, and show the page of all runs that lie there.
 
-    That of other runs the command line copies.
+    The command line copies the reports of other runs.
     """
     if not (report and deployment.name):
         return
@@ -55,7 +55,7 @@ def keep_report(store: StoreConfig, report: ArtifactRef | None) -> None:
         if target := report_target(store, deployment.name):
             runs = place_report(ArtifactStore(store.root).open(report), target)
             _show("runs", "All runs, newest first", f"# All runs\n\n{runs}\n")
-    except (InputError, OSError) as error:  # the run has succeeded, and its report is in the store
+    except (InputError, OSError) as error:  # no failure of the run: its report is in the store
         get_run_logger().warning("the report was not copied: %s", error)
 
 

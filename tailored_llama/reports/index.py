@@ -29,7 +29,7 @@ def write_index(folder: Path) -> str:
     for file in folder.glob(f"*/{MANIFEST}"):
         with suppress(InputError):
             if (manifest := read_manifest(file.parent)).stage in (*REPORTS, *FORMER):
-                pages = [name for name in manifest.files if name.endswith(".html")]  # beside them may be others
+                pages = [name for name in manifest.files if name.endswith(".html")]  # not those a user put beside it
                 runs.append((file.stat().st_mtime, file.parent, pages[0], list(_models(manifest.stage, file.parent))))
     rows = []
     for made, report, page, models in sorted(runs, key=lambda run: -run[0]):
