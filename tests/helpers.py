@@ -325,7 +325,7 @@ def write_prompts(folder: Path, *contexts: str) -> None:
     columns = {
         "example": range(n), "split": ["evaluation"] * n, "contexts": [[text, text] for text in contexts],
         "continuations": [[" no", " yes"]] * n, "answer": [0] * n, "choice_lengths": [[2, 3]] * n, "messages": [""] * n,
-        "template": ["harness"] * n,
+        "template": ["harness"] * n, "is_ended": [True] * n,
     }  # fmt: skip
     write_table(folder / "prompts.parquet", columns, PROMPTS_SCHEMA)
 

@@ -100,11 +100,13 @@ def in_braces(text: str, doubled: bool = False) -> str:
     return (re.sub("([{}])", r"\1\1", text) if doubled else text).translate(_BRACES)
 
 
-def find_chat(benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Rendered], **of_base: Any) -> Chat | None:
+def find_chat(
+    benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Rendered], is_ended: bool, **of_base: Any
+) -> Chat | None:
     """The chat that asks a benchmark's rows as they are rendered: one message holds all that differs by row.
 
-    `named` is the named example; `of_base` is the base's chat template, if it asks, and the end of an answer. None: the
-    text before the answer differs by choice.
+    `named` is the named example; choices that the model ends itself are the same for all rows; `of_base` is the base's
+    chat template, if it asks, and the end of an answer. None: the text before the answer differs by choice.
     """
     asked, choices, form = named[0][0], tuple(in_braces(own, doubled=True) for own in named[1]), benchmark.form or ""
     if len(set(named[0])) > 1 or _START not in asked:
@@ -123,8 +125,7 @@ def find_chat(benchmark: BenchmarkConfig, named: Rendered, rows: Sequence[Render
         return Chat(parts, message, (), (), stop_strings(benchmark), new_tokens(benchmark), form=form, **of_base)
     # White space before an answer is scored with it, as `models.encode_pair` says.
     parts, choices = (*parts[:-1], parts[-1].rstrip()), tuple(space + choice for choice in choices)
-    alike = len(rows) > 1 and len({frozenset(continuations) for _, continuations in rows}) == 1
-    answers = tuple(space + answer for answer in dict.fromkeys(rows[0][1])) if alike else ()
+    answers = tuple(space + answer for answer in dict.fromkeys(rows[0][1])) if is_ended and rows else ()
     of_base |= {"columns": benchmark.choices or "choices", "metric": headline_metric(benchmark)}
     return Chat(parts, message, answers or choices, answers, (), 0, form=form, **of_base)
 
@@ -146,8 +147,12 @@ def write_chat(out: Path, chat: Chat | None) -> None:
 
 
 def read_chat(*prompts: Path) -> Chat | None:
-    """The chat of the prompts of one benchmark or several, as `render_prompts` wrote it; None: they share none."""
-    found = [json.loads((folder / FILE).read_text(encoding="utf-8")) for folder in prompts]
+    """The chat that `write_chat` wrote to the folder of a model or of prompts, of one benchmark or several.
+
+    None: there is none, or they do not share it.
+    """
+    files = [folder / FILE for folder in prompts]
+    found = [json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None for file in files]
     if not found or any(chat != found[0] for chat in found):
         return None
     return found[0] and Chat(**{name: frozen(value) for name, value in found[0].items()})
@@ -155,7 +160,7 @@ def read_chat(*prompts: Path) -> Chat | None:
 
 def answer_end(prompts: Path) -> str:
     """The token after an answer, if the base's chat template asks these prompts; else empty."""
-    chat = read_chat(prompts) if (prompts / FILE).is_file() else None
+    chat = read_chat(prompts)
     return chat.end if chat else ""
 
 

@@ -7,7 +7,7 @@ the sentence's rest is the continuation. Other shipped sets score the choice or 
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +15,13 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailored_llama.config import FEW_SHOTS, WRITTEN, BenchmarkConfig, Metric, RunConfig, Work, is_json
+from tailored_llama.config import FEW_SHOTS, BenchmarkConfig, RunConfig, Work, is_json, is_written
 from tailored_llama.data.benchmarks import UNLABELLED, Example, read_examples
 from tailored_llama.data.chat import answer_end, find_chat, frozen, named_example, write_chat
 from tailored_llama.data.drawing import select_evaluation, select_train, without
 from tailored_llama.data.schema import find_schema
 from tailored_llama.data.settings import PromptSettings
+from tailored_llama.data.splits import PURPOSE
 from tailored_llama.data.templates import LETTERS, Layout, Template, layout_of, load_template, names_in
 from tailored_llama.data.turns import Turns, find_turns
 from tailored_llama.errors import InputError
@@ -40,6 +41,7 @@ PROMPTS_SCHEMA = pa.schema(
         ("choice_lengths", pa.list_(pa.int32())),
         ("template", pa.string()),
         ("messages", pa.string()),  # as JSON, where a base's chat template asks
+        ("is_ended", pa.bool_()),
     ]
 )
 
@@ -50,7 +52,7 @@ class Prompt:
 
     The space between the two belongs to the continuation. A length is the number of characters of the continuation
     without it, by which lm-evaluation-harness divides for acc_norm. If a base's chat template asks, `end` is the token
-    after an answer, and `messages` are what it asks, as JSON.
+    after an answer, and `messages` are what it asks, as JSON. `is_ended` says whether the model ends its answer itself.
     """
 
     example: int
@@ -60,6 +62,7 @@ class Prompt:
     choice_lengths: tuple[int, ...]
     end: str = ""
     messages: str = ""
+    is_ended: bool = False
 
     @property
     def solved(self) -> str:
@@ -110,12 +113,20 @@ def first_prompt(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[
     return render(benchmark, template, example, header, turns=find_turns(base, benchmark))
 
 
-def is_ended(metric: Metric, prompts: Sequence[Prompt]) -> bool:
-    """Tell whether the end of text is tuned: answers are written, or are the same for all rows.
+def is_ended(benchmark: BenchmarkConfig, template: Template, examples: Iterable[Example], in_turns: bool) -> bool:
+    """Tell whether a model ends its answers itself: they are written, or all rows of a benchmark offer the same ones.
 
-    A model that is asked for them in a chat then ends them itself. Choices that differ by row are ranked.
+    Then the end of text is tuned, and a chat can ask for them. Choices that differ by row are ranked. `in_turns`: a
+    base's chat template asks, after which the choices follow as they are.
     """
-    return metric in WRITTEN or len({frozenset(prompt.continuations) for prompt in prompts}) == 1
+    layout = layout_of(template, benchmark)
+    if in_turns or names_in(layout.continuation) <= {"choice", "letter"}:
+        examples = {frozenset(example.choices): example for example in examples}.values()  # one of each is enough
+    offered = {
+        frozenset(own if in_turns else _fill(template, layout, example, i)[2] for i, own in enumerate(example.choices))
+        for example in examples
+    }
+    return is_written(benchmark) or len(offered) == 1
 
 
 def few_shot_header(benchmark: BenchmarkConfig, template: Template, examples: Sequence[Example]) -> str:
@@ -162,13 +173,15 @@ def render_prompts(
     """
     benchmark, template = settings.wording.benchmark, load_template(settings.wording.template)
     turns = find_turns(dense, benchmark)
+    every = (example for part in PURPOSE for example in read_examples(examples, part))
+    ends = is_ended(benchmark, template, every, turns is not None)
     if turns and (shown := settings.draw.num_fewshot):
         allowed = "0 for rows that the base's chat template asks"
         raise InputError(f"scoring.num_fewshot: got {shown} with {benchmark.name}; allowed: {allowed}")
     solved, chosen = _choose(examples, settings)
     header = few_shot_header(benchmark, template, solved)
     prompts = [
-        render(benchmark, template, example, header, settings.ending, turns)
+        replace(render(benchmark, template, example, header, settings.ending, turns), is_ended=ends)
         for members in chosen.values()
         for example in members
     ]
@@ -179,7 +192,7 @@ def render_prompts(
     named = render(benchmark, template, named_example(benchmark), header, turns=turns)
     asked, *others = ((prompt.contexts, prompt.continuations) for prompt in (named, *prompts))
     of_base = {"template": turns.template, "end": turns.end} if turns else {}
-    chat = find_chat(benchmark, asked, others, **of_base)
+    chat = find_chat(benchmark, asked, others, ends, **of_base)
     if chat and is_json(benchmark):
         chat = replace(chat, schema=find_schema([e.choices[e.answer] for e in read_examples(examples, "train")]))
     write_chat(work.out, chat)

@@ -54,6 +54,7 @@ from .results import SweptCell as SweptCell
 from .results import TailoredRun as TailoredRun
 from .results import TunedDense as TunedDense
 from .scores import Said as Said
+from .scores import check_alike as check_alike
 from .scores import choice_probabilities as choice_probabilities
 from .scores import compare_scores as compare_scores
 from .scores import metrics as metrics
@@ -62,6 +63,7 @@ from .scores import read_chosen as read_chosen
 from .scores import read_metrics as read_metrics
 from .scores import read_said as read_said
 from .scores import read_score as read_score
+from .scoring import facts_of as facts_of
 from .scoring import score_benchmark as score_benchmark
 from .scoring import write_choices as write_choices
 from .scoring import write_texts as write_texts

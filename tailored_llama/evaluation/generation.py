@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from tailored_llama.data import check_room
 from tailored_llama.errors import InputError
@@ -27,7 +27,7 @@ def generate(
     batch_tokens: int | None = None,
     progress: Progress = silent,
 ) -> list[str]:
-    """Continue every context greedily.
+    """Continue every context greedily: only the tokens that end a text are taken from the checkpoint's own settings.
 
     Contexts of similar length share a left-padded batch of at most `batch_tokens` tokens, padding and new tokens
     included; None picks a budget for the device. When memory runs out, the budget is halved for the remaining batches.
@@ -46,6 +46,8 @@ def generate(
     if [] in encoded:
         empty = encoded.index([])
         raise InputError(f"prompt {empty}: got {contexts[empty]!r}; allowed: a text of at least one token")
+    # Penalties and forbidden tokens would be in force without sampling, too. Servers that answer with a file have none.
+    model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
     texts, done, budget = [""] * len(contexts), 0, batch_tokens or max(token_budget(None, model), LEAST_TOKENS)
     lengths, run = [len(ids) + new for ids in encoded], partial(_generate_batch, model, tokenizer, encoded, until)
     # On a CPU in bfloat16, torch multiplies a slice, such as the last states of several prompts, many times as slowly.

@@ -64,6 +64,20 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder / 'metrics.json'}: missing or not JSON") from None
 
 
+def check_alike(*folders: Path) -> None:
+    """Check that models were asked alike on a benchmark: by the same runtime, with the same limits on an answer.
+
+    Raises:
+        InputError: they were not, so that a difference between them would not be one between models.
+    """
+    first, *others = (dict(read_metrics(folder)["asking"]) for folder in folders)
+    for other in others:
+        for field in {**first, **other}:
+            if (got := other.get(field)) != (allowed := first.get(field)):
+                told = f"got {got!r:.200}; allowed: {allowed!r:.200}, as the first model was asked"
+                raise InputError(f"asking.{field}: {told}")
+
+
 def _read_table(folder: Path, metric: str) -> pa.Table:
     if metric in WRITTEN:
         return read_table(folder / "answers.parquet", answers_schema(metric))

@@ -5,13 +5,14 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tailored_llama.config import WRITTEN, Work
-from tailored_llama.data import UNLABELLED, Prompt, is_ended, read_prompts, score_prompts, shared_header
+from tailored_llama.data import UNLABELLED, Prompt, read_prompts, score_prompts, shared_header
 from tailored_llama.evaluation.generation import generate
 from tailored_llama.evaluation.scores import PREDICTIONS_SCHEMA, hits, metrics
 from tailored_llama.evaluation.settings import ScoreSettings
@@ -39,10 +40,22 @@ def score_benchmark(
     start = time.perf_counter()
     answer = _write_answers if is_text else _rank_choices
     result, measured = answer(model, tokenizer, rendered, settings, work)
-    common = {"benchmark": settings.benchmark, "metric": settings.metric, "examples": len(rendered)}
-    (work.out / "metrics.json").write_text(json.dumps(common | result, indent=1) + "\n")
+    facts = facts_of(settings, rendered, "transformers", is_text or "written" in result)
+    (work.out / "metrics.json").write_text(json.dumps(facts | result, indent=1) + "\n")
     rate = {f"{name}_per_second": round(n / (time.perf_counter() - start), 1) for name, n in measured.items()}
     return measured | rate
+
+
+def facts_of(
+    settings: ScoreSettings, prompts: Sequence[Prompt], runtime: str, is_written: bool, allowed: Any = None
+) -> dict[str, Any]:
+    """What `metrics.json` says beside the metrics: the benchmark, and how its rows were asked (`check_alike`).
+
+    `allowed` is what a grammar or a schema allows as an answer.
+    """
+    limits = asdict(settings.written) if settings.written else {}
+    asking = {"runtime": runtime, "answers": "written" if is_written else "ranked", "allowed": allowed} | limits
+    return {"benchmark": settings.benchmark, "metric": settings.metric, "examples": len(prompts), "asking": asking}
 
 
 def _rank_choices(
@@ -50,7 +63,7 @@ def _rank_choices(
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """The metrics of the likeliest choices, or of those that are written, and the number of tokens that were read."""
     budget = token_budget(work.execution.batch_tokens, model)
-    writes = settings.written is not None and is_ended(settings.metric, prompts)
+    writes = settings.written is not None and prompts[0].is_ended
     encoded, sums, written = score_prompts(model, tokenizer, prompts, writes, budget, work.progress)
     whole = [item for item in encoded if not item.truncated]  # their common start is encoded once
     tokens = sum(len(item.document) for item in encoded) - len(shared_header(whole)) * max(0, len(whole) - 1)

@@ -4,8 +4,6 @@ from .adapters import carry_adapter as carry_adapter
 from .adapters import merge_adapter as merge_adapter
 from .adapters import save_adapter as save_adapter
 from .attention import Header as Header
-from .cards import Base as Base
-from .cards import base_of as base_of
 from .cards import derived_card as derived_card
 from .cards import loading as loading
 from .cards import what_was_removed as what_was_removed
@@ -69,8 +67,10 @@ from .passes import PackedRow as PackedRow
 from .passes import row_of as row_of
 from .passes import run_packed as run_packed
 from .sources import CARD as CARD
+from .sources import Base as Base
 from .sources import DenseSettings as DenseSettings
 from .sources import ModelSource as ModelSource
+from .sources import base_of as base_of
 from .sources import copy_licence as copy_licence
 from .sources import fetch_model as fetch_model
 from .sources import find_model as find_model

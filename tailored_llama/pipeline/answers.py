@@ -59,8 +59,9 @@ def compared(
 ) -> Compared:
     """Compare the scores of two models on the proving rows of a benchmark.
 
-    `labels` are those that were asked for; None: all rows had theirs.
+    `labels` are those that were asked for; None: all rows had theirs. InputError: the two were not asked alike.
     """
+    evaluation.check_alike(dense, small)
     if labels is None:
         before, after = (answers_of(config, name, scores, prompts) for scores in (dense, small))
         return Compared(before, after, np.zeros(len(before.examples), dtype=bool))

@@ -40,6 +40,7 @@ class Base:
     dense: Dense
     steps: tuple[Step, ...]  # by size
     unreachable: Mapping[str, str]  # why further ratios are not among them
+    is_served: bool = False  # llama.cpp answers to choose, too, since transformers cannot be given a file's weights
 
     @property
     def name(self) -> str:

@@ -123,14 +123,16 @@ def score(run: Executor, candidate: Candidate) -> Candidate:
 def scores(candidate: Candidate, split: ScoredSplit) -> dict[str, Artifact]:
     """The scores of a candidate on one set of rows of every benchmark, with the weights of its file.
 
-    To prove, llama.cpp itself answers with a GGUF file. To choose, the file's weights are scored in transformers, which
-    takes less time, if they can be. Those of a file as it is are in the dense checkpoint, which was made from it.
+    The goal and the split alone decide how a candidate is asked, so that all are asked alike, and the reference too. To
+    prove for llama.cpp, it answers itself. To choose, weights are scored in transformers, which takes less time, if
+    those of all files can be. Those of a file as it is are in the dense checkpoint, which was made from it.
     """
     config, kind, scored = candidate.base.config, candidate.kind, dict[str, Artifact]()
+    is_served = config.goal.runtime == "llama.cpp" and (split == "evaluation" or candidate.base.is_served)
     for name, prompts in candidate.base.rows[split].items():
         title = f"{candidate.model}, {candidate.bits}, {'to choose' if split == 'selection' else 'to prove'}"
         benchmark = named_benchmark(config, name)
-        if kind and split == "evaluation":
+        if is_served:
             scored[name] = stages.served(
                 f"score {name} {title}",
                 settings=ScoreSettings.of(benchmark, split),
@@ -153,10 +155,13 @@ def scores(candidate: Candidate, split: ScoredSplit) -> dict[str, Artifact]:
 
 
 def gguf(candidate: Candidate) -> Node:
-    """The GGUF file of a candidate, named as the answer; it is written once, and scored, timed and shipped as it is."""
-    base, model, kind = candidate.base, candidate.checkpoint, candidate.kind
+    """The GGUF file of a candidate, named as the answer; it is written once, and scored, timed and shipped as it is.
+
+    The file of a reference has 16 bits, and is scored alone.
+    """
+    base, model = candidate.base, candidate.checkpoint
+    kind = candidate.kind or serving.whole_type(base.source)
     asked, name = base.prompts.of_chat(*base.prompts.evaluation), answer_name(base.config)
-    assert kind
     if kind == "source":
         source, title = SourceSettings(base.source, name), f"copy {candidate.model}, the file as it is"
         return stages.source(title, settings=source, checkpoint=model, prompts=asked)
@@ -205,6 +210,7 @@ def losses(run: Executor, candidate: Candidate, reference: Candidate, labels: La
     """
     first, said, before, lost = reference.said(run), candidate.said(run), reference.read(run), dict[str, float]()
     for name, own in candidate.read(run).items():
+        evaluation.check_alike(run.open(reference.choosing[name]), run.open(candidate.choosing[name]))
         known = before[name]
         if name not in said:
             lost[name] = float(np.mean(known.values) - np.mean(own.values))

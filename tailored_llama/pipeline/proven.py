@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from tailored_llama import data, evaluation, models
-from tailored_llama.config import OWN, SmallestConfig, build_config, named_benchmark
+from tailored_llama import data, evaluation, models, serving
+from tailored_llama.config import OWN, ModelConfig, SmallestConfig, build_config, named_benchmark
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Array, Compared, LossTest, Said, ScoreSettings
 from tailored_llama.pipeline import stages, steps
@@ -16,6 +16,7 @@ from tailored_llama.pipeline.answers import ASKED, ASKED_SCHEMA, PROOF, PROOF_SC
 from tailored_llama.pipeline.certificate import CertificateFile, Settings, parse_certificate
 from tailored_llama.pipeline.executor import Executor
 from tailored_llama.pipeline.graph import Artifact, Node
+from tailored_llama.serving import GgufSettings
 from tailored_llama.store import CERTIFICATE, MANIFEST, check_certified, is_hub_id, read_table
 
 UNHASHED = (CERTIFICATE, models.CARD, MANIFEST)  # files from which nothing is loaded
@@ -192,19 +193,32 @@ def verify_certificate(run: Executor, certificate: Certificate, dense: str | Non
     Raises:
         InputError: the rows are not those of the certificate.
     """
-    config, small, tests = certificate.config, _asked(certificate), dict[str, LossTest]()
-    model = config.model.model_copy(update={"source": dense})
-    reference = steps.load_dense(config.model_copy(update={"model": model})) if dense else None
+    small, tests = _asked(certificate), dict[str, LossTest]()
+    model = certificate.config.model.model_copy(update={"source": dense})
+    reference = steps.load_dense(certificate.config.model_copy(update={"model": model})) if dense else None
+    file = _as_certified(certificate, model, reference) if reference and certificate.is_served else None
     for name, prompts in certified_rows(run, certificate):
-        if certificate.is_served:
-            file, settings = certificate.folder, ScoreSettings.of(named_benchmark(config, name))
-            title = f"score {name} again"
-            after = stages.served(title, settings=settings, checkpoint=small, gguf=file, prompts=prompts)
-        else:
-            after = steps.score(config, name, "again", small, prompts)
-        before = run.open(steps.score(config, name, "again", reference, prompts)) if reference else None
-        tests[name] = certificate.test(name, certificate.compare(name, run.open(after), run.open(prompts), before))
+        after = run.open(_scored(certificate, name, small, certificate.folder, prompts))
+        before = run.open(_scored(certificate, name, reference, file, prompts)) if reference else None
+        tests[name] = certificate.test(name, certificate.compare(name, after, run.open(prompts), before))
     return tests
+
+
+def _scored(
+    certificate: Certificate, name: str, checkpoint: Artifact, gguf: Artifact | None, prompts: Artifact
+) -> Node:
+    """The scores of a model, which is asked as the certified one was, whichever it is."""
+    if not certificate.is_served:
+        return steps.score(certificate.config, name, "again", checkpoint, prompts)
+    settings, title = ScoreSettings.of(named_benchmark(certificate.config, name)), f"score {name} again"
+    assert gguf is not None
+    return stages.served(title, settings=settings, checkpoint=checkpoint, gguf=gguf, prompts=prompts)
+
+
+def _as_certified(certificate: Certificate, model: ModelConfig, dense: Artifact) -> Node:
+    """A reference as a file of 16 bits, with the chat template, grammar and schema that the certified file has."""
+    settings = GgufSettings(serving.whole_type(models.find_model(model)), "reference")
+    return stages.gguf("write the reference", settings=settings, checkpoint=dense, prompts={"": certificate.folder})
 
 
 def certified_rows(run: Executor, certificate: Certificate) -> Iterator[tuple[str, Artifact]]:
@@ -231,7 +245,7 @@ def _asked(certificate: Certificate) -> Node:
 def uncovered(certificate: Certificate, dense: bool) -> list[str]:
     """What `verify_certificate` cannot say; `dense`: the reference was scored again."""
     content = certificate.content
-    asked, tests = {serving.asked for serving in content.served.values()}, content.benchmarks.values()
+    asked, tests = {own.asked for own in content.served.values()}, content.benchmarks.values()
     reference = f"the answers of the reference ({content.reference}), which are the recorded ones"
     limits = {
         f"{reference}: --dense MODEL scores it again": not dense,

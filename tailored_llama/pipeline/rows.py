@@ -25,7 +25,7 @@ def rows_of(config: RunConfig) -> Iterator[str]:
         examples = {part: _examples(config, benchmark, part) for part in PURPOSE}
         known = [example for part in examples.values() for example in part if example.answer != UNLABELLED]
         yield f"{file}: {_how_read(benchmark, known)}."
-        yield f"{file}: {_asked(config, benchmark, examples['train'])}."
+        yield f"{file}: {_asked(config, benchmark, examples['train'], known)}."
         rows = {part: len(members) for part, members in examples.items()}
         told = {part: f"{count:,} {PURPOSE[part]}" for part, count in rows.items()}
         if unknown := sum(example.answer == UNLABELLED for example in examples["selection"]):
@@ -144,7 +144,7 @@ def _tuned_rows(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[E
         yield f"warning: {file}: {few} rows are left to hold out, not tuning.held_out = {tuning.held_out}."
 
 
-def _asked(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[Example]) -> str:
+def _asked(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[Example], known: Sequence[Example]) -> str:
     """Say what the first prompt and its answer are, with the special tokens around them as they are tuned.
 
     These tokens are not known of a model that is not here yet, unless its chat template has to be read.
@@ -159,22 +159,15 @@ def _asked(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[Exampl
     elif source.kind == "wheel":
         around = models.EMBEDDED_MODELS[source.name].special
     (start, end), unknown = around or ("", ""), "" if around else ", without the model's special tokens"
-    settings = data.PromptSettings.of(config, benchmark, "train")
-    end = prompt.end or (settings.ending + end if _is_ended(config, settings, train) else "")
+    settings, template = data.PromptSettings.of(config, benchmark, "train"), data.load_template(config.prompts.template)
+    is_tuned = config.tuning.examples != "none" or not benchmark.choices
+    is_ended = is_tuned and data.is_ended(benchmark, template, known, bool(prompt.end))
+    end = prompt.end or (settings.ending + end if is_ended else "")
     return f"the prompt {_shown(start + context)} has the answer {_shown(answer + end)}{unknown}"
 
 
 def _shown(text: str) -> str:
     return repr(text) if len(text) <= LONGEST else f"{text[: LONGEST // 2]!r} … {text[-LONGEST // 2 :]!r}"
-
-
-def _is_ended(config: RunConfig, settings: data.PromptSettings, train: Sequence[Example]) -> bool:
-    """Tell whether the end of text is tuned, as it is after answers that are no choices of each row."""
-    benchmark = settings.wording.benchmark
-    if not benchmark.choices or config.tuning.examples == "none":
-        return not benchmark.choices
-    template, (_, shots, _) = data.load_template(config.prompts.template), data.draw_train(settings, train)
-    return data.is_ended(data.headline_metric(benchmark), [data.render(benchmark, template, shot) for shot in shots])
 
 
 def _examples(config: RunConfig, benchmark: BenchmarkConfig, part: Split) -> list[Example]:

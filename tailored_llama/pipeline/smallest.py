@@ -119,6 +119,8 @@ def start(run: Executor, config: SmallestConfig) -> Search:
         for own in bases_of(config):  # of a model on the Hub, the architecture is known once it is here
             _check_known(models.read_config(run.open(steps.load_dense(own)))["model_type"])
     prepared = [bases.prepare(run, own) for own in bases_of(config)]
+    is_served = any(serving.is_converted(run.open(base.dense.checkpoint)) for base in prepared)
+    prepared = [replace(base, is_served=is_served) for base in prepared]
     whole = {base.given: candidates.better_whole(run, base) for base in prepared}
     ladders: list[tuple[Base, FileType]] = []
     if config.goal.runtime == "llama.cpp":

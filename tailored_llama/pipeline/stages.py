@@ -13,7 +13,7 @@ from tailored_llama.pipeline.graph import Artifact, Artifacts, Stage, stage
 from tailored_llama.store import ANSWER, FINISHED, GGUF
 
 
-@stage("dense", 5, lambda: models.prepare_dense)
+@stage("dense", 6, lambda: models.prepare_dense)
 def dense(*, settings: models.DenseSettings) -> None: ...
 
 
@@ -21,7 +21,7 @@ def dense(*, settings: models.DenseSettings) -> None: ...
 def examples(*, settings: data.BenchmarkSource) -> None: ...
 
 
-@stage("prompts", 12, lambda: data.render_prompts)
+@stage("prompts", 13, lambda: data.render_prompts)
 def prompts(*, settings: data.PromptSettings, examples: Artifact, dense: Artifact | None = None) -> None: ...
 
 
@@ -83,13 +83,13 @@ def adapter(*, settings: training.TuneSettings, pruned: Artifact, prompts: Artif
 def carried(*, settings: None = None, adapter: Artifact, dense: Artifact, trimmed: Artifact) -> None: ...
 
 
-@stage("scores", 5, lambda: evaluation.score_benchmark, on_device=True, shared=True)
+@stage("scores", 6, lambda: evaluation.score_benchmark, on_device=True, shared=True)
 def scores(
     *, settings: evaluation.ScoreSettings, checkpoint: Artifact, adapter: Artifact | None, prompts: Artifact
 ) -> None: ...
 
 
-@stage("quantised-scores", 5, lambda: serving.score_quantised, on_device=True)
+@stage("quantised-scores", 6, lambda: serving.score_quantised, on_device=True)
 def quantised(
     *, settings: serving.QuantisedSettings, checkpoint: Artifact, gguf: Artifact, prompts: Artifact
 ) -> None: ...
@@ -105,7 +105,7 @@ def perplexity(
 def tokenizer(*, settings: None = None, gguf: Artifact) -> None: ...
 
 
-@stage("served-scores", 1, lambda: serving.score_served)
+@stage("served-scores", 2, lambda: serving.score_served)
 def served(*, settings: evaluation.ScoreSettings, checkpoint: Artifact, gguf: Artifact, prompts: Artifact) -> None: ...
 
 

@@ -9,6 +9,7 @@ from .chat import write_chat_template as write_chat_template
 from .chat import write_schema as write_schema
 from .client import ChatServer as ChatServer
 from .client import ask_all as ask_all
+from .converter import is_converted as is_converted
 from .export import copy_source as copy_source
 from .export import export_gguf as export_gguf
 from .export import score_quantised as score_quantised
@@ -31,5 +32,6 @@ from .settings import GgufSettings as GgufSettings
 from .settings import QuantisedSettings as QuantisedSettings
 from .settings import SourceSettings as SourceSettings
 from .settings import bits_of as bits_of
+from .settings import whole_type as whole_type
 from .trim import trim_checkpoint as trim_checkpoint
 from .trim import trim_gguf as trim_gguf

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from tailored_llama.config import Work
-from tailored_llama.data import Chat, Prompt, encode_prompt, is_ended, read_chat, read_prompts
-from tailored_llama.evaluation import ScoreSettings, write_choices, write_texts
+from tailored_llama.data import Chat, Prompt, encode_prompt, read_chat, read_prompts
+from tailored_llama.evaluation import ScoreSettings, facts_of, write_choices, write_texts
 from tailored_llama.models import encode, load_tokenizer, open_gguf, read_config
 from tailored_llama.serving.chat import chat_template, grammar_of, shipped_chat, written_options
 from tailored_llama.serving.client import ChatServer, Reply, ask_all
@@ -35,8 +35,8 @@ def score_served(checkpoint: Path, gguf: Path, prompts: Path, *, settings: Score
     """
     rows, file = read_prompts(prompts, settings.split), gguf_file(gguf)
     tokenizer, limit = load_tokenizer(checkpoint), int(read_config(checkpoint)["max_position_embeddings"])
-    template, chat, replies = _template_of(file), read_chat(prompts), list[Reply]()
-    if not is_ended(settings.metric, rows):
+    template, chat, replies, allowed = _template_of(file), read_chat(prompts), list[Reply](), None
+    if not (is_written := rows[0].is_ended):
         encoded = [encode_prompt(tokenizer, prompt, limit) for prompt in rows]
         result = write_choices(rows, file_loglikelihoods(file, encoded, work.progress), [], work.out)
         asked, package = "log-likelihoods", "llama-cpp-py-sync"
@@ -49,6 +49,7 @@ def score_served(checkpoint: Path, gguf: Path, prompts: Path, *, settings: Score
         with llama_server(file, min(limit, tokens + ROOM), torch.get_num_threads()) as (url, _):
             replies = ask_all(ChatServer(url), requests, work.progress)
         result = write_answers(rows, replies, settings, work.out)
+        allowed = chat and chat.schema if settings.written else [*map(str.strip, rows[0].continuations)]
         asked, package = "chat" if chat else "prompt", "xllamacpp"
     served = {
         "asked": asked,
@@ -56,9 +57,8 @@ def score_served(checkpoint: Path, gguf: Path, prompts: Path, *, settings: Score
         "template": sha256(template.encode()).hexdigest() if template else None,
         "unended": unended(replies),
     }
-    common = {"benchmark": settings.benchmark, "metric": settings.metric, "examples": len(rows)}
-    facts = {"bytes": file.stat().st_size, "served": served}
-    (work.out / "metrics.json").write_text(json.dumps(common | result | facts, indent=1) + "\n")
+    facts = facts_of(settings, rows, "llama.cpp", is_written, allowed) | {"served": served}
+    (work.out / "metrics.json").write_text(json.dumps(facts | result | {"bytes": file.stat().st_size}, indent=1) + "\n")
     return {"examples": len(rows), "asked": asked}
 
 

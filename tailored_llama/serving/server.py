@@ -13,6 +13,7 @@ from tailored_llama.errors import InputError
 
 HOST = "127.0.0.1"
 CONTEXT = 4096  # tokens of a prompt and its answer, if nobody says how many
+ALL_STATED = 2**31 - 1  # a bit for each sampling option: penalties that a file states for itself have no effect
 GRAMMAR, TEMPLATE = "grammar.gbnf", "chat_template.jinja"  # files beside that of the model
 
 
@@ -56,6 +57,7 @@ def _serve(path: str, context: str, threads: str, port: str) -> None:
     params.n_ctx, params.n_parallel, params.warmup, params.verbosity = int(context), 1, False, 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
     params.n_threads_http = 2
+    params.sampling.user_sampling_config = ALL_STATED
     if (grammar := file.with_name(GRAMMAR)).is_file():
         kind = xllamacpp.common_grammar_type.COMMON_GRAMMAR_TYPE_USER
         params.sampling.grammar = xllamacpp.CommonGrammar(kind, grammar.read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ from typing import Self
 from tailored_llama.config import BenchmarkConfig, GgufType
 from tailored_llama.data import PromptSplit
 from tailored_llama.evaluation import ScoreSettings
-from tailored_llama.models import ModelSource
+from tailored_llama.models import ModelSource, base_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class QuantisedSettings:
     @classmethod
     def of(cls, benchmark: BenchmarkConfig, gguf_type: GgufType, split: PromptSplit = "evaluation") -> Self:
         return cls(gguf_type, ScoreSettings.of(benchmark, split))
+
+
+def whole_type(source: ModelSource) -> GgufType:
+    """The type of a file that rounds nothing of a base, which has so many bits; f16 where that is not known."""
+    return "bf16" if base_of(source).half == "bfloat16" else "f16"
 
 
 def bits_of(gguf_type: GgufType | None) -> float:

@@ -9,7 +9,7 @@ import torch
 
 from tailored_llama import models
 from tailored_llama.config import WRITTEN, Metric, Work, part_of
-from tailored_llama.data import Prompt, encode_answer, encode_prompt, end_of, is_ended, read_prompts
+from tailored_llama.data import Prompt, encode_answer, encode_prompt, end_of, read_prompts
 from tailored_llama.training.loop import Course, train
 from tailored_llama.training.losses import Sample
 from tailored_llama.training.records import write_comparison
@@ -55,11 +55,10 @@ def _samples(
     for i, (name, metric) in enumerate(settings.metrics):
         most = None if settings.shots is None else part_of(settings.shots, i, parts)
         shown = read_prompts(prompts[name], "shots")[:most]
-        ends = is_ended(metric, shown)
-        shots += [encode_sample(tokenizer, limit, None, prompt, ends) for prompt in shown]
+        shots += [encode_sample(tokenizer, limit, None, prompt) for prompt in shown]
         held = read_prompts(prompts[name], "held_out")[: part_of(settings.held_out, i, parts)]
         choices = None if metric in WRITTEN else metric
-        held_out += [encode_sample(tokenizer, limit, choices, prompt, ends) for prompt in held]
+        held_out += [encode_sample(tokenizer, limit, choices, prompt) for prompt in held]
         examples += [prompt.example for prompt in held]
     first = shots[0].encoded
     text = tokenizer.decode([*first.document.prefix, first.targets[0][-1]])
@@ -67,14 +66,14 @@ def _samples(
     return shots, held_out, examples
 
 
-def encode_sample(tokenizer: Any, limit: int, ranked: Metric | None, prompt: Prompt, ends: bool = False) -> Sample:
+def encode_sample(tokenizer: Any, limit: int, ranked: Metric | None, prompt: Prompt) -> Sample:
     """Encode all choices of a prompt if a metric ranks them, else the right one alone.
 
-    The end of text follows if the answer `ends` with it, so that the model ends it where nothing else does. In a base's
-    chat template, the end of the turn follows any answer.
+    The end of text follows an answer that the model ends itself. In a base's chat template, the end of the turn follows
+    any answer.
     """
     if ranked is None:
-        end = end_of(tokenizer, prompt) if ends or prompt.end else []
+        end = end_of(tokenizer, prompt) if prompt.is_ended or prompt.end else []
         return Sample(encode_answer(tokenizer, prompt, limit, end), 0, (1.0,))
     lengths = prompt.choice_lengths if ranked == "acc_norm" else (1,) * len(prompt.contexts)
     mean = sum(lengths) / len(lengths)

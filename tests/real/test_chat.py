@@ -191,7 +191,7 @@ def test_messages_of_several_turns_are_read_as_tuned(
         compared = read_prompts(prompts, "evaluation")
         for prompt in compared:
             *messages, _ = asked[prompt.example]
-            tuned = encode_sample(tokenizer, 8192, None, prompt, ends=True).encoded
+            tuned = encode_sample(tokenizer, 8192, None, prompt).encoded
             ids = list(tuned.document.prefix[: tuned.positions[0][0] + 1])
             assert tuned.targets[0][-1] == file_end
             for request in (messages, messages[len(told) :]):

@@ -12,12 +12,12 @@ from tailored_llama.config import BenchmarkConfig
 from tailored_llama.data import Example, Prompt, load_template, named_example, read_prompts, render, select_train
 from tailored_llama.data.benchmarks import EXAMPLES_SCHEMA
 from tailored_llama.data.builtin import SEVEN
-from tailored_llama.data.chat import LAYOUT, find_chat
+from tailored_llama.data.chat import LAYOUT, find_chat, read_chat
 from tailored_llama.data.drawing import select_evaluation
 from tailored_llama.data.prompts import few_shot_header
 from tailored_llama.data.templates import shipped
 from tailored_llama.errors import InputError
-from tailored_llama.store import write_table
+from tailored_llama.store import read_table, write_table
 
 BOOLQ = Example(3, {"passage": "Ice -- Ice is cold.", "question": "is ice cold"}, ("no", "yes"), 1)
 PIQA = Example(0, {"question": "Cool a drink"}, ("Add ice.", "Add fire."), 0)
@@ -168,7 +168,7 @@ def test_one_message_holds_all_that_differs_by_row_but_in_winogrande(name: str, 
     examples = (named_example(config(name)), EXAMPLES[name])
     prompts = [render(config(name), TEMPLATES[template], example, "Solved.\n\n") for example in examples]
     named, *rows = ((prompt.contexts, prompt.continuations) for prompt in prompts)
-    chat = find_chat(config(name), named, rows)
+    chat = find_chat(config(name), named, rows, False)
     assert (chat is None) == ((name, template) == ("winogrande", "harness"))
     if chat:
         assert not any(text in part for part in chat.parts for text in EXAMPLES[name].fields.values())
@@ -273,8 +273,25 @@ def test_stage_renders_evaluation(folder: Path) -> None:
     assert render_split(folder / "examples", folder, config("arc_easy"), count=3) == {"evaluation": 3}
     prompts = read_prompts(folder, "evaluation")
     assert [p.example for p in prompts] == [0, 2, 4]
-    assert prompts[1] == Prompt(2, ("Question: eval 2?\nAnswer:",) * 2, (" no", " yes"), 0, (2, 3))
+    assert prompts[1] == Prompt(2, ("Question: eval 2?\nAnswer:",) * 2, (" no", " yes"), 0, (2, 3), is_ended=True)
     assert read_prompts(folder, "shots") == []
+
+
+def test_choices_that_differ_by_row_are_not_ended_whatever_part_of_them_is_drawn(folder: Path) -> None:
+    """One shot shows one set of choices. Tuning, scoring and serving must not decide by their own rows."""
+    file = folder / "examples" / "examples.parquet"
+    rows = read_table(file, EXAMPLES_SCHEMA).to_pydict()
+    alike, differ = rows["choices"], [[f"not {i}", f"{i}"] for i in range(len(rows["choices"]))]
+    for choices, is_ended in ((alike, True), (differ, False)):
+        write_table(file, {**rows, "choices": choices}, EXAMPLES_SCHEMA)
+        for split, options in (("train", {"shots": 1, "held_out": 1}), ("evaluation", {"count": 1})):
+            render_split(folder / "examples", folder, config("arc_easy"), split, **options)
+            drawn = [p for kind in ("shots", "held_out", "evaluation") for p in read_prompts(folder, kind)]
+            assert drawn
+            assert {p.is_ended for p in drawn} == {is_ended}
+            chat = read_chat(folder)
+            assert chat is not None
+            assert bool(chat.answers) == is_ended
 
 
 def test_stage_renders_shots_and_held_out_apart_from_the_solved_ones(folder: Path) -> None:
@@ -335,7 +352,7 @@ def test_a_base_without_chat_template_asks_one_message_by_a_layout(tmp_path: Pat
     for file in ("prompts.parquet", "chat.json"):
         assert (alone / file).read_bytes() == (of_base / file).read_bytes() == (again / file).read_bytes()
     first = read_prompts(of_base, "evaluation")[0]
-    assert first == Prompt(first.example, (f"text {first.example}",), (" yes",), 0, (3,))
+    assert first == Prompt(first.example, (f"text {first.example}",), (" yes",), 0, (3,), is_ended=True)
     with pytest.raises(InputError) as caught:
         load_and_render(messages(tmp_path, 2), tmp_path / "two", dense=tiny)
     assert re.fullmatch(

@@ -273,7 +273,7 @@ def test_labels_are_written_as_greedy_generation_that_only_they_may_follow_write
     checkpoint = save_worded_llama(folder("model"), max_position_embeddings=256)
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
     labels = (" a cat", " a cat that sleeps", " a dog", " no cat", " nothing", " dogs and a cat")  # one begins another
-    prompts = [replace(prompt(f"{words(40)[i : i + 30]}:", *labels), example=i) for i in range(40)]
+    prompts = [replace(prompt(f"{words(40)[i : i + 30]}:", *labels), example=i, is_ended=True) for i in range(40)]
     ids = [[*encode_pair(tokenizer, "a:", label)[1], tokenizer.eos_token_id] for label in labels]
 
     def allowed(start: int, _: int, written: torch.Tensor) -> list[int]:

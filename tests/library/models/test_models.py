@@ -120,10 +120,14 @@ def test_copying_tensor_by_tensor_writes_what_loading_and_saving_does(
     copy: Path, folder: Callable[[str], Path], dtype: Dtype
 ) -> None:
     copied, saved = folder("copied"), folder("saved")
-    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [256, 7], "temperature": 0.5}))
+    kept = {"eos_token_id": [256, 7], "temperature": 0.5}
+    (copy / "generation_config.json").write_text(json.dumps(kept | {"repetition_penalty": 1.1}))
     convert(copy, copied, dtype)
     _convert(copy, getattr(torch, dtype), saved, "the model")
     (copied / "README.md").unlink()  # written in both cases
+    greedy = json.loads((copied / "generation_config.json").read_text())
+    assert greedy == kept  # a server with a penalty would answer otherwise than the model is scored
+    (saved / "generation_config.json").write_bytes((copied / "generation_config.json").read_bytes())
     assert sorted(file.name for file in copied.iterdir()) == sorted(file.name for file in saved.iterdir())
     for file in saved.iterdir():
         if file.suffix == ".safetensors":

@@ -250,7 +250,7 @@ def test_messages_are_asked_by_the_base_s_chat_template(
             answer, right = messages.pop(), prompt.continuations[prompt.answer]
             assert right == gap + answer["content"]
             ids = encode_pair(before, prompt.contexts[0], right, is_chat=True)[0]
-            tuned = encode_sample(before, 512, None, prompt, kind == "written").encoded
+            tuned = encode_sample(before, 512, None, prompt).encoded
             assert list(tuned.document.prefix)[: tuned.positions[0][0] + 1] == ids == encode(before, prompt.contexts[0])
             sent = [messages[1:]] if len(systems) == 1 and systems[0] else []
             for request in [messages, *sent]:

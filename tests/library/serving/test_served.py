@@ -153,7 +153,8 @@ def test_a_row_that_is_longer_than_the_context_is_wrong(tmp_path: Path, folder: 
     measured = json.loads((out / "metrics.json").read_text())
     assert measured["served"]["asked"] == "prompt"
     rows = read_table(prompts / "prompts.parquet", PROMPTS_SCHEMA).to_pydict()
-    rows["continuations"][0] = [" no", " perhaps"]  # other choices, so they are ranked
+    rows["continuations"][0] = [" no", " perhaps"]
+    rows["is_ended"] = [False] * len(rows["example"])  # other choices, so they are ranked
     write_table(prompts / "prompts.parquet", rows, PROMPTS_SCHEMA)
     score_served(checkpoint, file, prompts, settings=settings, work=Work(out := folder("ranked")))
     assert predictions(out, written=False)[1] in (0, 1)  # without its start
