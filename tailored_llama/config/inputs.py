@@ -97,6 +97,9 @@ class BenchmarkConfig(Section):
         None, description="Train split: a .csv, .jsonl, .json or .parquet file, or a Hub split's name."
     )
     evaluation: str | None = Field(None, description="Evaluation split: a file, or a Hub split's name.")
+    is_divided: bool = False
+    """Without `data`: a quarter of the train split, by the hash of each row, is to choose with, and is read for nothing
+    else. A search sets it."""
     context: str | None = None
     """Own benchmarks: the column with the text before the answer, or a format string of columns, such as
     "{passage}\\nQuestion: {question}\\nAnswer:"."""

@@ -8,9 +8,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tailored_llama.config.execution import GgufType
+from tailored_llama.config.inputs import BenchmarkConfig
 from tailored_llama.config.loading import assign, read_config_data, validate_as
 from tailored_llama.config.schema import RunConfig
 from tailored_llama.config.section import Section
@@ -191,6 +192,11 @@ class SmallestConfig(RunConfig):
             given = data.get(name, {})
             data = data | {name: fields | given if isinstance(given, dict) else given}
         return data
+
+    @field_validator("benchmarks", mode="after")
+    @classmethod
+    def _divided(cls, benchmarks: tuple[BenchmarkConfig, ...]) -> tuple[BenchmarkConfig, ...]:
+        return tuple(own.model_copy(update={"is_divided": not own.data}) for own in benchmarks)
 
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()

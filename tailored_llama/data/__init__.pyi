@@ -9,7 +9,9 @@ from .benchmarks import Example as Example
 from .benchmarks import headline_metric as headline_metric
 from .benchmarks import join_splits as join_splits
 from .benchmarks import load_benchmark as load_benchmark
+from .benchmarks import load_examples as load_examples
 from .benchmarks import load_questions as load_questions
+from .benchmarks import parts_of as parts_of
 from .benchmarks import read_examples as read_examples
 from .builtin import BUILTIN as BUILTIN
 from .calibration import load_calibration as load_calibration

@@ -20,6 +20,7 @@ from tailored_llama.data.splits import (
     LABELLED,
     PURPOSE,
     SHARES,
+    SPLITS,
     BenchmarkSource,
     Split,
     check_column,
@@ -61,35 +62,39 @@ def headline_metric(benchmark: BenchmarkConfig) -> Metric:
 def load_examples(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Example]:
     """The examples of one split, from the embedded wheel, the Hub or a local file, in the split's order.
 
-    A train example is left out if its texts (choices in any order) are also in the evaluation split or earlier in
-    train. PIQA, ARC-easy and OpenBookQA have such examples, and a scored example must not be one that was tuned on.
+    Another split's example is left out if its texts (choices in any order) are also in the evaluation split or earlier
+    in its own. PIQA, ARC-easy and OpenBookQA have such examples, and a scored example must not be one that is tuned on.
     InputError: an unknown benchmark; a missing file, split or column; an empty split; a bad row.
     """
     examples = _read(benchmark, split, downloads)
-    return _unseen(benchmark, examples, _read(benchmark, "evaluation", downloads)) if split == "train" else examples
+    if split == "evaluation":
+        return examples
+    return _unseen(benchmark, examples, _read(benchmark, "evaluation", downloads))
 
 
 def benchmark_texts(benchmark: BenchmarkConfig, split: str, column: str, downloads: str) -> list[str]:
     """The distinct texts of one field, such as BoolQ's passage, in order, for calibration or perplexity.
 
-    Train leaves out every text that is also in the evaluation split, such as 720 of BoolQ's 7,929 train passages:
-    perplexity must not be measured on what a model was calibrated on. Any other split means the evaluation split.
+    Train leaves out every text that is also in another split, such as 720 of BoolQ's 7,929 train passages: perplexity
+    must not be measured on what a model was calibrated on. Any other split means the evaluation split.
     """
     check_text_of(benchmark, split, column)
-    texts = dict.fromkeys(example.fields[column] for example in _read(benchmark, "evaluation", downloads))
+    parts = parts_of(benchmark) if split == "train" else ("evaluation",)
+    texts = {part: dict.fromkeys(e.fields[column] for e in _read(benchmark, part, downloads)) for part in parts}
     if split != "train":
-        return list(texts)
-    train = dict.fromkeys(example.fields[column] for example in _read(benchmark, "train", downloads))
-    return [text for text in train if text not in texts]
+        return list(texts["evaluation"])
+    train = texts.pop("train")
+    return [text for text in train if not any(text in own for own in texts.values())]
 
 
 def load_questions(benchmark: BenchmarkConfig, downloads: str, choices: bool = False) -> dict[int, str]:
     """The question of every train example by the example's index, never its answer; its choices as well, if asked for.
 
     A choice has the space before it that it has in a prompt: with a space, a word is another token.
-    Repeated ones are left out, and those with a text of the evaluation split, such as one of BoolQ's passages.
+    Repeated ones are left out, and those with a text of another split, such as one of BoolQ's passages.
     """
-    seen = {text for example in _read(benchmark, "evaluation", downloads) for text in _asked(example)}
+    others = [part for part in parts_of(benchmark) if part != "train"]
+    seen = {text for part in others for example in _read(benchmark, part, downloads) for text in _asked(example)}
     questions: dict[str, int] = {}
     for example in _read(benchmark, "train", downloads):
         texts = _asked(example)
@@ -113,12 +118,13 @@ def check_text_of(benchmark: BenchmarkConfig, split: str, column: str) -> None:
 
 
 def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Example]:
-    """Every row of a split as an example; of a file that is divided, those of one part."""
+    """Every row of a split as an example; of rows that are divided, those of one part."""
     check_benchmark(benchmark)
     where = f"benchmarks.{benchmark.name}: "
     source = find_split(benchmark, split)
     if source.kind == "wheel":
-        return [Example(index, *parts) for index, parts in embedded_rows(source, downloads)]
+        examples = [Example(index, *parts) for index, parts in embedded_rows(source, downloads)]
+        return _part(benchmark, split, examples, [_texts(example) for example in examples])
     where += source.path.name if source.kind == "file" else f"{benchmark.source} {source.name}"
     table = source.rows()
     if not table:
@@ -131,20 +137,33 @@ def _read(benchmark: BenchmarkConfig, split: Split, downloads: str) -> list[Exam
         i: row for i, row in enumerate(table) if not benchmark.unlabelled or is_answered(row[str(benchmark.answer)])
     }
     examples = [_example(benchmark, f"{where} row", index, row) for index, row in answered.items()]
-    if not benchmark.data:
-        return examples
     contents = [custom_content(benchmark, table[example.index], example.choices) for example in examples]
     unlabelled = list[Example]()
     if benchmark.unlabelled and split != "train":
         own = {i: row for i, row in enumerate(table) if i not in answered}
         unlabelled = _unlabelled(benchmark, split, own, len(table), contents)
-    divided = divide(contents, LABELLED if benchmark.unlabelled else SHARES)
+    return _part(benchmark, split, examples, contents, unlabelled)
+
+
+def _part(
+    benchmark: BenchmarkConfig,
+    split: Split,
+    examples: Sequence[Example],
+    contents: Sequence[Sequence[str]],
+    unlabelled: Sequence[Example] = (),
+) -> list[Example]:
+    """The examples of one part, if their rows are divided, with those of that part that have no answer."""
+    if not benchmark.data and (split == "evaluation" or not benchmark.is_divided):
+        return list(examples)
+    divided = divide(contents, SHARES if benchmark.data and not benchmark.unlabelled else LABELLED)
     if not divided[split] and not unlabelled:
+        field = "data" if benchmark.data else "train"
         raise InputError(
-            f"benchmarks.{benchmark.name}.data: got {benchmark.data!r}, whose {sum(map(len, divided.values()))} "
-            f"different rows leave none {PURPOSE[split]}; allowed: a file with rows for every part, 150 or more"
+            f"benchmarks.{benchmark.name}.{field}: got {getattr(benchmark, field)!r}, whose "
+            f"{sum(map(len, divided.values()))} different rows leave none {PURPOSE[split]}; allowed: a file with rows "
+            "for every part, 150 or more"
         )
-    return [examples[i] for i in divided[split]] + unlabelled
+    return [*(examples[i] for i in divided[split]), *unlabelled]
 
 
 def _unlabelled(
@@ -178,6 +197,12 @@ def _unlabelled(
 def has_train(benchmark: BenchmarkConfig) -> bool:
     """Return whether a benchmark has a train split, without reading any data."""
     return benchmark.name in BUILTIN or any((benchmark.source, benchmark.train, benchmark.data))
+
+
+def parts_of(benchmark: BenchmarkConfig) -> Sequence[Split]:
+    """The splits that a benchmark has rows in, without reading any data."""
+    divided = benchmark.data or benchmark.is_divided
+    return (*PURPOSE,) if divided and has_train(benchmark) else SPLITS if has_train(benchmark) else ("evaluation",)
 
 
 def _unseen(benchmark: BenchmarkConfig, train: list[Example], evaluation: list[Example]) -> list[Example]:
@@ -223,12 +248,10 @@ def load_benchmark(*, settings: BenchmarkSource, work: Work) -> dict[str, Any]:
 
     Returns the number of examples per split, and of rows left out by `load_examples` or as repeated ones of a file.
     """
-    benchmark, downloads = settings.benchmark, work.downloads
-    evaluation = _read(benchmark, "evaluation", downloads)
-    rows = _read(benchmark, "train", downloads) if has_train(benchmark) else []
-    train = _unseen(benchmark, rows, evaluation) if rows else []
-    selection = {"selection": _read(benchmark, "selection", downloads)} if benchmark.data else {}
-    splits = {"train": train, **selection, "evaluation": evaluation}
+    benchmark = settings.benchmark
+    rows = {part: _read(benchmark, part, work.downloads) for part in parts_of(benchmark)}
+    evaluation = rows["evaluation"]
+    splits = {part: _unseen(benchmark, own, evaluation) if own is not evaluation else own for part, own in rows.items()}
     every = [e for examples in splits.values() for e in examples]
     columns = {
         "split": [split for split, examples in splits.items() for _ in examples],
@@ -238,7 +261,7 @@ def load_benchmark(*, settings: BenchmarkSource, work: Work) -> dict[str, Any]:
         "answer": [e.answer for e in every],
     }
     write_table(work.out / "examples.parquet", columns, EXAMPLES_SCHEMA)
-    left_out = len(rows) - len(train)
+    left_out = sum(map(len, rows.values())) - len(every)
     if benchmark.data:
         left_out = len(find_split(benchmark, "train").rows()) - len([e for e in every if e.answer != UNLABELLED])
     return {split: len(examples) for split, examples in splits.items()} | {"left_out": left_out}

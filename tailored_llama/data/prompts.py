@@ -202,18 +202,16 @@ def render_prompts(
 def _choose(examples: Path, settings: PromptSettings) -> tuple[list[Example], dict[PromptSplit, list[Example]]]:
     """The solved examples before each question, and the examples to render by split."""
     draw, count = settings.draw, settings.count
-    train = read_examples(examples, "train") if settings.split != "evaluation" or draw.num_fewshot else []
+    train = read_examples(examples, "train") if settings.split == "train" or draw.num_fewshot else []
     solved, shots, held_out = draw_train(settings, train)
     if settings.split == "evaluation":
         return solved, {"evaluation": select_evaluation(read_examples(examples, "evaluation"), count)}
     if settings.split == "train":
         return solved, {"shots": shots, "held_out": held_out}
-    rest = read_examples(examples, "selection") or without(train, solved + shots + held_out)
+    rest = read_examples(examples, "selection")
     if (count := len(rest) if count is None else count) > len(rest):
-        raise InputError(
-            f"examples: got {count}; allowed: at most {len(rest)} ({settings.wording.benchmark.name} has so many "
-            "examples that are neither tuned on, held out, shown as solved nor reported on)"
-        )
+        name = settings.wording.benchmark.name
+        raise InputError(f"examples: got {count}; allowed: at most {len(rest)} ({name} has so many to choose with)")
     # Answers are not balanced, because those of the split that results are reported on are not either.
     labelled = [example for example in rest if example.answer != UNLABELLED]
     chosen = random.Random(draw.seed).sample(labelled, min(count, len(labelled)))

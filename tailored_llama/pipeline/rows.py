@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from tailored_llama import data, evaluation, models
 from tailored_llama.config import BenchmarkConfig, RunConfig, SmallestConfig, asks_turns, is_written, named_benchmark
-from tailored_llama.data import PURPOSE, UNLABELLED, Example, Split, benchmarks, first_prompt, named_columns
+from tailored_llama.data import PURPOSE, UNLABELLED, Example, Split, first_prompt, named_columns
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import DISCORDANT
 from tailored_llama.pipeline.labelling import FEW_TO_CHOOSE, TO_CHOOSE
@@ -171,4 +171,4 @@ def _shown(text: str) -> str:
 
 
 def _examples(config: RunConfig, benchmark: BenchmarkConfig, part: Split) -> list[Example]:
-    return benchmarks.load_examples(benchmark, part, config.store.downloads)
+    return data.load_examples(benchmark, part, config.store.downloads)

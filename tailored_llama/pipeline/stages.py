@@ -29,11 +29,11 @@ def prompts(*, settings: data.PromptSettings, examples: Artifact, dense: Artifac
 def answers(*, settings: data.AnswersSettings, dense: Artifact, prompts: Artifact) -> None: ...
 
 
-@stage("tokens", 5, lambda: pruning.count_tokens)
+@stage("tokens", 6, lambda: pruning.count_tokens)
 def tokens(*, settings: pruning.CountSettings, dense: Artifact, prompts: Artifacts) -> None: ...
 
 
-@stage("calibration", 4, lambda: data.load_calibration)
+@stage("calibration", 5, lambda: data.load_calibration)
 def calibration(*, settings: data.CalibrationSettings, dense: Artifact, prompts: Artifacts) -> None: ...
 
 

@@ -73,8 +73,14 @@ def divergences(
 ) -> None: ...
 
 
+def divided(config: RunConfig) -> RunConfig:
+    """A run that leaves a quarter of each train split to choose with, as a search does."""
+    own = tuple(benchmark.model_copy(update={"is_divided": True}) for benchmark in config.benchmarks)
+    return config.model_copy(update={"benchmarks": own})
+
+
 def render_slices(run: Executor, config: RunConfig, examples: int) -> dict[str, Artifact]:
-    """Further train examples of every benchmark, neither shots nor held out."""
+    """Examples to choose with of every benchmark of a divided run."""
     names = [own.name for own in config.benchmarks]
     loaded = {own.name: steps.load_examples(own) for own in config.benchmarks}
     return {name: steps.render(config, name, "selection", loaded[name], examples) for name in names}

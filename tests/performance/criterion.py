@@ -22,7 +22,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import typer
 
-from common import kept_in, measure_divergence, render_slices, with_pruning
+from common import divided, kept_in, measure_divergence, render_slices, with_pruning
 from tailored_llama.config import RunConfig, load_config, trims_vocabulary
 from tailored_llama.data import headline_metric
 from tailored_llama.errors import InputError
@@ -103,9 +103,9 @@ def main(
     plans = {}
     for setting, name in product(vary or [""], text or TEXTS):
         changed = [f"calibration.source={TEXTS[name]}", *setting.split()]
-        own = load_config(str(config), [*(override or []), *changed])
+        own = divided(load_config(str(config), [*(override or []), *changed]))
         plans[f"{name} {setting}".strip()] = with_pruning(own, ratios=(ratio,))
-    base = load_config(str(config), override or [])
+    base = divided(load_config(str(config), override or []))
     run, rows = kept_in(folder, base), {}
     prompts, slices = steps.render_all(base), render_slices(run, base, examples)
     trimmed = any(map(trims_vocabulary, plans.values()))

@@ -31,7 +31,7 @@ import pandas as pd
 import torch
 import typer
 
-from common import kept_in
+from common import divided, kept_in
 from tailored_llama.config import BenchmarkConfig, RunConfig, Work, load_config
 from tailored_llama.data import Example, benchmarks, headline_metric, read_prompts
 from tailored_llama.errors import InputError
@@ -98,8 +98,8 @@ def written_tasks(run: RunConfig, folder: Path) -> list[BenchmarkConfig]:
 
 def render(run: RunConfig, own: BenchmarkConfig, examples: int, folder: Path) -> tuple[Path, Path]:
     """The train prompts of a benchmark, and those of the slice."""
-    runner, alone = kept_in(folder, run), run.model_copy(update={"benchmarks": (own,)})
-    loaded = steps.load_examples(own)
+    runner, alone = kept_in(folder, run), divided(run.model_copy(update={"benchmarks": (own,)}))
+    loaded = steps.load_examples(alone.benchmarks[0])
     train_prompts = steps.render(alone, own.name, "train", loaded)
     further = steps.render(alone, own.name, "selection", loaded, examples)
     return runner.open(train_prompts), runner.open(further)

@@ -203,7 +203,7 @@ def test_stage_writes_examples_that_read_back(tmp_path: Path, jsonl: str) -> Non
 
 def test_stage_accepts_a_benchmark_without_train(tmp_path: Path, jsonl: str) -> None:
     found = load_benchmark(settings=BenchmarkSource(own(None, jsonl)), work=Work(tmp_path))
-    assert found == {"train": 0, "evaluation": 3, "left_out": 0}
+    assert found == {"evaluation": 3, "left_out": 0}
     assert read_examples(tmp_path, "train") == []
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from helpers import read_benchmark, render_split, write_jsonl
-from tailored_llama.config import BenchmarkConfig, RunConfig, Work, validate_config
+from tailored_llama.config import BenchmarkConfig, RunConfig, SmallestConfig, Work, build_config, validate_config
 from tailored_llama.data import (
     PURPOSE,
     BenchmarkSource,
@@ -17,6 +17,8 @@ from tailored_llama.data import (
     PromptSettings,
     Split,
     load_benchmark,
+    load_questions,
+    parts_of,
     read_prompts,
     render_prompts,
 )
@@ -345,3 +347,20 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, name: str, text: str,
 def test_a_name_that_ends_like_a_file_is_one() -> None:
     run: RunConfig = validate_config({"benchmarks": ["piqa", "some/where.csv"]})
     assert [(own.name, own.data) for own in run.benchmarks] == [("piqa", None), ("where", "some/where.csv")]
+
+
+def test_a_search_chooses_with_train_rows_that_nothing_else_reads(tmp_path: Path) -> None:
+    rows = [question(i) for i in range(200)]
+    files = {"train": rows[:150] + rows[:5], "evaluation": rows[140:]}
+    table = {"name": "own", "context": "question", "choices": "choices", "answer": "answer"}
+    table |= {name: str(write_jsonl(tmp_path / f"{name}.jsonl", own)) for name, own in files.items()}
+    searched, alone = (
+        build_config(kind, {"benchmarks": [table]}).benchmarks[0] for kind in (SmallestConfig, RunConfig)
+    )
+    held = {part: {e.fields["context"] for e in load_examples(searched, part, "")} for part in parts_of(searched)}
+    assert [*held] == ["train", "selection", "evaluation"]
+    assert len(set().union(*held.values())) == sum(map(len, held.values())) == 200
+    assert 20 < len(held["selection"]) < 50
+    assert {*load_questions(searched, "").values()} == held["train"]
+    assert parts_of(alone) == ("train", "evaluation")
+    assert {*load_questions(alone, "").values()} == held["train"] | held["selection"]

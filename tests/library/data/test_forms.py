@@ -296,7 +296,7 @@ def test_resolving_adds_to_what_is_set_and_changes_nothing_twice(tmp_path: Path)
     file = write_jsonl(tmp_path / "own.jsonl", labelled(150))
     given = validate_as(SmallestConfig, {"benchmarks": [file, "piqa"], "seed": 3})
     found = resolve(given)
-    assert found.benchmarks == (read_benchmark(data=file), BenchmarkConfig(name="piqa"))
+    assert found.benchmarks == (read_benchmark(data=file), BenchmarkConfig(name="piqa", is_divided=True))
     assert found.model_copy(update={"benchmarks": given.benchmarks}) == given
     assert resolve(found) is found
 

@@ -264,6 +264,14 @@ def test_the_same_rows_with_another_plan_are_opened_again(run: dict[str, Any], t
     assert (first.opening, second.opening) == (1, 2)
 
 
+def test_a_second_opening_looks_at_enough_rows_for_its_stricter_level(run: dict[str, Any], tmp_path: Path) -> None:
+    first, _ = finished(with_goal(run, lose_at_most=19), tmp_path / "to-label.csv")
+    second, _ = finished(with_goal(run, lose_at_most=20), tmp_path / "to-label.csv")
+    assert (first.opening, second.opening) == (1, 2)
+    planned = [answer.tests[0]["job"].looks[-1].rows for answer in (first, second)]
+    assert planned[0] < planned[1]  # at the same level, a margin of 20 would take fewer
+
+
 def test_labels_of_other_rows_end_the_search_before_any_test(run: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(WaitingForLabels):
         answer_to(run)

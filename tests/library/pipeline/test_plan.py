@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from compositions import built, compose, kinds
-from helpers import as_toml
+from helpers import as_toml, write_own_benchmark
 from tailored_llama.cli.main import app
 from tailored_llama.config import SmallestConfig, build_config, validate_config
 from tailored_llama.pipeline import COMPOSITIONS, plan_run
@@ -35,7 +35,8 @@ def test_a_plan_makes_nothing_and_says_what_the_run_then_makes(own_run: dict[str
     assert all(node.seconds is not None for node in fewer.nodes)
 
 
-def test_a_plan_goes_as_far_as_values_are_known(own_run: dict[str, Any]) -> None:
+def test_a_plan_goes_as_far_as_values_are_known(own_run: dict[str, Any], tmp_path: Path) -> None:
+    write_own_benchmark(tmp_path / "data", train=80)  # enough to choose with
     goal = {"runtime": "transformers", "lose_at_most": 90, "even_if_unprovable": True}
     config = build_config(SmallestConfig, own_run | {"goal": goal})
     search = COMPOSITIONS["smallest"].compose

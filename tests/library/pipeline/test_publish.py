@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from compositions import built, fail, run_command
-from helpers import as_toml
+from helpers import as_toml, write_own_benchmark
 from tailored_llama import pruning
 from tailored_llama.config import GoalConfig, SmallestConfig, validate_as
 from tailored_llama.errors import InputError, UnreachableError
@@ -202,6 +202,7 @@ def test_a_failing_upload_is_tried_again_and_never_loses_the_answer(
     monkeypatch.setattr(publishing, "RETRY_AFTER", (0, 0, 0))
     own_run["store"] |= {"export": str(tmp_path / "models"), "publish": str(tmp_path / "published")}
     goal = '[goal]\nruntime = "transformers"\nlose_at_most = 90\neven_if_unprovable = true\n'
+    write_own_benchmark(tmp_path / "data", train=80)  # enough to choose with
     (path := tmp_path / "run.toml").write_text(as_toml(own_run) + goal)
     status, out, err = run_command(path)
     assert status == int(errors > 3)
@@ -223,6 +224,7 @@ def test_a_candidate_that_fails_takes_nothing_from_what_is_proven(
     own_run["pruning"]["ratios"] = [0.2, 0.4]
     own_run["store"] |= {"export": str(tmp_path / "models"), "publish": str(tmp_path / "published")}
     goal = '[goal]\nruntime = "transformers"\nlose_at_most = 90\neven_if_unprovable = true\n'
+    write_own_benchmark(tmp_path / "data", train=80)  # enough to choose with
     (path := tmp_path / "run.toml").write_text(as_toml(own_run) + goal)
     status, _, err = run_command(path)
     assert status == 1

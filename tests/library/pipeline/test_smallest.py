@@ -12,23 +12,24 @@ import pytest
 from typer.testing import CliRunner
 
 import tailored_llama as tl
-from compositions import built, compose, kinds, run_command
+from compositions import built, compose, folders, kinds, run_command
 from helpers import as_toml, save_worded_llama, worded_gguf, words
 from llama_server import llama_server
 from tailored_llama import evaluation
 from tailored_llama.cli.main import app
 from tailored_llama.config import LLAMA_CPP, SmallestConfig, build_config
+from tailored_llama.data import load_examples, read_calibration
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import Answer, read_answer
 from tailored_llama.files import read_file
-from tailored_llama.models import open_gguf
+from tailored_llama.models import load_tokenizer, open_gguf
 from tailored_llama.pipeline import COMPOSITIONS, FolderExecutor, plan_run, read_certificate, verify_certificate
 from tailored_llama.pipeline.rows import rows_of_search
 from tailored_llama.reports import verdict
 from tailored_llama.store import read_table
 
 
-def write_rows(file: Path, count: int = 300) -> Path:
+def write_rows(file: Path, count: int = 300, start: int = 0) -> Path:
     """A CSV file of questions with two choices."""
     texts = words(count * 4).split(" ")
     with file.open("w", newline="") as target:
@@ -36,7 +37,7 @@ def write_rows(file: Path, count: int = 300) -> Path:
         writer.writerow(["question", "a", "b", "answer"])
         for i in range(count):
             first, second, *_ = texts[4 * i : 4 * i + 4]
-            writer.writerow([f"{i} {first}?", first, second, "ab"[i % 2]])
+            writer.writerow([f"{start + i} {first}?", first, second, "ab"[i % 2]])
     return file
 
 
@@ -157,15 +158,41 @@ def test_the_file_that_one_starts_from_is_the_first_candidate_as_it_is(tmp_path:
     assert verify(tmp_path / "small" / "job", tmp_path / "job.csv")[0] == 0
 
 
+def texts_by_split(root: str) -> dict[str, set[str]]:
+    texts: dict[str, set[str]] = {}
+    for folder in folders(root, "prompts"):
+        for row in read_table(folder / "prompts.parquet").to_pylist():
+            texts.setdefault(row["split"], set()).add(row["contexts"][0])
+    return texts
+
+
 def test_the_three_sets_of_rows_never_meet(run: dict[str, Any]) -> None:
     answer_to(run)
-    texts: dict[str, set[str]] = {}
-    for folder in (Path(run["store"]["root"]) / "prompts").iterdir():
-        table = read_table(folder / "prompts.parquet").to_pylist()
-        for row in table:
-            texts.setdefault(row["split"], set()).add(row["contexts"][0])
+    texts = texts_by_split(run["store"]["root"])
     assert texts.keys() == {"shots", "held_out", "selection", "evaluation"}
     assert sum(map(len, texts.values())) == len(set().union(*texts.values()))
+
+
+def test_rows_to_choose_with_from_a_train_file_are_neither_calibrated_on_nor_counted(
+    tmp_path: Path, model: Path
+) -> None:
+    run, table = search(tmp_path, model), {"name": "job", "context": "question", "choices": ["a", "b"]}
+    files = {"train": write_rows(tmp_path / "train.csv", 200), "evaluation": write_rows(tmp_path / "new.csv", 120, 200)}
+    run["benchmarks"] = [table | {"answer": "answer"} | {name: str(file) for name, file in files.items()}]
+    run["calibration"] = {"samples": 40, "tokens": 64}
+    assert answer_to(run).candidates
+    root, tokenizer = run["store"]["root"], load_tokenizer(model)
+    split = texts_by_split(root)
+    assert len(set().union(*split.values())) == sum(map(len, split.values()))
+    assert len(split["selection"]) == 30
+    (calibration,), (counts,) = folders(root, "calibration"), folders(root, "tokens")
+    read = "\n\n".join(tokenizer.decode(ids) for ids in read_calibration(calibration))
+    assert any(text in read for text in split["shots"])
+    assert not any(text in read for text in split["selection"])
+    (own,) = build_config(SmallestConfig, run).benchmarks
+    train = [f"{e.fields['context']} {' '.join(e.choices)}" for e in load_examples(own, "train", "")]
+    tokens = sum(len(ids) for ids in tokenizer(train, add_special_tokens=False)["input_ids"])
+    assert sum(read_table(counts / "tokens.parquet")["text"].to_pylist()) == tokens
 
 
 def test_a_ratio_that_cannot_be_reached_is_named_and_ends_nothing(run: dict[str, Any]) -> None:
