@@ -22,6 +22,7 @@ from .chat import read_chat as read_chat
 from .chat import write_chat as write_chat
 from .custom import check_benchmark as check_benchmark
 from .custom import named_columns as named_columns
+from .custom import unused_columns as unused_columns
 from .drawing import select_train as select_train
 from .drawing import without as without
 from .labels import NONE as NONE

@@ -4,8 +4,27 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from tailored_llama import data, evaluation, models
-from tailored_llama.config import BenchmarkConfig, RunConfig, SmallestConfig, asks_turns, is_written, named_benchmark
-from tailored_llama.data import PURPOSE, UNLABELLED, Example, Split, benchmarks, first_prompt, named_columns
+from tailored_llama.config import (
+    BenchmarkConfig,
+    RunConfig,
+    SmallestConfig,
+    asks_turns,
+    columns_in,
+    from_json,
+    is_long_text,
+    is_written,
+    named_benchmark,
+)
+from tailored_llama.data import (
+    PURPOSE,
+    UNLABELLED,
+    Example,
+    Split,
+    benchmarks,
+    first_prompt,
+    named_columns,
+    unused_columns,
+)
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import DISCORDANT
 from tailored_llama.pipeline.labelling import FEW_TO_CHOOSE, TO_CHOOSE
@@ -26,6 +45,17 @@ def rows_of(config: RunConfig) -> Iterator[str]:
         known = [example for part in examples.values() for example in part if example.answer != UNLABELLED]
         yield f"{file}: {_how_read(benchmark, known)}."
         yield f"{file}: {_asked(config, benchmark, examples['train'], known)}."
+        columns = [*data.find_split(benchmark, "train").rows()[0]]
+        if form := benchmark.form:
+            read = columns_in(form, columns)
+            yield f"{file}: read as {form}: {', '.join(column for column in columns if column in read)}."
+        if unused := unused_columns(benchmark, columns):
+            yield f"{file}: not used: {', '.join(unused)}."
+        if free := _free_fields(benchmark, known):
+            yield (
+                f"warning: {file}: of the answers in JSON, {' and '.join(free)} {'is' if len(free) == 1 else 'are'} "
+                "free text. An answer is right only if it equals the row's in every field."
+            )
         rows = {part: len(members) for part, members in examples.items()}
         told = {part: f"{count:,} {PURPOSE[part]}" for part, count in rows.items()}
         if unknown := sum(example.answer == UNLABELLED for example in examples["selection"]):
@@ -129,6 +159,15 @@ def _how_read(benchmark: BenchmarkConfig, examples: Sequence[Example]) -> str:
         return f"{columns}, {kind}written by the model: {different:,} different ones, ended by {ends}"
     choices = benchmark.choices if isinstance(benchmark.choices, str) else ", ".join(benchmark.choices or ())
     return f"{columns}, one of the row's choices ({choices})"
+
+
+def _free_fields(benchmark: BenchmarkConfig, known: Sequence[Example]) -> list[str]:
+    """The fields of answers in JSON whose texts are long and mostly differ."""
+    answers = [from_json(example.choices[0]) for example in known] if benchmark.kind == "json" else []
+    fields = dict[str, list[str]]()
+    for name, value in ((n, v) for answer in answers if isinstance(answer, dict) for n, v in answer.items()):
+        fields.setdefault(name, []).extend([value] if isinstance(value, str) else [])
+    return [name for name, texts in fields.items() if is_long_text(texts, len(answers))]
 
 
 def _tuned_rows(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[Example]) -> Iterator[str]:
