@@ -50,7 +50,9 @@ from .prompts import rows_digest as rows_digest
 from .questions import Question as Question
 from .questions import read_questions as read_questions
 from .settings import PromptSettings as PromptSettings
+from .splits import LABELLED as LABELLED
 from .splits import PURPOSE as PURPOSE
+from .splits import SHARES as SHARES
 from .splits import BenchmarkSource as BenchmarkSource
 from .splits import Split as Split
 from .splits import find_split as find_split

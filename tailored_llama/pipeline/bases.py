@@ -15,6 +15,7 @@ from tailored_llama.pipeline.steps import Dense, Prompts
 LEAST_STEP = 0.02  # of the parameters, by which neighbours on a ladder differ
 WHOLE = (0.9999, 0.999, 0.99)  # of further tokens, that are expected to stay whole where only tokens leave
 
+LEAST_TO_CHOOSE = 10  # labelled rows
 ScoredSplit = Literal["selection", "evaluation"]  # the rows to choose with, and those to prove on
 
 
@@ -71,10 +72,10 @@ def prepare(run: Executor, config: SmallestConfig) -> Base:
         if not benchmark.data:  # then they are what tuning leaves of the train split
             pool = len(data.read_examples(run.open(examples), "train")) - config.scoring.num_fewshot
             rows = pool - (config.shots_of(benchmark) or 0) - config.tuning.held_out
-        if rows < 10:
+        if rows < LEAST_TO_CHOOSE:
             raise InputError(
                 f"benchmarks.{benchmark.name}: got {max(rows, 0)} labelled rows to choose with, beside those tuned on, "
-                "held out or reported on; allowed: at least 10"
+                f"held out or reported on; allowed: at least {LEAST_TO_CHOOSE}"
             )
         count = min(config.goal.choosing_rows, len(found) or rows)
         choosing[benchmark.name] = steps.render(config, benchmark.name, "selection", examples, count)

@@ -27,11 +27,13 @@ from tailored_llama.data import (
 )
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import DISCORDANT
+from tailored_llama.pipeline.bases import LEAST_TO_CHOOSE
 from tailored_llama.pipeline.labelling import FEW_TO_CHOOSE, TO_CHOOSE
 
 SHOWN = 60  # labels
+ENOUGH = 1.5  # times the rows that have so many on average: nearly all such files do have them
 LONGEST = 4000  # characters of a text that is shown whole
-SHARES = (0.03, 0.08, 0.15)  # of rows that two models answer differently
+DIFFERING = (0.03, 0.08, 0.15)  # of rows that two models answer differently
 POINTS = (1, 2, 3, 5)  # that a model may lose
 FEW = 50  # labelled rows in a part; below, an accuracy has a standard error of 7 points at its worst
 
@@ -101,7 +103,7 @@ def _labels_needed(config: SmallestConfig, name: str, rows: int) -> Iterator[str
     )
     for points in sorted({*POINTS, goal.lose_at_most}):
         told = []
-        for share in SHARES:
+        for share in DIFFERING:
             margin = points / goal.lose_at_most * goal.tested_margin
             needed = evaluation.rows_at_looks(margin, level, share, power)
             average, most = evaluation.expected_labels(needed, margin, level, share)
@@ -111,6 +113,26 @@ def _labels_needed(config: SmallestConfig, name: str, rows: int) -> Iterator[str
     if sum(example.answer != UNLABELLED for example in choosing) < FEW_TO_CHOOSE and goal.ask:
         most = TO_CHOOSE // len(config.benchmarks)
         yield f"{name}: up to {most} labels more are asked for first, to choose with, as few rows there have one."
+
+
+def check_labelled(config: SmallestConfig) -> None:
+    """Check, before any work, that each divided file has labelled rows enough to choose with.
+
+    Raises:
+        InputError: there are too few; the message says about how many rows to label.
+    """
+    for benchmark in config.benchmarks:
+        if not benchmark.data:
+            continue
+        rows = sum(example.answer != UNLABELLED for example in _examples(config, benchmark, "selection"))
+        if rows < LEAST_TO_CHOOSE:
+            shares = data.LABELLED if benchmark.unlabelled else data.SHARES
+            told = ", ".join(f"{share:.0%} {PURPOSE[part]}" for part, share in shares.items() if share)
+            raise InputError(
+                f"benchmarks.{benchmark.name}: got {rows} labelled rows to choose with; allowed: at least "
+                f"{LEAST_TO_CHOOSE}, so about {ENOUGH * LEAST_TO_CHOOSE / shares['selection']:.0f} rows with an answer "
+                f"in {benchmark.data}, of which {told}"
+            )
 
 
 def check_provable(config: SmallestConfig) -> None:

@@ -24,7 +24,7 @@ from tailored_llama.pipeline.labelling import Labelling, ask_to_choose, check_la
 from tailored_llama.pipeline.proving import prove, row_sets
 from tailored_llama.pipeline.publishing import publish_answer
 from tailored_llama.pipeline.reporting import ShipSettings, SmallestSettings
-from tailored_llama.pipeline.rows import check_provable
+from tailored_llama.pipeline.rows import check_labelled, check_provable
 
 log = logging.getLogger(__name__)
 
@@ -176,9 +176,10 @@ def check_smallest(config: SmallestConfig) -> None:
     """Check a search before any work: each base model, its rows, where the answer goes, and what the rows can prove.
 
     Raises:
-        InputError: as `preflight` and `check_provable`; llama.cpp is not installed; or the answer cannot be
+        InputError: as `check_labelled`, `preflight` and `check_provable`; llama.cpp is not installed; or the answer cannot be
             exported or published.
     """
+    check_labelled(config)
     if config.goal.runtime == "llama.cpp":
         for package in LLAMA_CPP:
             check_installed(package, "goal.runtime: got 'llama.cpp'", "transformers")
