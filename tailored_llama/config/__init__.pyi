@@ -33,6 +33,7 @@ from .forms import in_form as in_form
 from .forms import is_answered as is_answered
 from .forms import is_labelled as is_labelled
 from .forms import is_long_text as is_long_text
+from .forms import is_row_file as is_row_file
 from .forms import label_of as label_of
 from .inputs import OWN as OWN
 from .inputs import PROMPTS as PROMPTS
