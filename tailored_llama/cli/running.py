@@ -10,7 +10,7 @@ import typer
 from rich.logging import RichHandler
 
 from tailored_llama.cli.arguments import Overrides
-from tailored_llama.config import Section, SmallestConfig, composition_of, load_config
+from tailored_llama.config import Section, SmallestConfig, composition_of, is_row_file, load_config
 from tailored_llama.console import console
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import COMPOSITIONS, Composition, StoreExecutor, plan_run, run_composition
@@ -34,10 +34,18 @@ def run(
 
 
 @running.command(epilog="Example: `tailored-llama plan data/quickstart.toml`")
-def plan(config: ConfigFile, overrides: Overrides = None) -> None:
+def plan(
+    config: Annotated[Path, typer.Argument(help="Configuration (TOML), or the rows of a search.")],
+    overrides: Overrides = None,
+) -> None:
     """Print what a run would do, without doing it: what is found in the store, what is to be made, and how long."""
-    composition = COMPOSITIONS[composition_of(config, overrides)]
-    loaded = load_config(str(config), overrides, composition.kind)
+    name, file = "smallest", None
+    if is_row_file(str(config)):
+        overrides = [f"benchmarks={json.dumps([str(config)], ensure_ascii=False)}", *(overrides or [])]
+    else:
+        name, file = composition_of(config, overrides), str(config)
+    composition = COMPOSITIONS[name]
+    loaded = load_config(file, overrides, composition.kind)
     composition.check(loaded)
     print(*composition.announce(loaded), sep="\n")
     print(*plan_run(composition.compose, loaded).lines(), sep="\n")

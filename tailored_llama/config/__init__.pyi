@@ -26,11 +26,14 @@ from .forms import WRITTEN as WRITTEN
 from .forms import Metric as Metric
 from .forms import accepted as accepted
 from .forms import calls_of as calls_of
+from .forms import columns_in as columns_in
 from .forms import form_of as form_of
 from .forms import from_json as from_json
 from .forms import in_form as in_form
 from .forms import is_answered as is_answered
 from .forms import is_labelled as is_labelled
+from .forms import is_long_text as is_long_text
+from .forms import is_row_file as is_row_file
 from .forms import label_of as label_of
 from .inputs import OWN as OWN
 from .inputs import PROMPTS as PROMPTS

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +15,12 @@ Metric = Literal["acc", "acc_norm", "exact_match", "f1", "json", "tool_call"]  #
 Row = Mapping[str, Any]
 
 MESSAGES = ("messages", "conversations")  # ShareGPT's name is the latter
+ALPACA = ("system", "instruction", "input", "context")  # Dolly's name for the input is the last
 ROLES = {"developer": "system", "human": "user", "gpt": "assistant"}  # as OpenAI and ShareGPT call them, too
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-TEXTS = ("text", "sentence", "review", "content", "message", "input", "query")
+PASSAGES = ("passage", "context", "document", "article", "paragraph")
+TEXTS = ("text", "sentence", "review", "content", "message", "input", "query", *PASSAGES)
 LABELS = ("label", "category", "class", "intent", "topic", "sentiment")
 METRICS: dict[Kind, tuple[Metric, ...]] = {  # kind → its metrics; the first of a written kind is its default
     **dict.fromkeys(("labels", "choices"), ("acc", "acc_norm")),
@@ -35,6 +37,7 @@ UNKNOWN: dict[Any, Any] = {"choices": 0, "written": "?", "json": "{}", "call": '
 # Answers that nothing calls labels are labels if there are few of them, and each has several rows. Numbers are counted
 # more strictly, since the sums of small numbers come again as well.
 MOST_LABELS, MOST_NUMBERS, LONGEST_LABEL, ROWS_A_LABEL = 200, 10, 100, 5
+LONG_TEXT = 40  # characters, on average
 
 
 def as_benchmark(value: Any) -> Any:
@@ -64,7 +67,18 @@ def form_of(row: Row, is_asked: bool = False) -> Form | None:
     has_turns = isinstance(turns, list) and all(isinstance(turn, dict) and "role" in turn for turn in turns)
     if "messages" in cells or _listed(cells) or (has_turns and turns and (is_asked or "completion" in cells)):
         return "messages"
-    return "alpaca" if "instruction" in cells and (is_asked or "output" in cells) else None
+    return "alpaca" if "instruction" in cells and (is_asked or {"output", "response"} & cells.keys()) else None
+
+
+def columns_in(form: Form, columns: Iterable[str]) -> set[str]:
+    """The columns that rows in a form are read from."""
+    names = {column.lower(): column for column in columns}
+    if form == "alpaca":
+        read = [*ALPACA, next((name for name in ("output", "response") if name in names), "")]
+    else:
+        listed = next((name for name in MESSAGES if name in names), None)
+        read = ["system", "tools", "functions", *((listed,) if listed else ("prompt", "completion"))]
+    return {names[name] for name in read if name in names}
 
 
 def in_form(rows: Sequence[Row], form: Form, where: str, unanswered: bool = False) -> list[dict[str, Any]]:
@@ -73,8 +87,8 @@ def in_form(rows: Sequence[Row], form: Form, where: str, unanswered: bool = Fals
     If rows may be `unanswered`, the answer of such a row is None.
 
     messages: `turns`, those before the answer; `system`; `user`, the texts of all others, after the tools; `assistant`,
-    the answer; and `prompt`, all but the answer. alpaca: `output`, and `prompt`: a system text, the instruction and any
-    input.
+    the answer; and `prompt`, all but the answer. alpaca: `output` (or Dolly's `response`), and `prompt`: a system text,
+    the instruction, and any input or context.
     """
     shaped = []
     for number, row in enumerate(rows):
@@ -84,10 +98,14 @@ def in_form(rows: Sequence[Row], form: Form, where: str, unanswered: bool = Fals
             history = from_json(cell) if isinstance(cell, str) else cell
             if form == "alpaca" and isinstance(history, list) and history:
                 raise ValueError(f"column history: got {history!r:.80}; allowed: none, or all turns as messages")
-            told = _turns(cells, unanswered) if form == "messages" else {"output": cells.get("output")}
+            told = (
+                _turns(cells, unanswered)
+                if form == "messages"
+                else {"output": cells.get("output", cells.get("response"))}
+            )
         except ValueError as error:
             raise InputError(f"{where} row {number}: {error}") from None
-        parts = ("system", "user") if form == "messages" else ("system", "instruction", "input")
+        parts = ("system", "user") if form == "messages" else ALPACA
         texts = [text for part in parts if isinstance(text := (cells | told).get(part), str) and text.strip()]
         shaped.append({**row, **told, "prompt": "\n\n".join(texts)})
     return shaped
@@ -249,6 +267,12 @@ def is_labelled(column: str, answers: Sequence[Sequence[str]]) -> bool:
     numbers = all(re.fullmatch(r"[-+]?[\d.,]+", text) for text in counts)
     short = all(len(text) <= LONGEST_LABEL and "\n" not in text and text[:1] not in ("{", "[") for text in counts)
     return short and ROWS_A_LABEL * different <= rows and different <= (MOST_NUMBERS if numbers else MOST_LABELS)
+
+
+def is_long_text(cells: Iterable[str], rows: int) -> bool:
+    """Decide whether the texts of so many rows are long and mostly differ. One word, such as an address, is no text."""
+    texts = [text for cell in cells if not (text := cell.strip()).isascii() or len(text.split()) > 1]
+    return bool(texts) and 2 * len({*texts}) >= rows and sum(map(len, texts)) >= LONG_TEXT * len(texts)
 
 
 def answers_in(answer: Any) -> list[Any]:

@@ -76,8 +76,8 @@ class BenchmarkConfig(Section):
     data: str | None = None
     """Own benchmarks: one .csv, .jsonl, .json or .parquet file, in place of `train` and `evaluation`. The hash of each
     row decides whether it is to tune on (45 %), to choose with (15 %) or to report on (40 %). Columns with common names
-    need not be set: messages; instruction, input and output; prompt and completion; text and label; question, choices
-    (or a, b, …) and answer; and others like them."""
+    need not be set: messages; instruction, input and output; prompt and completion; text and label; passage, question
+    and answer; question, choices (or a, b, …) and answer; and others like them."""
     unlabelled: str | None = None
     """With `data`, in a search: a file of rows whose answers nobody knows yet. Three quarters of them are to prove on,
     the others to choose with. Answers are asked for only where models differ. `data` is then to tune on (75 %) and to

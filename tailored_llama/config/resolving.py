@@ -1,5 +1,6 @@
 """What a benchmark leaves to its files: the columns of the user's own rows, and what their answers are."""
 
+import json
 import re
 import string
 from collections import Counter
@@ -13,7 +14,7 @@ from tailored_llama.config.inputs import BenchmarkConfig
 from tailored_llama.errors import InputError
 
 COMMON = {  # field → the names of columns that may hold it
-    "context": ("question", "context", "prompt", "instruction", *TEXTS),
+    "context": ("question", "prompt", "instruction", *TEXTS),
     "choices": ("choices",),
     "answer": ("answer", "completion", "output", "response", "target", *LABELS),
 }
@@ -23,6 +24,8 @@ NEEDED: dict[Any, tuple[str, ...]] = {  # kind, None while it is unknown → fie
     **dict.fromkeys(("written", "json", "call"), ("max_new_tokens", "stop")),
     None: ("kind",),
 }
+ASKING = ("question", "query", "prompt", "instruction")  # columns that may stand beside one with a text
+SHOWN = 5  # rare labels in a message
 OPTION = r"(?i)(?:option|choice)[ _-]?([a-h]|\d+)"  # a column with one choice
 IN_ORDER = tuple(map("".join, (string.ascii_lowercase, map(str, range(100)), map(str, range(1, 100)))))
 FROM_ZERO = 50  # rows of which one at least has the first choice as its answer
@@ -62,7 +65,10 @@ def _completed(given: dict[str, Any], path: Path) -> dict[str, Any]:
     if given.get("form"):
         rows = forms.in_form(rows, given["form"], f"{where}: {path.name}", bool(given.get("unlabelled")))
         given = _of_form(given["form"], rows) | given
+    is_found = "context" not in given
     given = _with_columns(given, where, [*rows[0]])
+    if is_found:
+        _check_unused(given, where, rows)
     cells = [row.get(given["answer"]) for row in rows]
     if given.get("unlabelled"):
         cells = [cell for cell in cells if forms.is_answered(cell)]
@@ -98,7 +104,8 @@ def _of_form(form: Form, rows: Sequence[forms.Row]) -> dict[str, Any]:
 def _with_columns(given: dict[str, Any], where: str, columns: Sequence[str]) -> dict[str, Any]:
     """The fields with the columns that have common names. Capitals do not matter.
 
-    A question is written as "Question: …" and "Answer:"; a text that has a label likewise, by the names of both.
+    A question is written as "Question: …" and "Answer:"; a text that has a label likewise, by the names of both. A text
+    and what asks about it are joined.
     """
     kind, found, problems = given["kind"], dict[str, Any](), list[str]()
     letters = tuple(sorted((c for c in columns if len(c) == 1 and c in string.ascii_letters), key=str.lower))
@@ -111,6 +118,8 @@ def _with_columns(given: dict[str, Any], where: str, columns: Sequence[str]) -> 
         if key == "choices" and not several:
             several = _options(columns)
         ends = ["".join(re.findall(r"\d+$|.$", c)[0] for c in own).lower() for own in several if isinstance(own, tuple)]
+        if key == "context" and len(several) == 2 and len(asking := [c for c in several if c.lower() in ASKING]) == 1:
+            several = [_joined(asking[0], *(column for column in several if column not in asking))]
         gap = len(several) == 1 and any(not any(row.startswith(end) for row in IN_ORDER) for end in ends)
         if len(several) == 1 and not gap:
             found[key] = several[0]
@@ -133,6 +142,30 @@ def _with_columns(given: dict[str, Any], where: str, columns: Sequence[str]) -> 
     elif context.lower() in TEXTS and answer.lower() in LABELS and given["kind"] != "choices":
         given["context"] = f"{context.capitalize()}: {{{context}}}\n{answer.capitalize()}:"
     return given
+
+
+def _joined(asking: str, text: str) -> str:
+    """The context of two columns: an instruction and its text, or a text and what is asked about it."""
+    if asking.lower() in ("question", "query"):
+        return f"{text.capitalize()}: {{{text}}}\n{asking.capitalize()}: {{{asking}}}\nAnswer:"
+    first, second = (asking, text) if asking.lower() == "instruction" else (text, asking)
+    return f"{{{first}}}\n\n{{{second}}}"
+
+
+def _check_unused(given: dict[str, Any], where: str, rows: Sequence[forms.Row]) -> None:
+    """Refuse rows with a long text that differs by row, if nothing is read from its column."""
+    choices = given.get("choices") or ()
+    context = str(given["context"])
+    used = {name for _, name, _, _ in string.Formatter().parse(context) if name} | {context, given["answer"]}
+    used |= {choices} if isinstance(choices, str) else {*choices}
+    without = context if "{" in context else f"{{{context}}}"
+    for column in (own for own in rows[0] if own not in used):
+        if forms.is_long_text([cell for row in rows if isinstance(cell := row.get(column), str)], len(rows)):
+            to_use, to_leave = (json.dumps(c, ensure_ascii=False) for c in (f"{{{column}}}\n{without}", without))
+            raise InputError(
+                f"{where}: column {column}: got a long text that differs by row and is not used; allowed: "
+                f"rows.context = {to_use} to use it, or rows.context = {to_leave} to leave it out"
+            )
 
 
 def _options(columns: Sequence[str]) -> list[Any]:
@@ -188,10 +221,12 @@ def _labels(where: str, column: str, values: Sequence[str]) -> tuple[str, ...]:
     if len(counts) < 2:
         raise InputError(f"{where}: column {column}: got no two different labels; allowed: two or more")
     if once := [label for label, count in counts.items() if count == 1]:
-        (common, _), *_ = counts.most_common(1)
+        told = ", ".join(f"{label!r} (row {values.index(label)})" for label in once[:SHOWN])
+        more = f" and {len(once) - SHOWN} more" * (len(once) > SHOWN)
+        overruled = ', or kind = "written"' * (column.lower() not in LABELS)
         raise InputError(
-            f"{where}: column {column}: got {once[0]!r} in row {values.index(once[0])} alone, beside labels such as "
-            f'{common!r} in row {values.index(common)}; allowed: labels of two rows or more, or kind = "written"'
+            f"{where}: column {column}: got one row for each of these labels: {told}{more}; "
+            f"allowed: two rows or more for each label{overruled}"
         )
     return tuple(sorted(counts))
 

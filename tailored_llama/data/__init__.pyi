@@ -24,6 +24,7 @@ from .chat import read_chat as read_chat
 from .chat import write_chat as write_chat
 from .custom import check_benchmark as check_benchmark
 from .custom import named_columns as named_columns
+from .custom import unused_columns as unused_columns
 from .drawing import select_train as select_train
 from .drawing import without as without
 from .labels import NONE as NONE
@@ -51,7 +52,9 @@ from .prompts import rows_digest as rows_digest
 from .questions import Question as Question
 from .questions import read_questions as read_questions
 from .settings import PromptSettings as PromptSettings
+from .splits import LABELLED as LABELLED
 from .splits import PURPOSE as PURPOSE
+from .splits import SHARES as SHARES
 from .splits import BenchmarkSource as BenchmarkSource
 from .splits import Split as Split
 from .splits import find_split as find_split

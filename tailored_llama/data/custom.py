@@ -6,7 +6,16 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tailored_llama.config import WRITTEN, BenchmarkConfig, accepted, asks_turns, from_json, is_written, label_of
+from tailored_llama.config import (
+    WRITTEN,
+    BenchmarkConfig,
+    accepted,
+    asks_turns,
+    columns_in,
+    from_json,
+    is_written,
+    label_of,
+)
 from tailored_llama.data.builtin import BUILTIN, Parts
 from tailored_llama.errors import InputError
 from tailored_llama.files import ROW_FILES
@@ -74,6 +83,12 @@ def _context_columns(benchmark: BenchmarkConfig) -> list[str]:
 def named_columns(benchmark: BenchmarkConfig) -> list[str]:
     """The columns named in braces in the context; empty if the context is itself a column name."""
     return [name for _, name, _, _ in string.Formatter().parse(str(benchmark.context)) if name is not None]
+
+
+def unused_columns(benchmark: BenchmarkConfig, columns: Sequence[str]) -> list[str]:
+    """The columns of a file that nothing of a benchmark is read from."""
+    used = {*custom_columns(benchmark)} | (columns_in(benchmark.form, columns) if benchmark.form else set())
+    return [column for column in columns if column not in used]
 
 
 def custom_parts(benchmark: BenchmarkConfig, row: Mapping[str, Any]) -> Parts:

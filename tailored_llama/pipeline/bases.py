@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tailored_llama import data, models, pruning, reports
 from tailored_llama.config import SmallestConfig
@@ -14,6 +14,7 @@ from tailored_llama.pipeline.steps import Dense, Prompts
 
 LEAST_STEP = 0.02  # of the parameters, by which neighbours on a ladder differ
 WHOLE = (0.9999, 0.999, 0.99)  # of further tokens, that are expected to stay whole where only tokens leave
+LEAST_TO_CHOOSE = 10  # labelled rows
 
 ScoredSplit = Literal["selection", "evaluation"]  # the rows to choose with, and those to prove on
 
@@ -68,19 +69,32 @@ def prepare(run: Executor, config: SmallestConfig) -> Base:
         examples = steps.load_examples(benchmark)
         found = data.read_examples(run.open(examples), "selection")
         rows = sum(example.answer != data.UNLABELLED for example in found)
-        if rows < 10:
+        if rows < LEAST_TO_CHOOSE:
             raise InputError(
                 f"benchmarks.{benchmark.name}: got {rows} labelled rows to choose with, beside those tuned on, "
-                "held out or reported on; allowed: at least 10"
+                f"held out or reported on; allowed: at least {LEAST_TO_CHOOSE}"
             )
         count = min(config.goal.choosing_rows, len(found))
         choosing[benchmark.name] = steps.render(config, benchmark.name, "selection", examples, count)
-    unasked = config.model_copy(update={"pruning": config.pruning.model_copy(update={"ratios": ()})})
+    unasked = _unasked(config)
     dense = steps.prepare_dense(unasked, prompts)
     for check in steps.checks(unasked, dense, prompts):
         run.result(check)
     rows_of: dict[ScoredSplit, Artifacts] = {"selection": choosing, "evaluation": prompts.evaluation}
     return Base(config, prompts, rows_of, dense, *_steps(run, config, dense))
+
+
+def foreseen(config: SmallestConfig) -> list[Any]:
+    """What a search makes of a base model in any case: prompts, checks, importance, and what tunes it whole."""
+    prompts, unasked = steps.render_all(config), _unasked(config)
+    dense = steps.prepare_dense(unasked, prompts)
+    tuned = steps.tune_adapters(config, 0.0, dense.checkpoint, prompts)
+    return [prompts.evaluation, dense, *steps.checks(unasked, dense, prompts), tuned]
+
+
+def _unasked(config: SmallestConfig) -> SmallestConfig:
+    """A search without the ratios that are set, which it tries only if they are reached."""
+    return config.model_copy(update={"pruning": config.pruning.model_copy(update={"ratios": ()})})
 
 
 def _steps(run: Executor, config: SmallestConfig, dense: Dense) -> tuple[tuple[Step, ...], dict[str, str]]:

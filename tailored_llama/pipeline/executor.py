@@ -101,6 +101,9 @@ class Executor(ABC):
         """All nodes that have been asked for so far."""
         return [node for node, _ in list(self._begun.values())]
 
+    def foresee(self, *values: Any) -> None:  # noqa: B027, as most executors have nothing to do
+        """Come before a composition asks for values, with nodes that it needs in any case; a dry run lists them."""
+
     def commit(self) -> None:  # noqa: B027, as most executors have nothing to do
         """Come before what cannot be taken back, such as the record of an opening; a dry run ends here."""
 

@@ -52,7 +52,7 @@ class Plan:
             told += f"; how long {len(made) - len(known)} take is not known yet"
         yield told
         if self.open_after:
-            yield f"What follows depends on the result of {self.open_after}."
+            yield f"What follows, candidates and their scores among it, depends on the result of {self.open_after}."
 
 
 class Planner(Executor):
@@ -65,6 +65,9 @@ class Planner(Executor):
     def begin(self, *values: Any) -> None:
         for node in nodes_in(values):
             self._begin(node)
+
+    def foresee(self, *values: Any) -> None:
+        self.begin(*values)
 
     def make(self, node: Node) -> ArtifactRef:
         if (found := self.artifacts.look(node.stage.name, node.key)) is None:

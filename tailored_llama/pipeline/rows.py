@@ -4,15 +4,27 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from tailored_llama import data, evaluation, models
-from tailored_llama.config import BenchmarkConfig, RunConfig, SmallestConfig, asks_turns, is_written, named_benchmark
-from tailored_llama.data import PURPOSE, UNLABELLED, Example, Split, first_prompt, named_columns
+from tailored_llama.config import (
+    BenchmarkConfig,
+    RunConfig,
+    SmallestConfig,
+    asks_turns,
+    columns_in,
+    from_json,
+    is_long_text,
+    is_written,
+    named_benchmark,
+)
+from tailored_llama.data import PURPOSE, UNLABELLED, Example, Split, first_prompt, named_columns, unused_columns
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import DISCORDANT
+from tailored_llama.pipeline.bases import LEAST_TO_CHOOSE
 from tailored_llama.pipeline.labelling import FEW_TO_CHOOSE, TO_CHOOSE
 
 SHOWN = 60  # labels
+ENOUGH = 1.5  # times the rows that have so many on average: nearly all such files do have them
 LONGEST = 4000  # characters of a text that is shown whole
-SHARES = (0.03, 0.08, 0.15)  # of rows that two models answer differently
+DIFFERING = (0.03, 0.08, 0.15)  # of rows that two models answer differently
 POINTS = (1, 2, 3, 5)  # that a model may lose
 FEW = 50  # labelled rows in a part; below, an accuracy has a standard error of 7 points at its worst
 
@@ -26,6 +38,17 @@ def rows_of(config: RunConfig) -> Iterator[str]:
         known = [example for part in examples.values() for example in part if example.answer != UNLABELLED]
         yield f"{file}: {_how_read(benchmark, known)}."
         yield f"{file}: {_asked(config, benchmark, examples['train'], known)}."
+        columns = [*data.find_split(benchmark, "train").rows()[0]]
+        if form := benchmark.form:
+            read = columns_in(form, columns)
+            yield f"{file}: read as {form}: {', '.join(column for column in columns if column in read)}."
+        if unused := unused_columns(benchmark, columns):
+            yield f"{file}: not used: {', '.join(unused)}."
+        if free := _free_fields(benchmark, known):
+            yield (
+                f"warning: {file}: of the answers in JSON, {' and '.join(free)} {'is' if len(free) == 1 else 'are'} "
+                "free text. An answer is right only if it equals the row's in every field."
+            )
         rows = {part: len(members) for part, members in examples.items()}
         told = {part: f"{count:,} {PURPOSE[part]}" for part, count in rows.items()}
         if unknown := sum(example.answer == UNLABELLED for example in examples["selection"]):
@@ -71,7 +94,7 @@ def _labels_needed(config: SmallestConfig, name: str, rows: int) -> Iterator[str
     )
     for points in sorted({*POINTS, goal.lose_at_most}):
         told = []
-        for share in SHARES:
+        for share in DIFFERING:
             margin = points / goal.lose_at_most * goal.tested_margin
             needed = evaluation.rows_at_looks(margin, level, share, power)
             average, most = evaluation.expected_labels(needed, margin, level, share)
@@ -81,6 +104,26 @@ def _labels_needed(config: SmallestConfig, name: str, rows: int) -> Iterator[str
     if sum(example.answer != UNLABELLED for example in choosing) < FEW_TO_CHOOSE and goal.ask:
         most = TO_CHOOSE // len(config.benchmarks)
         yield f"{name}: up to {most} labels more are asked for first, to choose with, as few rows there have one."
+
+
+def check_labelled(config: SmallestConfig) -> None:
+    """Check, before any work, that each divided file has labelled rows enough to choose with.
+
+    Raises:
+        InputError: there are too few; the message says about how many rows to label.
+    """
+    for benchmark in config.benchmarks:
+        if not benchmark.data:
+            continue
+        rows = sum(example.answer != UNLABELLED for example in _examples(config, benchmark, "selection"))
+        if rows < LEAST_TO_CHOOSE:
+            shares = data.LABELLED if benchmark.unlabelled else data.SHARES
+            told = ", ".join(f"{share:.0%} {PURPOSE[part]}" for part, share in shares.items() if share)
+            raise InputError(
+                f"benchmarks.{benchmark.name}: got {rows} labelled rows to choose with; allowed: at least "
+                f"{LEAST_TO_CHOOSE}, so about {ENOUGH * LEAST_TO_CHOOSE / shares['selection']:.0f} rows with an answer "
+                f"in {benchmark.data}, of which {told}"
+            )
 
 
 def check_provable(config: SmallestConfig) -> None:
@@ -129,6 +172,15 @@ def _how_read(benchmark: BenchmarkConfig, examples: Sequence[Example]) -> str:
         return f"{columns}, {kind}written by the model: {different:,} different ones, ended by {ends}"
     choices = benchmark.choices if isinstance(benchmark.choices, str) else ", ".join(benchmark.choices or ())
     return f"{columns}, one of the row's choices ({choices})"
+
+
+def _free_fields(benchmark: BenchmarkConfig, known: Sequence[Example]) -> list[str]:
+    """The fields of answers in JSON whose texts are long and mostly differ."""
+    answers = [from_json(example.choices[0]) for example in known] if benchmark.kind == "json" else []
+    fields = dict[str, list[str]]()
+    for name, value in ((n, v) for answer in answers if isinstance(answer, dict) for n, v in answer.items()):
+        fields.setdefault(name, []).extend([value] if isinstance(value, str) else [])
+    return [name for name, texts in fields.items() if is_long_text(texts, len(answers))]
 
 
 def _tuned_rows(config: RunConfig, benchmark: BenchmarkConfig, train: Sequence[Example]) -> Iterator[str]:

@@ -24,7 +24,7 @@ from tailored_llama.pipeline.labelling import Labelling, ask_to_choose, check_la
 from tailored_llama.pipeline.proving import prove, row_sets
 from tailored_llama.pipeline.publishing import publish_answer
 from tailored_llama.pipeline.reporting import ShipSettings, SmallestSettings
-from tailored_llama.pipeline.rows import check_provable
+from tailored_llama.pipeline.rows import check_labelled, check_provable
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +115,7 @@ def start(run: Executor, config: SmallestConfig) -> Search:
     The choosing rows decide. A file that llama.cpp can serve as it is comes first, then ladders of many bits: what
     loses too much there need not be tried in fewer.
     """
+    run.foresee([bases.foreseen(own) for own in bases_of(config)])
     if config.goal.runtime == "llama.cpp":
         for own in bases_of(config):  # of a model on the Hub, the architecture is known once it is here
             _check_known(models.read_config(run.open(steps.load_dense(own)))["model_type"])
@@ -176,9 +177,10 @@ def check_smallest(config: SmallestConfig) -> None:
     """Check a search before any work: each base model, its rows, where the answer goes, and what the rows can prove.
 
     Raises:
-        InputError: as `preflight` and `check_provable`; llama.cpp is not installed; or the answer cannot be
-            exported or published.
+        InputError: as `check_labelled`, `preflight` and `check_provable`; llama.cpp is not installed; or the answer
+            cannot be exported or published.
     """
+    check_labelled(config)
     if config.goal.runtime == "llama.cpp":
         for package in LLAMA_CPP:
             check_installed(package, "goal.runtime: got 'llama.cpp'", "transformers")

@@ -17,7 +17,7 @@ from tailored_llama.store import ANSWER, FINISHED, GGUF
 def dense(*, settings: models.DenseSettings) -> None: ...
 
 
-@stage("examples", 3, lambda: data.load_benchmark)
+@stage("examples", 4, lambda: data.load_benchmark)
 def examples(*, settings: data.BenchmarkSource) -> None: ...
 
 

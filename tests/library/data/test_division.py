@@ -275,12 +275,12 @@ def test_what_is_set_is_not_looked_for(tmp_path: Path) -> None:
 
 def test_columns_that_are_not_clear_are_one_error(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        named("id,question,text,x,reply", tmp_path, kind="choices")
+        named("id,review,text,x,reply", tmp_path, kind="choices")
     assert str(caught.value) == (
-        "benchmarks.my-rows: context is not set, and question and text may be meant; choices is not set, and no column "
+        "benchmarks.my-rows: context is not set, and review and text may be meant; choices is not set, and no column "
         "is called choices, or a, b and so on; answer is not set, and no column is called answer, completion, "
         "output, response, target, label, category, class, intent, topic, sentiment; allowed: columns of the file (id, "
-        "question, text, x, reply), named as rows.context, rows.answer and so on"
+        "review, text, x, reply), named as rows.context, rows.answer and so on"
     )
 
 

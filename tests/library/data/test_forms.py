@@ -97,7 +97,13 @@ def test_a_text_and_its_label_in_every_kind_of_file(tmp_path: Path) -> None:
         ({"prompt": "one", "completion": "x"}, "one", "x"),
         ({"instruction": "Say.", "input": "one", "output": "x"}, "Say.\n\none", "x"),
         ({"instruction": "Say one.", "input": "", "output": "x"}, "Say one.", "x"),
+        ({"instruction": "Say.", "context": "one", "response": "x"}, "Say.\n\none", "x"),
         ({"question": "one?", "answer": "x"}, "Question: one?\nAnswer:", "x"),
+        ({"question": "What?", "passage": "one", "answer": "x"}, "Passage: one\nQuestion: What?\nAnswer:", "x"),
+        ({"Context": "one", "Query": "What?", "answer": "x"}, "Context: one\nQuery: What?\nAnswer:", "x"),
+        ({"instruction": "Say.", "text": "one", "answer": "x"}, "Say.\n\none", "x"),
+        ({"prompt": "Say.", "article": "one", "answer": "x"}, "one\n\nSay.", "x"),
+        ({"document": "one", "label": "x"}, "Document: one\nLabel:", "x"),
         (chat("one", "x"), "one", "x"),
         (chat("one", "x", "Be short."), "one", "x"),
         (chat("one", "x", " "), "one", "x"),
@@ -352,8 +358,14 @@ REFUSED: dict[str, tuple[list[Row], Row, str]] = {
     "a label that occurs once": (
         labelled(150),
         {"text": "x", "label": "lable 1"},
-        "column label: got 'lable 1' in row 150 alone, beside labels such as 'label 0' in row 0; allowed: labels "
-        'of two rows or more, or kind = "written"',
+        "column label: got one row for each of these labels: 'lable 1' (row 150); allowed: two rows or more for each "
+        "label",
+    ),
+    "an answer that occurs once": (
+        labelled(150, column="answer"),
+        {"text": "x", "answer": "lable 1"},
+        "column answer: got one row for each of these labels: 'lable 1' (row 150); allowed: two rows or more for each "
+        'label, or kind = "written"',
     ),
     "no label": (
         labelled(150),
@@ -546,6 +558,47 @@ def test_the_first_lines_say_how_rows_are_read(tmp_path: Path, tiny: Path) -> No
         f"{written.data}: messages, the context is '{{user}}', the answer is in the column assistant, written by the "
         "model: 150 different ones, ended by '\\n\\n'."
     )
+
+
+def test_a_long_text_that_nothing_reads_is_refused_and_short_cells_are_told(tmp_path: Path) -> None:
+    short = [{"id": f"{i:040}", "day": "2026-01-01", "link": f"https://example.org/{i:030}"} for i in range(150)]
+    rows = [{**short[i], "question": f"{i}?", "answer": f"x {i}"} for i in range(150)]
+    own = read(tmp_path, rows)
+    assert f"{own.data}: not used: id, day, link." in rows_of(RunConfig(benchmarks=(own,)))
+    story = "Once upon a time, there was a tailor who had {} sons."
+    told = [row | {"story": story.format(i)} for i, row in enumerate(rows)]
+    without = "Question: {question}\\nAnswer:"
+    assert refusal(tmp_path, told) == (
+        "column story: got a long text that differs by row and is not used; allowed: "
+        f'rows.context = "{{story}}\\n{without}" to use it, or rows.context = "{without}" to leave it out'
+    )
+    using = read(tmp_path, told, context=f"{{story}}\n{without}".replace("\\n", "\n"))
+    assert f"{story.format(3)}\nQuestion: 3?\nAnswer:" in prompts(using)
+    leaving = read(tmp_path, told, context="{question}")
+    assert f"{own.data}: not used: id, day, link, story." in rows_of(RunConfig(benchmarks=(leaving,)))
+    assert read(tmp_path, [row | {"story": story} for row in rows]).context == own.context  # it differs in no row
+
+
+def test_the_columns_of_a_form_are_told(tmp_path: Path) -> None:
+    long = "Below is an instruction. Write a response that completes task {}."
+    rows = [{"instruction": f"Say {i}.", "input": "", "output": f"x {i}", "text": long.format(i)} for i in range(150)]
+    own = read(tmp_path, rows)
+    lines = [*rows_of(RunConfig(benchmarks=(own,)))]
+    assert f"{own.data}: read as alpaca: instruction, input, output." in lines
+    assert f"{own.data}: not used: text." in lines
+
+
+def test_a_free_text_in_an_answer_of_json_is_told(tmp_path: Path) -> None:
+    why = "The customer writes about order {} and wants to have it soon."
+    rows = [{"prompt": f"{i}", "completion": {"topic": "parcel", "why": why.format(i), "id": i}} for i in range(150)]
+    own, same = read(tmp_path, rows), {"topic": "parcel", "why": why}
+    told = (
+        f"warning: {own.data}: of the answers in JSON, why is free text. An answer is right only if it equals the "
+        "row's in every field."
+    )
+    assert told in rows_of(RunConfig(benchmarks=(own,)))
+    own = read(tmp_path, [row | {"completion": same} for row in rows])
+    assert not any("free text" in line for line in rows_of(RunConfig(benchmarks=(own,))))
 
 
 def test_the_first_lines_show_messages_as_the_base_s_chat_template_asks_them(tmp_path: Path) -> None:

@@ -156,6 +156,18 @@ def test_what_labels_to_choose_with_say_moves_the_loss(choosing: dict[str, Any],
     assert losses[0] != losses[1]
 
 
+def test_too_few_labelled_rows_are_refused_before_any_work(tmp_path: Path) -> None:
+    run = few_label_search(tmp_path, tmp_path / "not fetched yet")
+    header, *rows = (tmp_path / "job.csv").read_text().splitlines()
+    (tmp_path / "job.csv").write_text("\n".join([header, *rows[:12]]))
+    with pytest.raises(InputError) as caught:
+        check_smallest(build_config(SmallestConfig, run))
+    assert " labelled rows to choose with; allowed: at least 10, so about 60 rows with an answer in " in str(
+        caught.value
+    )
+    assert str(caught.value).endswith("job.csv, of which 75% to tune on, 25% to choose with")
+
+
 def test_a_plan_asks_for_nothing(choosing: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "to-label.csv").unlink()
     planned = plan_run(COMPOSITIONS["smallest"].compose, build_config(SmallestConfig, choosing))

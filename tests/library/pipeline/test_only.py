@@ -72,8 +72,9 @@ def test_an_unknown_name_is_refused_with_all_that_there_are_before_heavy_work(
 def test_a_search_knows_only_what_does_not_depend_on_values(own_run: dict[str, Any], file: Path) -> None:
     file.write_text(as_toml(own_run) + '[goal]\nlose_at_most = 50\nruntime = "transformers"\n')
     status, _, errors = run_command(file, "--only", "tune colours @ 0.20")
-    told = "error: only: got 'tune colours @ 0.20'; allowed: load colours; and what depends on the result of load"
-    assert (status, errors.splitlines()[-1]) == (2, f"{told} colours, once that is there")
+    start, told = "error: only: got 'tune colours @ 0.20'; allowed: load colours; ", errors.splitlines()[-1]
+    assert (status, told.startswith(start)) == (2, True)
+    assert told.endswith("; tune colours @ 0.00; and what depends on the result of load colours, once that is there")
     assert not HEAVY & set(kinds(own_run["store"]["root"]))
 
 

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from compositions import built, compose, kinds
-from helpers import as_toml, write_own_benchmark
+from helpers import as_toml, write_jsonl, write_own_benchmark
 from tailored_llama.cli.main import app
 from tailored_llama.config import SmallestConfig, build_config, validate_config
 from tailored_llama.pipeline import COMPOSITIONS, plan_run
@@ -42,6 +42,7 @@ def test_a_plan_goes_as_far_as_values_are_known(own_run: dict[str, Any], tmp_pat
     search = COMPOSITIONS["smallest"].compose
     first = plan_run(search, config)
     assert first.open_after == "load colours"
+    assert {"tune colours @ 0.00", "render colours evaluation harness", "build graph"} <= {n.name for n in first.nodes}
     compose("smallest", config)
     last = plan_run(search, config)
     assert len(last.nodes) > len(first.nodes)
@@ -55,6 +56,19 @@ def test_the_command_prints_each_node_and_the_sums(own_run: dict[str, Any], tmp_
     lines = ended.stdout.splitlines()
     assert "to make  tune colours @ 0.20" in lines
     assert lines[-1].startswith("18 nodes: 0 found, 18 to make")
+
+
+def test_a_file_of_rows_is_planned_as_a_search_of_it(tmp_path: Path, tiny: Path) -> None:
+    rows = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(300)]
+    file = write_jsonl(tmp_path / "own.jsonl", rows)
+    changes = [f"model.source={tiny}", f"store.root={tmp_path / 'store'}", "goal.even_if_unprovable=true"]
+    sets = [part for change in changes for part in ("--set", change)]
+    ended = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["plan", file, *sets])
+    assert ended.exit_code == 0, (ended.output, ended.exception)
+    assert f"{file}: 300 different rows" in ended.stdout
+    assert "to make  tune own @ 0.00" in ended.stdout.splitlines()
+    assert "candidates and their scores among it, depends on the result of" in ended.stdout.splitlines()[-1]
+    assert not kinds(tmp_path / "store")
 
 
 @pytest.mark.parametrize("study", ["sweep", "smallest"])
