@@ -2,11 +2,16 @@
 
 import re
 
-# A URL's password, up to its last @, or a field of its query, such as token or X-Amz-Signature. Prefect's server and
-# forms read it, too: no flags, and nothing that JavaScript does not know.
+_NAMES = ["token", "key", "keyid", "secret", "sig", "signature", "auth", "password", "passwd", "pwd", "credential"]
+_ANY_CASE = "|".join("".join(f"[{letter.upper()}{letter}]" for letter in name) for name in _NAMES)
+_CAPITAL = "|".join(name.capitalize() for name in _NAMES) + "|KeyId"
+
+# A URL's password, up to its last @, or a field of its query, such as TOKEN, apikey, accessToken or X-Amz-Signature,
+# but not monkey. Prefect's server and forms read it, too: no flags, and nothing that JavaScript does not know.
 SECRET = (
     r"(://[^\s/:@]*:)\S+@"
-    r"|([?&;][\w.-]*(?:[Tt]oken|[Kk]ey|[Ss]ecret|[Ss]ig|[Ss]ignature|[Pp]assword|[Cc]redential)=)[^\s&;'\"]+"
+    rf"|([?&;](?:(?:[\w.-]*[_.-])?(?:[Aa][Pp][Ii]|[Aa][Cc][Cc][Ee][Ss][Ss])?(?:{_ANY_CASE})"
+    rf"|[\w.-]*[a-z](?:{_CAPITAL}))=)[^\s&;'\"]+"
 )
 
 

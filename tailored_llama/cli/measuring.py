@@ -4,9 +4,11 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
+import platformdirs
 import typer
 
 from tailored_llama.cli.arguments import Adapter, BenchmarkName, Checkpoint, Config, Overrides
@@ -90,26 +92,28 @@ def verify(
     dense: Annotated[
         str | None, typer.Option(help="The dense model, to score it again, too; absent: its recorded answers.")
     ] = None,
-    url: Annotated[
-        str | None,
-        typer.Option(help="A server to ask instead: llama-server, vLLM, Ollama; its key stands in OPENAI_API_KEY."),
-    ] = None,
+    url: Annotated[str | None, typer.Option(help="A server to ask instead, such as llama-server or vLLM.")] = None,
     model: Annotated[str | None, typer.Option(help="The name of the model on a server that has several.")] = None,
+    key_variable: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The environment variable with the server's key.")
+    ] = None,
 ) -> None:
     """Repeat the proof of a model: score it again on the same rows, or ask a server for its answers, and test again."""
     if url and dense:
         raise InputError(f"--dense: got {dense} with --url; allowed: one of them")
-    if model and not url:
-        raise InputError(f"--model: got {model} without --url; allowed: with the URL of a server")
+    for option, value in {"model": model, "key-variable": key_variable}.items():
+        if value and not url:
+            raise InputError(f"--{option}: got {value} without --url; allowed: with the URL of a server")
+    server = _server(url, model, "--key-variable", key_variable) if url else None
     certificate = read_certificate(folder, rows)
     with scratch_runner(certificate.config) as run:
-        if url:
-            tests, differences = verify_server(run, certificate, _server(url, model))
+        if server:
+            tests, differences = verify_server(run, certificate, server)
             told = ["not served as certified:", *differences] if differences else ["served as certified"]
         else:
             tests = verify_certificate(run, certificate, dense)
             told = ["This does not cover:", *uncovered(certificate, dense is not None)]
-    _tell(tests)
+    _tell(tests, *filter(None, [server]))
     print(*told, sep="\n- ")
     raise typer.Exit(0 if all(test.proven for test in tests.values()) else 1)
 
@@ -121,29 +125,47 @@ def parity(
     rows: Annotated[
         Path, typer.Argument(help="Your rows (.csv, .jsonl, .json, .parquet), on which neither was tuned.")
     ],
-    dense: Annotated[str, typer.Option(help="URL of the larger model's server; its key stands in OPENAI_API_KEY.")],
-    small: Annotated[str, typer.Option(help="URL of the smaller model's server; its key stands in SMALL_API_KEY.")],
+    dense: Annotated[str, typer.Option(help="URL of the larger model's server.")],
+    small: Annotated[str, typer.Option(help="URL of the smaller model's server.")],
     dense_model: Annotated[str | None, typer.Option(help="The name of its model, if it has several.")] = None,
     small_model: Annotated[str | None, typer.Option(help="The name of its model, if it has several.")] = None,
+    dense_key_variable: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The environment variable with the larger model's key.")
+    ] = None,
+    small_key_variable: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The environment variable with the smaller model's key.")
+    ] = None,
     lose_at_most: Annotated[float, typer.Option(help="Points of accuracy that may be lost.")] = 3.0,
     overrides: Overrides = None,
 ) -> None:
     """Ask two servers the same rows by chat, and test whether the smaller model loses too much."""
+    servers = (
+        _server(dense, dense_model, "--dense-key-variable", dense_key_variable),
+        _server(small, small_model, "--small-key-variable", small_key_variable),
+    )
     file = json.dumps([str(rows)], ensure_ascii=False)
     settings = [f"benchmarks={file}", f"goal.lose_at_most={lose_at_most}", *(overrides or [])]
     config = build_config(SmallestConfig, read_config_data(None, settings))
     with scratch_runner(config) as run:
-        tests = compare_servers(run, config, _server(dense, dense_model), _server(small, small_model, "SMALL_API_KEY"))
-    _tell(tests)
+        tests = compare_servers(run, config, *servers)
+    _tell(tests, *servers)
     raise typer.Exit(0 if all(test.proven for test in tests.values()) else 1)
 
 
-def _server(url: str, model: str | None, key: str = "OPENAI_API_KEY") -> ChatServer:
-    """A server; one vendor's key never goes to another."""
-    return ChatServer(url, model, os.environ.get(key, "").strip())
+def _server(url: str, model: str | None, option: str, variable: str | None) -> ChatServer:
+    """A server, whose answers are kept until the test is done; a key goes only where its variable was named for."""
+    key = os.environ.get(variable, "").strip() if variable else ""
+    if variable and not key:
+        raise InputError(f"{option}: got {variable}, which is unset; allowed: an environment variable with a key")
+    name = sha256(f"{url} {model}".encode()).hexdigest()[:16]
+    return ChatServer(url, model, key, platformdirs.user_cache_path("tailored-llama") / "answers" / f"{name}.jsonl")
 
 
-def _tell(tests: Mapping[str, LossTest]) -> None:
+def _tell(tests: Mapping[str, LossTest], *servers: ChatServer) -> None:
+    """Print what tests say, and forget the answers that were kept for them: the next test asks anew."""
+    for server in servers:
+        if server.kept:
+            server.kept.unlink(missing_ok=True)
     for name, test in tests.items():
         points = f"{100 * test.margin:g} points"
         told = f"less than {points} lost" if test.proven else f"NOT shown to lose less than {points}"

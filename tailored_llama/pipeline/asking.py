@@ -119,7 +119,7 @@ def _ask(
     """
     with progress_bar(f"ask {score.benchmark}") as progress:
         replies = serving.ask_all(server, requests, progress)
-    again = serving.ask_all(server, requests[:REPEATED])
+    again = serving.ask_all(replace(server, kept=None), requests[:REPEATED])
     serving.write_answers(rows, replies, score, out)
     changed = sum(first != second for first, second in zip(replies, again, strict=False))
     return serving.unended(replies), changed

@@ -25,7 +25,6 @@ from helpers import add_merge, as_toml, save_worded_llama, words, write_jsonl
 from tailored_llama.cli.main import app, main
 from tailored_llama.config import RunConfig
 from tailored_llama.models import load_tokenizer, read_structure
-from tailored_llama.serving import ChatServer
 from tailored_llama.store import ArtifactStore
 
 Command = Callable[..., tuple[int, str, str]]
@@ -235,10 +234,14 @@ def test_verify_hands_the_key_of_a_server_over(command: Command, monkeypatch: py
     asked = Mock(return_value=({}, []))
     monkeypatch.setattr("tailored_llama.cli.measuring.read_certificate", lambda *_: Mock(config=RunConfig()))
     monkeypatch.setattr("tailored_llama.cli.measuring.verify_server", asked)
-    for key in ("s3cret\n", ""):
-        monkeypatch.setenv("OPENAI_API_KEY", key)
-        assert "s3cret" not in "".join(map(str, command("verify", "folder", "--url", "http://127.0.0.1:9")))
-        assert asked.call_args.args[2] == ChatServer("http://127.0.0.1:9", key=key.strip())
+    monkeypatch.setenv("OPENAI_API_KEY", "s3cret\n")
+    call = ("verify", "folder", "--url", "http://127.0.0.1:9")
+    for named, key in {(): "", ("--key-variable", "OPENAI_API_KEY"): "s3cret"}.items():
+        assert "s3cret" not in "".join(map(str, command(*call, *named)))
+        assert asked.call_args.args[2].key == key
+    status, _, err = command(*call, "--key-variable", "NO_SUCH_KEY")
+    told = "--key-variable: got NO_SUCH_KEY, which is unset; allowed: an environment variable with a key"
+    assert (status, err) == (2, f"error: {told}\n")
 
 
 def test_store_ls_and_verify_tell_whole_from_broken(command: Command, tmp_path: Path) -> None:

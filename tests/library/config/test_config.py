@@ -21,7 +21,7 @@ from tailored_llama.config import (
     validate_config,
 )
 from tailored_llama.config.training import PROJECTIONS
-from tailored_llama.errors import InputError
+from tailored_llama.errors import InputError, secret_in
 
 SHIPPED = sorted((Path(__file__).parents[3] / "data").glob("*.toml"))
 SWEEPS = ("sweep", "recovery", "recovery-small", "reach", "shots", "models")
@@ -215,3 +215,22 @@ def test_a_file_of_rows_is_no_configuration(tmp_path: Path) -> None:
     said = f"configuration {rows}: not TOML, but a file of rows; allowed: {told}"
     with pytest.raises(InputError, match=exactly(said)):
         load_config(rows)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("API_KEY", "apikey", "Api-Key", "key", "TOKEN", "access_token", "accessToken", "AccessToken", "auth", "SIG"),
+        *("Signature", "secret", "passwd", "PWD", "password", "credential", "X-Amz-Signature", "x-amz-credential"),
+        *("X-Amz-Security-Token", "AWSAccessKeyId", "client_secret"),
+    ],
+)
+def test_a_secret_in_a_query_is_found_whatever_its_case(name: str) -> None:
+    told = secret_in(f"https://host/x?a=1&{name}=s3cret")
+    assert told is not None
+    assert told.startswith(f"got 'https://host/x?a=1&{name}=***'; allowed: ")
+
+
+@pytest.mark.parametrize("name", ["monkey", "Monkey", "author", "design", "keyboard", "tokens", "turkey", "sigma"])
+def test_a_harmless_parameter_is_no_secret(name: str) -> None:
+    assert secret_in(f"https://host/x?{name}=1&b=2") is None

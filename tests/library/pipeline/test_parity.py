@@ -116,10 +116,13 @@ def test_the_command_sends_a_key_and_takes_the_fields_of_rows(
     rows = write_jsonl(tmp_path / "r.jsonl", [{"a": f"q{i}", "b": f"c{i}", "c": "yes"} for i in range(150)])
     fields = [part for field in ("context=b", "answer=c", "kind=written") for part in ("--set", f"rows.{field}")]
     call = ["parity", rows, "--dense", url, "--small", url, *fields]
-    for name in ("OPENAI_API_KEY", "SMALL_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-        assert "Unauthorized" in str(CliRunner().invoke(app, call).exception)
-        monkeypatch.setenv(name, "secret")  # each goes to one server alone
-    ended = CliRunner().invoke(app, call, catch_exceptions=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("BIG_KEY", "secret")
+    assert "Unauthorized" in str(CliRunner().invoke(app, call).exception)  # it was not named
+    call += ["--dense-key-variable", "BIG_KEY"]
+    assert "Unauthorized" in str(CliRunner().invoke(app, call).exception)  # it goes to one server alone
+    monkeypatch.setenv("SMALL_KEY", "secret")
+    ended = CliRunner().invoke(app, [*call, "--small-key-variable", "SMALL_KEY"], catch_exceptions=False)
+    assert not list((tmp_path / "cache").rglob("*.jsonl"))  # the next test asks anew
     assert (ended.exit_code, ended.stdout[:34]) == (0, "r: less than 3 points lost on 150 ")
     assert {request["messages"][0]["content"] for request in asked} == {f"c{i}" for i in range(150)}

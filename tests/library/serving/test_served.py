@@ -1,13 +1,15 @@
 """Scores of what llama.cpp answers: its log-likelihoods and its server's answers are those of transformers."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
 from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,7 +25,7 @@ from tailored_llama.data.prompts import PROMPTS_SCHEMA
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import ScoreSettings, score_benchmark
 from tailored_llama.models import Encoded, load_model, merge_adapter, open_gguf
-from tailored_llama.serving import ChatServer, GgufSettings, export_gguf, score_served, write_gguf
+from tailored_llama.serving import ChatServer, GgufSettings, ask_all, export_gguf, score_served, write_gguf
 from tailored_llama.serving.llama_cpp import file_loglikelihoods
 from tailored_llama.serving.server import llama_server
 from tailored_llama.store import read_table, write_table
@@ -162,6 +164,14 @@ def test_a_row_that_is_longer_than_the_context_is_wrong(tmp_path: Path, folder: 
     assert measured["served"]["asked"] == "log-likelihoods"
 
 
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that a client would have waited between its tries."""
+    waited: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time", Mock(sleep=waited.append))
+    return waited
+
+
 def refused(call: Callable[..., Any], *arguments: Any) -> str:
     with pytest.raises(InputError) as error:
         call(*arguments)
@@ -215,7 +225,8 @@ def test_a_server_that_asks_a_key_is_told_it_and_nobody_else() -> None:
         url = f"http://127.0.0.1:{http.server_port}"
         told = [refused(ChatServer(url, key=key).named) for key in ("s3cret", "wr0ng", "")]
         http.shutdown()
-    assert Locked.seen == ["Bearer s3cret", None, "Bearer wr0ng", None]  # None: where it was sent to, and without a key
+    assert Locked.seen == ["Bearer s3cret", "Bearer wr0ng", None]  # a redirect is not followed
+    assert "the server says '301 Moved Permanently to /elsewhere'" in told[0]
     assert "xBearer ***'" in told[1]
     assert "s3cret" not in repr(ChatServer(url, key="s3cret")) + "".join(told)
 
@@ -245,7 +256,7 @@ def test_a_server_that_does_not_speak_openai_s_protocol_is_refused_in_one_line()
             "page": "got something else than an object in JSON",
             "object": "got no list of models",
             "absent": "the server says '404 Not Found'",
-            "silent": "Remote end closed connection without response",
+            "silent": "Server disconnected without sending a response",
         }
         told = {what: refused(ChatServer(f"{root}/{what}").named) for what in expected}
         told["choice"] = refused(ChatServer(f"{root}/object").reply, {"prompt": "x"})
@@ -253,3 +264,99 @@ def test_a_server_that_does_not_speak_openai_s_protocol_is_refused_in_one_line()
     wrong = {what: told[what] for what in expected if expected[what] not in told[what]}
     assert not wrong
     assert "got an answer without a choice" in told["choice"]
+
+
+class Busy(BaseHTTPRequestHandler):
+    """A server that answers with what is next in `script`, a status or a `Retry-After` of 503; and then with 200."""
+
+    script: ClassVar[list[int | str]] = []
+    asked: ClassVar[list[Any]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(body["prompt"])
+        told = self.script.pop(0) if self.script else 200
+        if told == 0:
+            return  # the connection ends without an answer
+        self.send_response(told if isinstance(told, int) else 503)
+        if isinstance(told, str):
+            self.send_header("Retry-After", told)
+        self.end_headers()
+        choice = {"text": body["prompt"] + "!", "finish_reason": "stop"}
+        self.wfile.write(json.dumps({"choices": [choice], "message": "Loading model"}).encode())
+
+    def log_message(self, *told: object) -> None:
+        pass
+
+
+@pytest.fixture
+def busy() -> Iterator[str]:
+    Busy.script.clear()
+    Busy.asked.clear()
+    with HTTPServer(("127.0.0.1", 0), Busy) as http:
+        Thread(target=http.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+PROMPTS = [{"prompt": word} for word in "abc"]
+
+
+def test_a_request_that_fails_for_the_moment_is_asked_again(busy: str, waits: list[float]) -> None:
+    Busy.script[:] = [200, 503, 0, 429, "7", "Thu, 01 Jan 1970 00:00:00 GMT", 200]
+    assert [reply.text for reply in ask_all(ChatServer(busy), PROMPTS)] == ["a!", "b!", "c!"]
+    assert Busy.asked == ["a", *"bbbbbb", "c"]
+    assert waits == [0.5, 1, 2, 7, 0]
+
+
+def test_what_goes_on_failing_is_told_with_its_address_and_answer(busy: str, waits: list[float]) -> None:
+    Busy.script[:] = [503] * 9
+    told = refused(ask_all, ChatServer(busy), PROMPTS)
+    assert told == (
+        f"{busy}/v1/completions: the server says 503, 'Loading model' (tries: 6); allowed: one that is ready"
+    )
+    Busy.script[:] = ["3600"]  # nobody waits so long
+    assert "(tries: 1)" in refused(ask_all, ChatServer(busy), PROMPTS)
+    Busy.asked.clear()
+    Busy.script[:] = [400]
+    refused(ask_all, ChatServer(busy), PROMPTS)
+    assert len(Busy.asked) == 1
+
+
+def test_a_run_that_failed_asks_only_what_has_no_answer_yet(
+    busy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = ChatServer(busy, kept=tmp_path / "new" / "kept.jsonl")
+    Busy.script[:] = [200, 200, 400]
+    refused(ask_all, server, PROMPTS)
+    assert server.kept
+    assert not caplog.messages
+    with server.kept.open("a") as file:
+        file.write('\n{"request": "cut o')  # as of a process that was killed
+    for told, again in {2: ["c"], 3: []}.items():
+        Busy.asked.clear()
+        assert [reply.text for reply in ask_all(server, PROMPTS)] == ["a!", "b!", "c!"]
+        assert Busy.asked == again
+        assert caplog.messages[-1] == f"{busy}: {told} answers of a run that was cut off are in {server.kept}"
+    ask_all(replace(server, model="another"), PROMPTS)
+    ask_all(server, [{"prompt": "a", "max_tokens": 1}])
+    assert Busy.asked == ["a", "b", "c", "a"]
+
+
+@pytest.mark.parametrize("url", ["http://192.168.0.9/v1", "http://127.0.0.1.example.org", "http://example.org:8080"])
+def test_a_key_goes_over_http_to_this_machine_alone(url: str) -> None:
+    told = refused(ChatServer, url, None, "s3cret")
+    allowed = "https, or http to this machine, as others could read the key"
+    assert told == f"url: got {url!r} with a key; allowed: {allowed}"
+    ChatServer(url)
+    for taken in ("https://example.org/v1", "http://localhost:1", "http://127.9.9.9:1", "http://[::1]:1/v1"):
+        assert ChatServer(taken, key="s3cret").key
+
+
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8080", "ftp://host", "http://", "http://u:s3cret@host", "http://h?key=s3cret"]
+)
+def test_what_is_no_url_of_a_server_is_refused(url: str) -> None:
+    told = refused(ChatServer, url)
+    assert told.startswith("url: got ")
+    assert "s3cret" not in told
