@@ -79,7 +79,7 @@ def merge_adapter(
     """Write a checkpoint and its adapter to an existing folder as one checkpoint, with the same tokenizer and plan.
 
     The sum is rounded to the checkpoint's type, or, if that is float32, to `half`; so scores may differ from the
-    attached adapter's. By default the card is the checkpoint's own, updated to mention the merge. Raises InputError as
+    attached adapter's. By default the card is the checkpoint's own, updated to mention an adapter. Raises InputError as
     `load_model`.
     """
     model = load_model(checkpoint, adapter)
@@ -91,4 +91,4 @@ def merge_adapter(
     for name in (TABLE, "plan.parquet"):
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, out / name)
-    (out / CARD).write_text(card or merged_card(checkpoint), encoding="utf-8")
+    (out / CARD).write_text(card or merged_card(checkpoint, tuned=adapter is not None), encoding="utf-8")

@@ -34,11 +34,11 @@ def derived_card(title: str, removed: str, dense: Path, out: Path) -> str:
     return write_card(title, sections, base_model=base.hub, **base.licence)
 
 
-def merged_card(folder: Path) -> str:
-    """The checkpoint's own card, updated to say that an adapter has been merged into it."""
+def merged_card(folder: Path, tuned: bool = True) -> str:
+    """The checkpoint's own card, updated to say, if `tuned`, that an adapter has been merged into it."""
     file = folder / CARD
     text = file.read_text(encoding="utf-8") if file.is_file() else f"# A language model\n\n{_UNTUNED}\n"
-    return text.replace(_UNTUNED, _MERGED)
+    return text.replace(_UNTUNED, _MERGED) if tuned else text
 
 
 def what_was_removed(before: Size, left: Size, pruning: PlanConfig, reconstruction: ReconstructionConfig) -> str:

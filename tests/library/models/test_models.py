@@ -386,6 +386,14 @@ def broken_adapter(adapter: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(adapter, tmp_path / "adapter"))
 
 
+def test_a_checkpoint_written_without_an_adapter_is_not_called_tuned(tiny: Path, folder: Callable[[str], Path]) -> None:
+    out = folder("untuned")
+    merge_adapter(tiny, None, out=out)
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "adapter" not in card
+    assert "The model has not been tuned since." in card
+
+
 def test_merging_keeps_the_adapter_s_logits_in_a_stock_checkpoint(
     tiny: Path, adapter: Path, folder: Callable[[str], Path]
 ) -> None:
