@@ -19,6 +19,7 @@ from typing import Any
 
 from tailored_llama.config import ExecutionConfig, StoreConfig, Work
 from tailored_llama.console import progress_bar
+from tailored_llama.errors import NothingToReport
 from tailored_llama.pipeline.graph import Artifact, Facts, Graph, Node, nodes_in, run_stage
 from tailored_llama.pipeline.workers import Slots, run_in, workers
 from tailored_llama.processes import check_main
@@ -146,7 +147,7 @@ class Executor(ABC):
                     if present := node.present(self.failures) if node.stage.tolerant else node:
                         future = self.start(present)
                     else:
-                        future.set_exception(RuntimeError("there is nothing to report"))
+                        future.set_exception(NothingToReport("report: there is nothing to report"))
                     self._begun[node.id] = node, future
         return self._begun[node.id][1]
 
@@ -228,7 +229,7 @@ def execute(run: Executor, graph: Graph) -> ArtifactRef:
 
     Raises:
         Exception: what a check raised.
-        IncompleteRun: nodes failed; at the end.
+        IncompleteRun: nodes failed, or copies of exports; at the end.
     """
     run.begin(graph.checks)
     for check in graph.checks:
@@ -237,12 +238,17 @@ def execute(run: Executor, graph: Graph) -> ArtifactRef:
     run.begin(exports)  # last: a full disk must not cost the report
     needs = graph.report.needs if graph.report.stage.tolerant else []
     failed = {**graph.failed, **run.failures(needs)}
-    failed |= run.failures(exports) | (lost if not failed else {})  # a report of nothing is no failure of its own
+    failed |= {name: error for name, error in lost.items() if not (failed and isinstance(error, NothingToReport))}
+    unplaced = dict(run.failures(exports))
     for folder, node in graph.exports.items():
         if not run.failures(node):
-            place(run.open(node), folder, "store.export", "an exported model", [node.stage.name])
-            log.info("finished model: %s", folder)
-    if graph.publish and not lost and not run.failures(exports):
+            try:
+                place(run.open(node), folder, "store.export", "an exported model", [node.stage.name])
+                log.info("finished model: %s", folder)
+            except Exception as error:  # it must not cost the others, nor the report
+                unplaced[node.name] = error
+    failed |= unplaced
+    if graph.publish and not lost and not unplaced:
         try:
             graph.publish()
         except Exception as error:

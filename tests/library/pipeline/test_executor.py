@@ -1,12 +1,17 @@
 """What an executor does when a node fails, on stages that compute nothing."""
 
+import errno
+import shutil
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tailored_llama.config import ExecutionConfig, StoreConfig, Work
+from tailored_llama.errors import NothingToReport
 from tailored_llama.pipeline import Artifact, Graph, IncompleteRun, StoreExecutor
 from tailored_llama.pipeline.executor import execute
 from tailored_llama.pipeline.graph import stage
@@ -41,6 +46,16 @@ def written(*, settings: Settings, read: Artifact | None = None) -> None: ...
 
 @stage("refused", 1, lambda: refuse)
 def refused(*, settings: Settings) -> None: ...
+
+
+def summarise(*, of: Sequence[Path], settings: Settings, work: Work) -> None:
+    if not of:
+        raise NothingToReport("report: got no scores")
+    write(settings=settings, work=work)
+
+
+@stage("summary", 1, lambda: summarise, tolerant=True)
+def summary(*, of: Sequence[Artifact], settings: Settings) -> None: ...
 
 
 @pytest.fixture(params=[1, 2], ids=["one after another", "ahead"])
@@ -78,3 +93,36 @@ def test_nothing_is_published_after_an_export_has_failed(run: StoreExecutor, tmp
         execute(run, graph)
     assert ended.value.report
     assert not published
+
+
+def test_an_export_without_room_stops_no_other_and_costs_no_report(
+    run: StoreExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, published = shutil.copytree, list[str]()
+
+    def copy(source: Any, target: Path, *arguments: Any, **named: Any) -> Any:
+        if "full" in str(target):
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        return real(source, target, *arguments, **named)
+
+    monkeypatch.setattr(shutil, "copytree", copy)
+    exports = {tmp_path / name: written(f"export {name}", settings=Settings(name)) for name in ("full", "a", "full2")}
+    graph = Graph(written("report", settings=Settings("report")), (), exports, publish=lambda: published.append("all"))
+    with pytest.raises(IncompleteRun, match="No space left on device") as ended:
+        execute(run, graph)
+    assert ended.value.failed.keys() == {"export full", "export full2"}
+    assert ended.value.report
+    assert (tmp_path / "a" / "name").read_text() == "a"
+    assert not published
+
+
+def test_a_report_that_fails_beside_something_else_is_named_too(run: StoreExecutor) -> None:
+    """Unless it fails because there is nothing left to report."""
+    graph = Graph(refused("report", settings=Settings("broken")), failed={"candidate": ValueError("too large")})
+    with pytest.raises(IncompleteRun, match=r"candidate: too large; report: broken") as ended:
+        execute(run, graph)
+    assert ended.value.report is None
+    empty = summary("report", of=[refused("score", settings=Settings("lost"))], settings=Settings("report"))
+    with pytest.raises(IncompleteRun) as ended:
+        execute(run, Graph(empty))
+    assert ended.value.failed.keys() == {"score"}
