@@ -3,7 +3,7 @@
 import errno
 import shutil
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,3 +126,18 @@ def test_a_report_that_fails_beside_something_else_is_named_too(run: StoreExecut
     with pytest.raises(IncompleteRun) as ended:
         execute(run, Graph(empty))
     assert ended.value.failed.keys() == {"score"}
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda file: file.write_text("{"), lambda file: file.write_text("B")])
+def test_an_exported_folder_with_lost_or_changed_files_is_mended_by_the_next_run(
+    run: StoreExecutor, tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    target = tmp_path / "model"
+    graph = Graph(written("report", settings=Settings("report")), (), {target: written("ship", settings=Settings("A"))})
+    execute(run, graph)
+    inode = target.stat().st_ino
+    execute(run, graph)
+    assert target.stat().st_ino == inode  # whole, so it is left as it is
+    harm(target / "name")
+    execute(run, graph)
+    assert (target / "name").read_text() == "A"
