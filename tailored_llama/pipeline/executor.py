@@ -22,7 +22,7 @@ from tailored_llama.console import progress_bar
 from tailored_llama.errors import NothingToReport
 from tailored_llama.pipeline.graph import Artifact, Facts, Graph, Node, nodes_in, run_stage
 from tailored_llama.pipeline.workers import Slots, run_in, workers
-from tailored_llama.processes import check_main
+from tailored_llama.processes import check_main, holding
 from tailored_llama.progress import Progress
 from tailored_llama.store import ArtifactRef, ArtifactStore, Manifest, place
 
@@ -281,6 +281,7 @@ def build(
         progress(done, total)
 
     def compute(slots: Slots, out: Path) -> Facts:
+        check()  # whatever was waited for
         work = Work(out, execution, downloads, told, artifacts.resume_folder(key))
         opened = node.with_inputs(lambda leaf: artifacts.open(leaf) if isinstance(leaf, ArtifactRef) else leaf)
         if slots:
@@ -290,11 +291,10 @@ def build(
     with ExitStack() as held:  # outside of what the store measures: waiting is no work
         slots = Slots()
         if stage.on_device and execution.processes > 1 and not artifacts.find(stage.name, key):
-            slots = held.enter_context(workers(execution.processes).held(stage.timed))
+            slots = held.enter_context(workers(execution.processes).held(stage.timed, check))
         if stage.timed or not stage.on_device:
-            held.enter_context(ALONE)
-        check()
-        return artifacts.build(stage.name, stage.version, fields, inputs, partial(compute, slots))
+            held.enter_context(holding(ALONE, check))
+        return artifacts.build(stage.name, stage.version, fields, inputs, partial(compute, slots), check)
 
 
 def describe(node: Node, manifest: Manifest, found: bool) -> str:

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -13,8 +14,11 @@ import pytest
 from tailored_llama.config import ExecutionConfig, StoreConfig, Work
 from tailored_llama.errors import NothingToReport
 from tailored_llama.pipeline import Artifact, Graph, IncompleteRun, StoreExecutor
-from tailored_llama.pipeline.executor import execute
+from tailored_llama.pipeline.executor import ALONE, Cancelled, build, execute
 from tailored_llama.pipeline.graph import stage
+from tailored_llama.pipeline.workers import workers
+from tailored_llama.progress import silent
+from tailored_llama.store import ArtifactStore, file_lock
 
 made: list[str] = []
 kept: list["weakref.ref[Weights]"] = []
@@ -42,6 +46,10 @@ def refuse(*, settings: Settings, work: Work) -> None:
 
 @stage("written", 1, lambda: write)
 def written(*, settings: Settings, read: Artifact | None = None) -> None: ...
+
+
+@stage("computed", 1, lambda: write, on_device=True)
+def computed(*, settings: Settings) -> None: ...
 
 
 @stage("refused", 1, lambda: refuse)
@@ -141,3 +149,36 @@ def test_an_exported_folder_with_lost_or_changed_files_is_mended_by_the_next_run
     harm(target / "name")
     execute(run, graph)
     assert (target / "name").read_text() == "A"
+
+
+@pytest.mark.parametrize("held", ["the thread's turn", "a worker", "the artifact's lock"])
+def test_a_cancelled_run_waits_for_nothing_and_builds_nothing(tmp_path: Path, held: str) -> None:
+    made.clear()
+    artifacts, execution, cancelled, looked = (
+        ArtifactStore(str(tmp_path)),
+        ExecutionConfig(processes=2),
+        Event(),
+        Event(),
+    )
+    node = (computed if held == "a worker" else written)("prune", settings=Settings("cancelled"))
+
+    def check() -> None:
+        looked.set()
+        if cancelled.is_set():
+            raise Cancelled("the run was cancelled")
+
+    def wait() -> None:
+        try:
+            build(node, artifacts, str(tmp_path), execution, silent, check)
+        except Cancelled:
+            ended.set()
+
+    ended, waiting = Event(), Thread(target=wait, daemon=True)
+    holders = {"the thread's turn": ALONE, "a worker": workers(2).held(True, lambda: None)}
+    with holders.get(held) or file_lock(artifacts.lock(node.key)):
+        waiting.start()
+        assert looked.wait(20)
+        cancelled.set()
+        assert ended.wait(20)  # while it is held
+    assert not made
+    assert artifacts.find(node.stage.name, node.key) is None
