@@ -49,6 +49,10 @@ class UnreachableError(InputError):
     """Raised when a server does not answer, or cannot at the moment; the same request may succeed later."""
 
 
+class NothingToReport(InputError):
+    """Raised when all that a report would show has failed: these failures say why."""
+
+
 # By name, because not all are installed: Python's own, and those of requests, httpx, aiohttp and botocore.
 _DROPPED = {"ConnectionError", "TimeoutError", "Timeout", "TransportError", "ClientConnectionError", "HTTPClientError"}
 

@@ -10,8 +10,8 @@ import os
 import queue
 import signal
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from copy import copy
 from functools import cache, partial
 from logging.handlers import QueueHandler
@@ -23,13 +23,24 @@ from typing import Any
 from tailored_llama.console import quiet_libraries
 from tailored_llama.progress import Progress
 
-_LOOK = 0.2  # seconds between two calls of a check
+LOOK = 0.2  # seconds between two calls of a check
 
 
 def check_main() -> None:
     """End the work of a thread whose program ends: Python would wait for its processes before it exits."""
     if not main_thread().is_alive():
         raise RuntimeError("the program has ended")
+
+
+@contextmanager
+def holding(lock: Any, check: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock of threads; `check` is called a few times a second meanwhile, and what it raises ends the wait."""
+    while not lock.acquire(timeout=LOOK):
+        check()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @cache
@@ -84,7 +95,7 @@ def call_in(
         worker.connection.send((function, arguments))
     try:
         while True:
-            if worker.connection.poll(_LOOK):
+            if worker.connection.poll(LOOK):
                 try:
                     kind, message = worker.connection.recv()
                 except (EOFError, ConnectionError):  # it has ended without an answer

@@ -19,9 +19,10 @@ from typing import Any
 
 from tailored_llama.config import ExecutionConfig, StoreConfig, Work
 from tailored_llama.console import progress_bar
+from tailored_llama.errors import NothingToReport
 from tailored_llama.pipeline.graph import Artifact, Facts, Graph, Node, nodes_in, run_stage
 from tailored_llama.pipeline.workers import Slots, run_in, workers
-from tailored_llama.processes import check_main
+from tailored_llama.processes import check_main, holding
 from tailored_llama.progress import Progress
 from tailored_llama.store import ArtifactRef, ArtifactStore, Manifest, place
 
@@ -149,7 +150,7 @@ class Executor(ABC):
                     if present := node.present(self.failures) if node.stage.tolerant else node:
                         future = self.start(present)
                     else:
-                        future.set_exception(RuntimeError("there is nothing to report"))
+                        future.set_exception(NothingToReport("report: there is nothing to report"))
                     self._begun[node.id] = node, future
         return self._begun[node.id][1]
 
@@ -231,7 +232,7 @@ def execute(run: Executor, graph: Graph) -> ArtifactRef:
 
     Raises:
         Exception: what a check raised.
-        IncompleteRun: nodes failed; at the end.
+        IncompleteRun: nodes failed, or copies of exports; at the end.
     """
     run.begin(graph.checks)
     for check in graph.checks:
@@ -240,12 +241,17 @@ def execute(run: Executor, graph: Graph) -> ArtifactRef:
     run.begin(exports)  # last: a full disk must not cost the report
     needs = graph.report.needs if graph.report.stage.tolerant else []
     failed = {**graph.failed, **run.failures(needs)}
-    failed |= run.failures(exports) | (lost if not failed else {})  # a report of nothing is no failure of its own
+    failed |= {name: error for name, error in lost.items() if not (failed and isinstance(error, NothingToReport))}
+    unplaced = dict(run.failures(exports))
     for folder, node in graph.exports.items():
         if not run.failures(node):
-            place(run.open(node), folder, "store.export", "an exported model", [node.stage.name])
-            log.info("finished model: %s", folder)
-    if graph.publish and not lost and not run.failures(exports):
+            try:
+                place(run.open(node), folder, "store.export", "an exported model", [node.stage.name])
+                log.info("finished model: %s", folder)
+            except Exception as error:  # it must not cost the others, nor the report
+                unplaced[node.name] = error
+    failed |= unplaced
+    if graph.publish and not lost and not unplaced:
         try:
             graph.publish()
         except Exception as error:
@@ -278,6 +284,7 @@ def build(
         progress(done, total)
 
     def compute(slots: Slots, out: Path) -> Facts:
+        check()  # whatever was waited for
         work = Work(out, execution, downloads, told, artifacts.resume_folder(key))
         opened = node.with_inputs(lambda leaf: artifacts.open(leaf) if isinstance(leaf, ArtifactRef) else leaf)
         if slots:
@@ -287,11 +294,10 @@ def build(
     with ExitStack() as held:  # outside of what the store measures: waiting is no work
         slots = Slots()
         if stage.on_device and execution.processes > 1 and not artifacts.find(stage.name, key):
-            slots = held.enter_context(workers(execution.processes).held(stage.timed))
+            slots = held.enter_context(workers(execution.processes).held(stage.timed, check))
         if stage.timed or not stage.on_device:
-            held.enter_context(ALONE)
-        check()
-        return artifacts.build(stage.name, stage.version, fields, inputs, partial(compute, slots))
+            held.enter_context(holding(ALONE, check))
+        return artifacts.build(stage.name, stage.version, fields, inputs, partial(compute, slots), check)
 
 
 def describe(node: Node, manifest: Manifest, found: bool) -> str:

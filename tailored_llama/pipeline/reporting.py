@@ -10,7 +10,7 @@ from typing import Any
 
 from tailored_llama import data, evaluation, models, reports, serving, training
 from tailored_llama.config import WRITTEN, RunConfig, SmallestConfig, SweepConfig, Work, named_benchmark
-from tailored_llama.errors import InputError
+from tailored_llama.errors import NothingToReport
 from tailored_llama.evaluation import Answer, MeasuredModel, Proof
 from tailored_llama.pipeline.answers import compared, digest_of, write_proof
 from tailored_llama.pipeline.graph import as_json, flatten
@@ -36,12 +36,12 @@ def write_run_report(
     settings: ReportSettings,
     work: Work,
 ) -> None:
-    """Stage: write the report of a run from what there is of it; InputError: no model has a score.
+    """Stage: write the report of a run from what there is of it; NothingToReport: no model has a score.
 
     `prompts` are the rendered evaluation prompts. `failed` are the errors of what has left no artifact, by name.
     """
     if not (dense.scores and (not runs or any(run.pruned.scores or run.tailored for run in runs))):
-        raise InputError("report: got no scores; allowed: those of the dense model and of a smaller one")
+        raise NothingToReport("report: got no scores; allowed: those of the dense model and of a smaller one")
     read = {"dense": dense, "": runs, "prompts": prompts, "dense, tuned": tuned_dense}
     config = settings.config
     of: Sequence[evaluation.TailoredRun[Path] | None] = runs or [None]  # without any, the dense model alone

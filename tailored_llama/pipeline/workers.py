@@ -1,10 +1,10 @@
 """Stages side by side on this machine (`execution.processes`), in worker processes that stay warm."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
-from queue import LifoQueue
+from queue import Empty, LifoQueue
 from threading import Lock
 from typing import Any
 
@@ -12,7 +12,7 @@ from tailored_llama import models
 from tailored_llama.config import Work
 from tailored_llama.memory import free_caches, peak_memory, reset_peak_memory
 from tailored_llama.pipeline.graph import Facts, Node, run_stage
-from tailored_llama.processes import Worker, call_in
+from tailored_llama.processes import LOOK, Worker, call_in, holding
 from tailored_llama.progress import Progress, silent
 
 Slots = list[Worker | None]  # None: a worker that is started when it is needed
@@ -28,11 +28,18 @@ class Workers:
             self._free.put(None)
 
     @contextmanager
-    def held(self, alone: bool) -> Iterator[Slots]:
-        """Hold a worker; of what measures time (`alone`) all, and while it waits for them, no other stage begins."""
-        with self._turn:
-            slots = [self._free.get() for _ in range(self._count if alone else 1)]
+    def held(self, alone: bool, check: Callable[[], None]) -> Iterator[Slots]:
+        """Hold a worker; of what measures time (`alone`) all, and while it waits for them, no other stage begins.
+
+        `check` is called a few times a second meanwhile; what it raises ends the wait.
+        """
+        slots = Slots()
         try:
+            with holding(self._turn, check):
+                while len(slots) < (self._count if alone else 1):
+                    with suppress(Empty):
+                        slots.append(self._free.get(timeout=LOOK))
+                    check()
             yield slots
         finally:
             for worker in reversed(slots):  # the warm one last, so that it is taken first

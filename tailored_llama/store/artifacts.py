@@ -67,7 +67,13 @@ class ArtifactStore:
         return self.local / ".resume" / key
 
     def build(
-        self, stage: str, version: int, config: dict[str, Any], inputs: Inputs, function: Function
+        self,
+        stage: str,
+        version: int,
+        config: dict[str, Any],
+        inputs: Inputs,
+        function: Function,
+        check: Callable[[], None] | None = None,
     ) -> tuple[ArtifactRef, bool]:
         """The artifact of this key, and whether it was there; if not, `function(folder)` is run to write its files.
 
@@ -75,7 +81,8 @@ class ArtifactStore:
 
         Two callers with the same key compute it once, on one machine or on two that share a URL: the second waits for
         the first. The return value of `function` goes into the manifest's `measured`; in it, a function that works in
-        another process gives its `peak_memory_bytes`.
+        another process gives its `peak_memory_bytes`. `check` is called now and then while it waits; what it raises
+        ends the wait.
 
         Raises:
             InputError: the store's root is not writable, or its disk is full.
@@ -86,7 +93,7 @@ class ArtifactStore:
             if (ref := self.find(stage, key)) and (not self.remote or (ref := self._pull(stage, key))):
                 shutil.rmtree(resume, ignore_errors=True)  # left by a process killed just after publishing
                 return ref, True
-            with file_lock(self.lock(key)), self._claimed(stage, key) as claim:
+            with file_lock(self.lock(key), check=check), self._claimed(stage, key, check) as claim:
                 # Another process or machine may have published it meanwhile.
                 found = self.find(stage, key) or self._pull(stage, key, mend=True)
                 ref = found or self._build(stage, version, key, config, inputs, function)
@@ -203,11 +210,11 @@ class ArtifactStore:
             warning = "%s %s was made with %s: give all machines the same versions, such as those of constraints.txt"
             log.warning(warning, manifest.stage, manifest.key[:12], ", ".join(sorted(new)))
 
-    def _claimed(self, stage: str, key: str) -> AbstractContextManager[Claim | None]:
+    def _claimed(self, stage: str, key: str, check: Callable[[], None] | None) -> AbstractContextManager[Claim | None]:
         """What keeps other machines from the same work; nothing for a folder, where the lock suffices."""
         if not self.remote:
             return nullcontext()
-        return claimed(self.remote, stage, key, self.lock(key), lambda: self._pull(stage, key), self.lease)
+        return claimed(self.remote, stage, key, self.lock(key), lambda: self._pull(stage, key), self.lease, check)
 
     def _publish(self, ref: ArtifactRef, claim: Claim | None) -> ArtifactRef:
         """Push a local artifact, unless another machine published one under its key first; return the one published."""

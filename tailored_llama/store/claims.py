@@ -59,7 +59,17 @@ class _Seen:
 class Claim:
     """This process's claim to one artifact; use it by `claimed`."""
 
-    def __init__(self, at: Remote, stage: str, key: str, mark: Path, adopt: Callable[[], object], lease: Lease) -> None:
+    def __init__(
+        self,
+        at: Remote,
+        stage: str,
+        key: str,
+        mark: Path,
+        adopt: Callable[[], object],
+        lease: Lease,
+        check: Callable[[], None] | None,
+    ) -> None:
+        self._check = check
         self._at, self._key, self._mark, self._adopt, self._lease = at, key, mark, adopt, lease
         self._name = f"{stage} {key[:12]}"
         self._token = uuid.uuid4().hex
@@ -124,6 +134,8 @@ class Claim:
             elif self._adopt():
                 return False
             else:
+                if self._check:
+                    self._check()
                 self._lease.wait(Event(), self._lease.look)
 
     def _content(self) -> bytes:
@@ -133,15 +145,23 @@ class Claim:
 
 
 @contextmanager
-def claimed(at: Remote, stage: str, key: str, mark: Path, adopt: Callable[[], object], lease: Lease) -> Iterator[Claim]:
+def claimed(
+    at: Remote,
+    stage: str,
+    key: str,
+    mark: Path,
+    adopt: Callable[[], object],
+    lease: Lease,
+    check: Callable[[], None] | None = None,
+) -> Iterator[Claim]:
     """Hold the claim to an artifact, waiting while another machine holds it, and renew it until the block ends.
 
     `mark` is a lock file of this working copy, and this process holds its lock. It lists the earlier claims of the
     working copy. Their processes have ended, as they held the lock: nobody waits for those claims. `adopt` takes the
     artifact over if another machine published it, and then returns something true. That ends the wait, and the claim is
-    not held.
+    not held. `check` is called between two looks; what it raises ends the wait, too.
     """
-    claim, ended = Claim(at, stage, key, mark, adopt, lease), Event()
+    claim, ended = Claim(at, stage, key, mark, adopt, lease, check), Event()
     claim.hold()
     context = copy_context()  # by which Prefect knows whose log it is
     thread = Thread(target=context.run, args=(claim.keep, ended), name=f"claim {key[:12]}", daemon=True)

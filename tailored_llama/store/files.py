@@ -5,10 +5,12 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
+_LOOK = 0.2  # seconds between two tries to get a lock
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
@@ -27,10 +29,11 @@ def error_number(error: BaseException) -> int | None:
 
 
 @contextmanager
-def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
+def file_lock(path: Path, wait: bool = True, check: Callable[[], None] | None = None) -> Iterator[bool]:
     """Hold an exclusive flock(2) on `path`; the kernel frees it when the process dies, even by kill -9.
 
-    Yields whether the lock is held: always, unless `wait` is False and another process holds it.
+    Yields whether the lock is held: always, unless `wait` is False and another process holds it. `check` is called a
+    few times a second while another one holds it; what it raises ends the wait.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -38,9 +41,13 @@ def file_lock(path: Path, wait: bool = True) -> Iterator[bool]:
         try:
             held = False
             with suppress(BlockingIOError):  # another process holds it
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait and not check else fcntl.LOCK_NB))
                 held = True
             if held and not _is_open_at(path, descriptor):  # housekeeping removed it between open and lock
+                continue
+            if wait and check and not held:
+                check()
+                time.sleep(_LOOK)
                 continue
             yield held
             return

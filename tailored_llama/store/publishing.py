@@ -4,6 +4,7 @@ A repository, hf://user/name, holds one model at a time, as a folder does. Its h
 """
 
 import ctypes
+import filecmp
 import os
 import shutil
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ def check_target(target: Path, field: str, what: str, stages: Sequence[str]) -> 
 
 
 def place(artifact: Path, target: Path, field: str, what: str, stages: Sequence[str]) -> None:
-    """Copy an artifact to a folder that passes `check_target`; an earlier copy there is replaced in one step.
+    """Copy an artifact to a folder that passes `check_target`; another or a damaged copy is replaced in one step.
 
     Whatever fails, and wherever the process is killed, the old copy or the new one stands whole at the target. Some
     file systems, such as NFS, cannot exchange two folders. There a kill between two renames leaves no target; the old
@@ -46,7 +47,7 @@ def place(artifact: Path, target: Path, field: str, what: str, stages: Sequence[
             try:
                 _clear(scratch, target)
                 check_target(target, field, what, stages)
-                if target.exists() and read_manifest(target).digest == read_manifest(artifact).digest:
+                if target.exists() and _is_copy(target, artifact):
                     return
                 new = shutil.copytree(artifact, scratch / "new")
                 try:
@@ -60,6 +61,15 @@ def place(artifact: Path, target: Path, field: str, what: str, stages: Sequence[
                 lock.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{field}: {target}: {error}; allowed: a writable folder with room") from None
+
+
+def _is_copy(target: Path, artifact: Path) -> bool:
+    """Whether all files of an artifact stand at a target; those of the same size and time are not read."""
+    manifest = read_manifest(artifact)
+    if read_manifest(target).digest != manifest.digest:
+        return False
+    _, *differing = filecmp.cmpfiles(target, artifact, list(manifest.files))
+    return not any(differing)
 
 
 def _scratch(target: Path) -> Path:

@@ -117,7 +117,7 @@ def test_what_measures_time_runs_alone() -> None:
 
     def begin(name: str, alone: bool = False) -> Thread:
         def hold() -> None:
-            with beside.held(alone):
+            with beside.held(alone, lambda: None):
                 order.append(name)
 
         thread = Thread(target=hold)
@@ -125,7 +125,7 @@ def test_what_measures_time_runs_alone() -> None:
         thread.join(0.1)
         return thread
 
-    with beside.held(alone=False):
+    with beside.held(False, lambda: None):
         begin("beside")
         waiting = [begin("timed", alone=True), begin("after it")]
         assert order == ["beside"]

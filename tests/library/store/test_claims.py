@@ -389,3 +389,16 @@ def test_a_server_that_overwrites_although_asked_not_to_is_warned_of(
     assert warning == (
         "store.root memory://disobeys: it overwrites files although it is asked not to; use it on one machine"
     )
+
+
+def test_whoever_is_cancelled_waits_no_longer_for_another_machine(machine: Machine) -> None:
+    here = machine("here", Lease(look=0.05, expires=5.0))  # without a check it would take over
+    plant(here, f"{KEY}.1", json.dumps({"holder": "another", "token": "other"}).encode())
+
+    def check() -> None:
+        raise InterruptedError("the run was cancelled")
+
+    with pytest.raises(InterruptedError):
+        here.build("stage", 1, {}, {}, fail, check)
+    assert here.find("stage", KEY) is None
+    assert there_are(here) == [f"{KEY}.1"]
