@@ -21,7 +21,7 @@ def run_name() -> str:
     model = config.model.short_name
     if only := flow_run.parameters.get("only"):
         return f"{only}, {model}"
-    ratios = ", ".join(f"{ratio:.2f}" for ratio in config.pruning.ratios)
+    ratios = ", ".join(f"{ratio:g}" for ratio in config.pruning.ratios)
     first, *more = [benchmark.name for benchmark in config.benchmarks]
     return f"{flow_run.flow_name} {model} @ {ratios}: {first}{f' and {len(more)} more' if more else ''}"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
-from prefect.runtime import deployment
+from prefect.runtime import deployment, flow_run
 
 from tailored_llama.config import StoreConfig
 from tailored_llama.errors import InputError
@@ -52,7 +52,7 @@ def keep_report(store: StoreConfig, report: ArtifactRef | None) -> None:
     if not (report and deployment.name):
         return
     try:
-        if target := report_target(store, deployment.name):
+        if target := report_target(store, f"{flow_run.flow_name}-{deployment.name}"):
             runs = place_report(ArtifactStore(store.root).open(report), target)
             _show("runs", "All runs, newest first", f"# All runs\n\n{runs}\n")
     except (InputError, OSError) as error:  # no failure of the run: its report is in the store

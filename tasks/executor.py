@@ -53,13 +53,13 @@ class PrefectExecutor(pipeline.Executor):
         if not self.ahead:
             return super().start(node)
         elsewhere = None
-        where: dict[str, Any] = {"store": self.store, "execution": self.execution}
         if self._batches and node.stage.on_device:
             (batch,) = self._batches.behind[node.id]
-            elsewhere = partial(dispatch, node=node, batch=batch, result=self.result, **where)
+            elsewhere = partial(dispatch, node=node, batch=batch, result=self.result, store=self.store)
         checks = [self._begin(check) for check in node.checks]
         later = node.with_inputs(lambda leaf: self._begin(leaf) if isinstance(leaf, pipeline.Node) else leaf)
-        return _task(node.stage.name).submit(later.after(), **where, elsewhere=elsewhere, wait_for=checks)
+        submit = _task(node.stage.name).submit
+        return submit(later.after(), self.store, self.execution, elsewhere, wait_for=checks)
 
     def make(self, node: pipeline.Node) -> Any:
         return _task(node.stage.name)(node, self.store, self.execution, return_state=True).result()
@@ -69,15 +69,13 @@ class PrefectExecutor(pipeline.Executor):
 
 
 def run_stage(
-    node: pipeline.Node,
-    store: StoreConfig,
-    execution: ExecutionConfig,
-    elsewhere: Callable[[pipeline.Node], bool] | None = None,
+    node: pipeline.Node, store: StoreConfig, execution: ExecutionConfig, elsewhere: Callable[..., bool] | None = None
 ) -> State[ArtifactRef]:
     """Find or build the artifact of a node, here or on a worker, with `elsewhere`; the state carries its reference."""
-    artifacts, dispatched = open_store(store), elsewhere is not None and elsewhere(node)
+    artifacts, frugal = open_store(store), _frugal(execution)
+    dispatched = elsewhere is not None and elsewhere(node, execution=frugal)
     with progress_bar(node.name) as progress:
-        ref, found = pipeline.build(node, artifacts, store.downloads, _frugal(execution), progress, _check)
+        ref, found = pipeline.build(node, artifacts, store.downloads, frugal, progress, _check)
     told = f"{node.name}: built by a worker" if dispatched else pipeline.describe(node, artifacts.manifest(ref), found)
     get_run_logger().info("%s", told)
     if ref.stage in PAGES:

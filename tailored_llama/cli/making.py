@@ -1,6 +1,5 @@
 """Commands that fetch, make and export models."""
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,7 +9,7 @@ import typer
 
 from tailored_llama.cli.arguments import BenchmarkName, Checkpoint, Config, Model, Out, Overrides, checkpoint_folder
 from tailored_llama.cli.folders import check_new_file, new_folder, room_for, scratch_runner, with_benchmarks
-from tailored_llama.config import FEW_BITS, GGUF_TYPES, PROMPTS, StoreConfig, as_gguf_type, load_config
+from tailored_llama.config import FEW_BITS, GGUF_TYPES, PROMPTS, StoreConfig, as_gguf_type, load_config, setting
 from tailored_llama.console import progress_bar
 from tailored_llama.data import all_texts, worked_example
 from tailored_llama.errors import InputError
@@ -51,7 +50,7 @@ def example(
 @making.command(epilog="Example: `tailored-llama convert smollm2-135m-instruct dense`")
 def convert(model: Model, out: Out, config: Config = None, overrides: Overrides = None) -> None:
     """Convert a model to an unpruned safetensors checkpoint, ready to score."""
-    run = load_config(config, [*(overrides or []), f"model.source={json.dumps(model)}"])
+    run = load_config(config, [*(overrides or []), setting("model.source", model)])
     with new_folder(out) as folder, scratch_runner(run) as runner:
         dense = runner.move(steps.load_dense(run), folder)
     print(f"{out}: {dense['parameters']:,} parameters")
@@ -70,7 +69,7 @@ def prune(
     overrides: Overrides = None,
 ) -> None:
     """Score importance, plan, and write a pruned checkpoint with its plan.parquet."""
-    run = load_config(config, [*(overrides or []), f"model.source={json.dumps(model)}", f"pruning.ratios=[{ratio}]"])
+    run = load_config(config, [*(overrides or []), setting("model.source", model), f"pruning.ratios=[{ratio}]"])
     from tailored_llama.models import pick_device
 
     pick_device(run.execution.device)

@@ -14,7 +14,7 @@ import typer
 from tailored_llama.cli.arguments import Adapter, BenchmarkName, Checkpoint, Config, Overrides
 from tailored_llama.cli.folders import new_folder, scratch_runner, with_benchmarks
 from tailored_llama.cli.running import run_in_process
-from tailored_llama.config import SmallestConfig, build_config, load_config, read_config_data
+from tailored_llama.config import SmallestConfig, build_config, load_config, read_config_data, setting
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import LossTest, compare_scores, read_metrics
 from tailored_llama.pipeline import (
@@ -76,9 +76,9 @@ def smallest(
     overrides: Overrides = None,
 ) -> None:
     """Find the smallest model that still does a job, and prove that it does, without a configuration file."""
-    settings = [f"benchmarks={json.dumps(rows, ensure_ascii=False)}", f"model.source={json.dumps(model)}"]
-    settings += [f"rows.unlabelled={json.dumps(str(unlabelled), ensure_ascii=False)}"] if unlabelled else []
-    settings += [f"goal.lose_at_most={lose_at_most}", f"store.export={json.dumps(str(export))}"]
+    settings = [setting("benchmarks", rows), setting("model.source", model)]
+    settings += [setting("rows.unlabelled", str(unlabelled))] if unlabelled else []
+    settings += [f"goal.lose_at_most={lose_at_most}", setting("store.export", str(export))]
     raise typer.Exit(run_in_process("smallest", None, [*settings, *(overrides or [])]))
 
 
@@ -143,8 +143,7 @@ def parity(
         _server(dense, dense_model, "--dense-key-variable", dense_key_variable),
         _server(small, small_model, "--small-key-variable", small_key_variable),
     )
-    file = json.dumps([str(rows)], ensure_ascii=False)
-    settings = [f"benchmarks={file}", f"goal.lose_at_most={lose_at_most}", *(overrides or [])]
+    settings = [setting("benchmarks", [str(rows)]), f"goal.lose_at_most={lose_at_most}", *(overrides or [])]
     config = build_config(SmallestConfig, read_config_data(None, settings))
     with scratch_runner(config) as run:
         tests = compare_servers(run, config, *servers)

@@ -10,7 +10,7 @@ import typer
 from rich.logging import RichHandler
 
 from tailored_llama.cli.arguments import Overrides
-from tailored_llama.config import Section, SmallestConfig, composition_of, is_row_file, load_config
+from tailored_llama.config import Section, SmallestConfig, composition_of, is_row_file, load_config, setting
 from tailored_llama.console import console
 from tailored_llama.errors import InputError
 from tailored_llama.pipeline import COMPOSITIONS, Composition, StoreExecutor, plan_run, run_composition
@@ -41,7 +41,7 @@ def plan(
     """Print what a run would do, without doing it: what is found in the store, what is to be made, and how long."""
     name, file = "smallest", None
     if is_row_file(str(config)):
-        overrides = [f"benchmarks={json.dumps([str(config)], ensure_ascii=False)}", *(overrides or [])]
+        overrides = [setting("benchmarks", [str(config)]), *(overrides or [])]
     else:
         name, file = composition_of(config, overrides), str(config)
     composition = COMPOSITIONS[name]

@@ -49,6 +49,7 @@ from .loading import build_config as build_config
 from .loading import load_config as load_config
 from .loading import read_config_data as read_config_data
 from .loading import resolve as resolve
+from .loading import setting as setting
 from .loading import validate_as as validate_as
 from .loading import validate_config as validate_config
 from .schema import DATA_FREE as DATA_FREE

@@ -58,6 +58,8 @@ class ExecutionConfig(Section):
     def contradictions(self) -> Iterator[str]:
         if self.device == "balanced" and self.streaming == "always":
             yield "execution.device: got 'balanced' with execution.streaming = 'always'; allowed: cuda"
+        if self.dispatch and self.processes > 1:
+            yield f"execution.processes: got {self.processes} with execution.dispatch; allowed: 1, as workers compute"
 
 
 class StoreConfig(Section):
@@ -67,8 +69,8 @@ class StoreConfig(Section):
     """Folder of the artifact store, or its fsspec URL, without password or token."""
     downloads: str = Field("~/.cache/tailored-llama", min_length=1, description="Folder for downloaded wheels.")
     reports: str | None = Field("reports", min_length=1)
-    """Folder that gets a copy of the newest report of each configuration file or deployment, such as
-    reports/quickstart, and index.html, a page of all of them; absent: none."""
+    """Folder that gets a copy of the newest report of each configuration file, file of rows or deployment, such as
+    reports/tailor-quickstart, and index.html, a page of all of them; absent: none."""
     export: str | None = Field(None, min_length=1)
     """Folder that receives, for every benchmark and ratio, a copy of the finished model as one checkpoint with its
     card, such as arc_easy-0.2. The copy takes as much disk space as the model in the store. Absent: no export."""

@@ -1,6 +1,7 @@
 """Loading of configurations: a TOML file and overrides, validated, with all problems in one line."""
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -68,6 +69,13 @@ def read_config_data(path: str | Path | None, overrides: list[str] | None = None
         except tomllib.TOMLDecodeError:
             assign(data, key, value)
     return data
+
+
+def setting(key: str, value: str | list[str]) -> str:
+    """What sets a field to a text or texts, whatever characters they have."""
+    return f"{key}={json.dumps(value, ensure_ascii=False)}".replace(
+        "\x7f", "\\u007f"
+    )  # TOML allows all other characters
 
 
 def validate_config(data: dict[str, Any]) -> RunConfig:

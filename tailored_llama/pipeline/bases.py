@@ -28,7 +28,7 @@ class Step:
 
     @property
     def label(self) -> str:
-        return f"trimmed to {self.tokens:,}" if self.tokens else f"@ {self.ratio:.2f}" if self.ratio else "dense"
+        return f"trimmed to {self.tokens:,}" if self.tokens else steps.at(self.ratio) if self.ratio else "dense"
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _steps(run: Executor, config: SmallestConfig, dense: Dense) -> tuple[tuple[S
         try:
             run.open(steps.check_ratio(config, dense, ratio))
         except InputError as error:
-            unreachable[f"{config.model.short_name} @ {ratio:.2f}"] = one_line(error)
+            unreachable[f"{config.model.short_name} {steps.at(ratio)}"] = one_line(error)
         else:
             reached.append(Step(ratio))
     return tuple(reached), unreachable

@@ -97,7 +97,8 @@ def run_composition(
         composition.check(config)
         for line in composition.announce(config):
             console.print(line, highlight=False, soft_wrap=True)
-        target = report_target(config.store, Path(file or name).stem)
+        of = Path(file).stem if file else "-".join(benchmark.name for benchmark in config.benchmarks)
+        target = report_target(config.store, f"{name}-{of.replace(':', '-')}")
         report = make(composition, config)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

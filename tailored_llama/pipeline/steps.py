@@ -54,6 +54,12 @@ class Dense:
     counts: Artifact | None
 
 
+def at(ratio: float) -> str:
+    """What names a ratio: two digits, or all six that tell it from others."""
+    short = f"{ratio:.2f}"
+    return f"@ {short if float(short) == ratio else f'{ratio:g}'}"
+
+
 def load_examples(benchmark: BenchmarkConfig) -> Node:
     """Load all examples of a benchmark."""
     return stages.examples(f"load {benchmark.name}", settings=data.BenchmarkSource(benchmark))
@@ -157,14 +163,14 @@ def prune_to(config: RunConfig, dense: Dense, ratio: float, prompts: Prompts) ->
     split = None
     if dense.counts:
         split = stages.split(
-            f"choose split @ {ratio:.2f}",
+            f"choose split {at(ratio)}",
             settings=SplitSettings.of(config, ratio),
             **scored,
             counts=dense.counts,
             prompts=prompts.train,
         )
     pruned = stages.pruned(
-        f"prune @ {ratio:.2f}",
+        f"prune {at(ratio)}",
         settings=PruneSettings.of(config, ratio),
         **scored,
         calibration=None if config.reconstruction.method == "none" else dense.calibration,
@@ -177,7 +183,7 @@ def tune(config: RunConfig, names: Sequence[str], ratio: float, base: Artifact, 
     """Tune one adapter for one benchmark or several."""
     label = names[0] if len(names) == 1 else MIXTURE
     shots, settings = {name: prompts.train[name] for name in names}, TuneSettings.of(config, names)
-    return stages.adapter(f"tune {label} @ {ratio:.2f}", settings=settings, pruned=base, prompts=shots)
+    return stages.adapter(f"tune {label} {at(ratio)}", settings=settings, pruned=base, prompts=shots)
 
 
 def tune_adapters(config: RunConfig, ratio: float, base: Artifact, prompts: Prompts) -> dict[str, Artifact]:

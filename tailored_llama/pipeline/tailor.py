@@ -42,15 +42,15 @@ def tailor(run: Executor, config: RunConfig) -> Graph:
 def _tailored(config: RunConfig, dense: Dense, ratio: float, prompts: Prompts) -> TailoredRun[Artifact]:
     """Prune the model to a ratio and tailor it to every benchmark."""
     checkpoint = steps.prune_to(config, dense, ratio, prompts)
-    pruned = steps.measure(config, f"pruned @ {ratio:.2f}", checkpoint, prompts, dense.checkpoint)
+    pruned = steps.measure(config, f"pruned {steps.at(ratio)}", checkpoint, prompts, dense.checkpoint)
     adapters = steps.tune_adapters(config, ratio, checkpoint, prompts)
-    tailored = steps.score_all(config, f"tailored @ {ratio:.2f}", checkpoint, prompts, adapters)
+    tailored = steps.score_all(config, f"tailored {steps.at(ratio)}", checkpoint, prompts, adapters)
     return TailoredRun(ratio, pruned, steps.by_training(config, adapters), tailored)
 
 
 def _quantised_run(config: RunConfig, prompts: Prompts, run: TailoredRun[Artifact]) -> ByType[Artifact]:
     tuned = {name: (run.pruned.checkpoint, run.adapter(name)) for name in run.tailored if run.adapters}
-    return _quantised(config, prompts, f"tailored @ {run.ratio:.2f}", tuned)
+    return _quantised(config, prompts, f"tailored {steps.at(run.ratio)}", tuned)
 
 
 def _quantised(config: RunConfig, prompts: Prompts, label: str, models: Mapping[str, Model]) -> ByType[Artifact]:
@@ -79,7 +79,7 @@ def _exported(
         name = export.benchmark
         if export.ratio != result.ratio or name not in result.tailored or not result.adapters:
             continue
-        title = f"export {name} @ {result.ratio:.2f}"
+        title = f"export {name} {steps.at(result.ratio)}"
         of_benchmark = replace(
             result,
             pruned=_on(result.pruned, name),

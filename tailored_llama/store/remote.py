@@ -219,10 +219,26 @@ def _put(remote: Remote, path: str, content: bytes, mode: Literal["create", "ove
         with open(new, "rb") as file:
             os.fchmod(file.fileno(), 0o644)  # whoever shares the store has to read it
             os.fsync(file.fileno())  # it survives a crash
-        (os.link if mode == "create" else os.replace)(new, path)
+        if mode == "overwrite":
+            os.replace(new, path)
+        else:
+            _link(new, path, content)
     finally:
         with suppress(FileNotFoundError):
             remote.filesystem.rm_file(new)
+
+
+def _link(new: str, path: str, content: bytes) -> None:
+    """Give a file a name that none has. Without hard links, as on exFAT, a reader may find it before it is whole."""
+    try:
+        os.link(new, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        with open(path, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _is_conflict(error: BaseException) -> bool:

@@ -157,9 +157,9 @@ def test_a_configuration_of_one_s_own_is_deployed_updated_and_runs(
     dispatched = [name for name, found in site.task_runs(run).items() if found["state_name"] == "Dispatched"]
     assert sorted(dispatched) == ["score colours tailored @ 0.20", "tune colours @ 0.20"]
     reports = Path(own_run["store"]["reports"])
-    assert (reports / "mine" / "report.html").is_file()
-    assert "mine/report.html" in (reports / "index.html").read_text()
-    assert "| mine (20" in site.server.call("artifacts/runs/latest")["data"]
+    assert (reports / "tailor-mine" / "report.html").is_file()
+    assert "tailor-mine/report.html" in (reports / "index.html").read_text()
+    assert "| tailor-mine (20" in site.server.call("artifacts/runs/latest")["data"]
     failed = run_that_ends(site, "tailor/mine", "FAILED", "no such model")
     until(lambda: site.told_of(failed["id"]), 60, "the webhook's call")
 

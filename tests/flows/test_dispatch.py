@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +15,12 @@ from flows.compositions import sweep, tailor
 from helpers import add_merge, save_tiny_llama
 from services import ROOT
 from tailored_llama import evaluation
-from tailored_llama.config import SweepConfig, build_config, validate_config
+from tailored_llama.config import ExecutionConfig, SweepConfig, build_config, validate_config
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import read_recovery
-from tailored_llama.pipeline import IncompleteRun
+from tailored_llama.pipeline import IncompleteRun, Node, steps
 from tailored_llama.preflight import preflight_tailor
+from tasks import executor
 from tasks.executor import open_store
 
 DISPATCH = {"execution": {"device": "cpu", "dispatch": "pool"}}
@@ -208,3 +210,20 @@ def test_a_deployment_that_is_not_there_is_named(own_run: dict[str, Any]) -> Non
         tailor(config)
     assert set(ended.value.failed) == {"importance taylor_gate", "score colours dense", "perplexity dense"}
     assert ended.value.report is None
+
+
+def test_a_stage_that_is_ordered_again_takes_less_memory(
+    own_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, ordered = validate_config(own_run), list[ExecutionConfig]()
+
+    def killed(node: Node, execution: ExecutionConfig) -> bool:
+        ordered.append(execution)
+        raise ConnectionError("the worker was killed")
+
+    for tries in (1, 2, 3):
+        monkeypatch.setattr(executor, "task_run", SimpleNamespace(run_count=tries))
+        with pytest.raises(ConnectionError):
+            executor.run_stage(steps.load_dense(config), config.store, config.execution, killed)
+    assert [own.batch_tokens for own in ordered] == [None, 1024, 512]
+    assert [own.recompute_activations for own in ordered] == [False, True, True]

@@ -2,8 +2,8 @@
 
     python tests/performance/search_table.py REPORT docs/results/search.csv
 
-REPORT is the folder with answer.json (`reports/smallest` after a search). Copy its `frontier.png` to docs/images, write
-the figures of the proof into docs/results/claims.toml, and run `make pages`.
+REPORT is the folder with answer.json, such as `reports/smallest-smallest` after a search of data/smallest.toml. Copy
+its `frontier.png` to docs/images, write the figures of the proof into docs/results/claims.toml, and run `make pages`.
 """
 
 import csv

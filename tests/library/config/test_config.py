@@ -18,6 +18,8 @@ from tailored_llama.config import (
     SweepConfig,
     composition_of,
     load_config,
+    read_config_data,
+    setting,
     validate_config,
 )
 from tailored_llama.config.training import PROJECTIONS
@@ -234,3 +236,15 @@ def test_a_secret_in_a_query_is_found_whatever_its_case(name: str) -> None:
 @pytest.mark.parametrize("name", ["monkey", "Monkey", "author", "design", "keyboard", "tokens", "turkey", "sigma"])
 def test_a_harmless_parameter_is_no_secret(name: str) -> None:
     assert secret_in(f"https://host/x?{name}=1&b=2") is None
+
+
+@pytest.mark.parametrize("text", ["a \U0001f600 b", "\x7f", 'say "it"', "back\\slash", "two\nlines\x01", "[1, 2]", "7"])
+def test_any_text_can_be_set_by_a_command(text: str) -> None:
+    data = read_config_data(None, [setting("store.export", text), setting("benchmarks", [text])])
+    assert data == {"store": {"export": text}, "benchmarks": [text]}
+
+
+def test_workers_and_processes_of_one_s_own_exclude_each_other() -> None:
+    told = "^execution.processes: got 2 with execution.dispatch; allowed: 1, as workers compute$"
+    with pytest.raises(InputError, match=told):
+        validate_config({"execution": {"device": "cpu", "dispatch": "pool", "processes": 2}})

@@ -154,7 +154,7 @@ def test_an_adapter_that_brought_nothing_is_left_out_unless_the_user_insists(
     ids = torch.tensor([[1, 2, 3, 4]])
     assert torch.equal(load_model(target)(ids).logits, load_model(pruned)(ids).logits)
     assert load_tokenizer(target)("sky")["input_ids"] == load_tokenizer(pruned)("sky")["input_ids"]
-    report = tmp_path / "reports" / "run"
+    report = tmp_path / "reports" / "tailor-run"
     for page in ("report.html", "report.md"):
         assert evidence in (report / page).read_text()
     rows = {row.model: row for row in read_recovery(report)[0]}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from compositions import built, compose, fail, kinds, run_command
+from compositions import built, compose, fail, folders, kinds, run_command
 from helpers import as_toml
 from tailored_llama import training
 from tailored_llama.config import validate_config
@@ -84,3 +84,12 @@ def test_a_stage_that_fails_says_why(file: Path, monkeypatch: pytest.MonkeyPatch
     fail(monkeypatch, (training, "tune"), RuntimeError("a shape is wrong"))
     with pytest.raises(RuntimeError, match="a shape is wrong"):
         run_command(file, "--only", name)
+
+
+def test_ratios_that_are_alike_in_two_digits_have_names_of_their_own(own_run: dict[str, Any], file: Path) -> None:
+    own_run["pruning"]["ratios"] = [0.201, 0.204]
+    file.write_text(as_toml(own_run))
+    root = own_run["store"]["root"]
+    for ratio in (0.201, 0.204):
+        assert run_command(file, "--only", f"prune @ {ratio}")[0] == 0
+    assert len(folders(root, "pruned")) == 2

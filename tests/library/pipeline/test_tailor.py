@@ -128,7 +128,7 @@ def test_an_answer_longer_than_the_context_is_refused_before_heavy_work(
 def test_the_newest_report_lies_under_the_configuration_s_name_and_replaces_no_other_thing(
     file: Path, tmp_path: Path
 ) -> None:
-    target = tmp_path / "reports" / "nightly"
+    target = tmp_path / "reports" / "tailor-nightly"
     status, output, _ = run_command(file)
     assert status == 0
     assert f"report: {target / 'report.html'}" in output.splitlines()

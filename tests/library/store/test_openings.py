@@ -102,3 +102,12 @@ def test_housekeeping_neither_lists_nor_removes_the_record(store: ArtifactStore)
     assert [problem for _, problem in verify(store)] == [None]
     assert remove_artifacts(store, removable(entries, older_than=0, now=in_a_year)) == entries
     assert [number(store, plan) for plan in ("one", "three", "two")] == [1, 3, 2]
+
+
+def test_rows_are_opened_once_where_files_cannot_be_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)  # as on exFAT and many network shares
+    store = ArtifactStore(str(tmp_path / "store"))
+    assert [number(store, plan) for plan in ("one", "one", "two", "one")] == [1, 1, 2, 1]
