@@ -63,7 +63,7 @@ def split(
 ) -> None: ...
 
 
-@stage("pruned", 9, lambda: pruning.prune_model, on_device=True)
+@stage("pruned", 10, lambda: pruning.prune_model, on_device=True)
 def pruned(
     *,
     settings: pruning.PruneSettings,
