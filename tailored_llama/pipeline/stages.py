@@ -75,7 +75,7 @@ def pruned(
 ) -> None: ...
 
 
-@stage("adapter", 13, lambda: training.tune, on_device=True)
+@stage("adapter", 14, lambda: training.tune, on_device=True)
 def adapter(*, settings: training.TuneSettings, pruned: Artifact, prompts: Artifacts) -> None: ...
 
 
