@@ -60,8 +60,8 @@ class ReconstructionConfig(Section):
     """How the kept weights are fitted on the calibration text, to compensate for the removed ones."""
 
     method: Reconstruction = "static"
-    """What ridge least squares fit. static: o_proj and down_proj, to the dense layer's outputs, on the dense model's
-    activations; none: nothing."""
+    """What ridge least squares fit. static: o_proj where heads leave and down_proj where channels do, to the dense
+    layer's outputs, on the dense model's activations; none: nothing."""
     ridge: float = Field(0.1, gt=0, le=1)
     """Ridge pull to the dense weights, as a fraction of the mean squared activation."""
 

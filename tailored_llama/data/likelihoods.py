@@ -150,6 +150,7 @@ def _written(targets: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float
     for position in count():
         best = max(left, key=lambda choice: logprobs[choice][position])
         left = [choice for choice in left if targets[choice][position] == targets[best][position]]
+        best = min(left, key=lambda choice: len(targets[choice]))
         if len(left) == 1 or position + 1 == len(targets[best]):
             break
     return best

@@ -50,6 +50,7 @@ from .load import load_model as load_model
 from .load import load_tokenizer as load_tokenizer
 from .load import stored_dtype as stored_dtype
 from .moments import layer_moments as layer_moments
+from .packing import HEAD_POSITIONS as HEAD_POSITIONS
 from .packing import Document as Document
 from .packing import batches as batches
 from .packing import context_length as context_length

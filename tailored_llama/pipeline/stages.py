@@ -63,7 +63,7 @@ def split(
 ) -> None: ...
 
 
-@stage("pruned", 9, lambda: pruning.prune_model, on_device=True)
+@stage("pruned", 10, lambda: pruning.prune_model, on_device=True)
 def pruned(
     *,
     settings: pruning.PruneSettings,
@@ -75,7 +75,7 @@ def pruned(
 ) -> None: ...
 
 
-@stage("adapter", 13, lambda: training.tune, on_device=True)
+@stage("adapter", 14, lambda: training.tune, on_device=True)
 def adapter(*, settings: training.TuneSettings, pruned: Artifact, prompts: Artifacts) -> None: ...
 
 

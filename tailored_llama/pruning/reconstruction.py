@@ -27,11 +27,11 @@ def reconstruct(
 
         Ŵ = (Yᵀ X + λ W_K) (Xᵀ X + λ I)⁻¹,   λ = ridge · mean of the diagonal of Xᵀ X
 
-    Nothing changes where nothing is removed. Beside the model, memory holds the hidden states of the calibration tokens
-    and the normal equations (`solver_bytes`).
+    A projection whose inputs all stay is left as it is. Beside the model, memory holds the hidden states of the
+    calibration tokens and the normal equations (`solver_bytes`).
 
     Yields:
-        Weights [out, kept inputs] by name, in the model's dtype.
+        Fitted weights [out, kept inputs] by name, in the model's dtype.
     """
     layers = layers_of(model)
     with layers.shelf() as shelf:  # hidden states by layer and batch
@@ -41,7 +41,7 @@ def reconstruct(
             fits = {}
             for projection in _OUTPUTS:
                 name = f"model.layers.{number}.{projection}.weight"
-                if name in stays:
+                if name in stays and not stays[name][1].all():
                     fits[name] = _Fit(layer.get_submodule(projection), stays[name][1])
             with ExitStack() as hooks:
                 for fit in fits.values():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from tailored_llama import models
 from tailored_llama.config import AdapterConfig
@@ -46,15 +47,27 @@ def sample_losses(model: Any, batch: Sequence[Sample]) -> list[Tensor]:
 
 
 def choice_losses(model: Any, batch: Sequence[Sample]) -> list[list[Tensor]]:
-    """The negative log-likelihoods of every choice's tokens, of every sample of a packed row, in nats."""
+    """The negative log-likelihoods of every choice's tokens, of every sample of a packed row, in nats.
+
+    Logits exist for a bounded number of positions at a time. If there are more, they are computed again for gradients.
+    """
     row = models.row_of([sample.encoded for sample in batch])
     states = models.packed_states(model, row.documents, torch.tensor(row.positions))
     sizes = [len(tokens) for sample in batch for tokens in sample.encoded.targets]
-    logits = models.head_logits(model, states)  # all choices at once, so that the head is read only once
-    targets = torch.tensor(row.targets, dtype=torch.int64, device=logits.device)
-    losses = cross_entropy(logits.float(), targets, reduction="none")
+    targets = torch.tensor(row.targets, dtype=torch.int64, device=states.device)
+    chunks = list(zip(states.split(models.HEAD_POSITIONS), targets.split(models.HEAD_POSITIONS), strict=True))
+    if len(chunks) == 1:
+        losses = _nll(model, *chunks[0])
+    else:
+        again: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # nothing is drawn there
+        losses = torch.cat([checkpoint(_nll, model, *chunk, **again) for chunk in chunks])
     parts = iter(losses.split(sizes))
     return [[next(parts) for _ in sample.scales] for sample in batch]
+
+
+def _nll(model: Any, states: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihoods [positions] of target tokens, from the states before them."""
+    return cross_entropy(models.head_logits(model, states).float(), targets, reduction="none")
 
 
 def add_gradients(now: Training, batch: Sequence[Sample]) -> float:

@@ -26,7 +26,7 @@ from helpers import (
 )
 from tailored_llama.config import BenchmarkConfig, PruningConfig, Work
 from tailored_llama.config.training import PROJECTIONS
-from tailored_llama.data import Prompt, encode_prompt, loglikelihoods, shared_header
+from tailored_llama.data import Prompt, encode_prompt, loglikelihoods, score_prompts, shared_header
 from tailored_llama.data.prompts import PROMPTS_SCHEMA
 from tailored_llama.errors import InputError
 from tailored_llama.evaluation import ScoreSettings, score_benchmark
@@ -302,3 +302,13 @@ def test_labels_are_written_as_greedy_generation_that_only_they_may_follow_write
     ranked = predict(prompts, loglikelihoods(model, [encode_prompt(tokenizer, own, 256) for own in prompts], 1024))
     assert ranked["prediction"] != expected
     assert json.loads((out / "metrics.json").read_text())["written"] is True
+
+
+@pytest.mark.parametrize("labels", [(" no", " nobody", " not"), (" nobody", " not", " no")])
+def test_without_an_end_the_shortest_label_that_begins_the_others_is_written(
+    tiny: Path, labels: tuple[str, ...]
+) -> None:
+    model, tokenizer = load_model(tiny), load_tokenizer(tiny)
+    tokenizer.eos_token = None
+    asked = [replace(prompt("Is it? Answer:", *labels), is_ended=True)]
+    assert score_prompts(model, tokenizer, asked, True, 1024)[2] == [labels.index(" no")]

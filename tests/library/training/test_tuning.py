@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.autograd.graph import saved_tensors_hooks
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from helpers import CPU, render_split, save_tiny_llama, tune, tune_settings, write_own_benchmark
@@ -22,10 +23,21 @@ from tailored_llama import training
 from tailored_llama.config import BenchmarkConfig, ExecutionConfig, TuningConfig, Work
 from tailored_llama.data import Prompt, read_prompts
 from tailored_llama.errors import InputError
-from tailored_llama.models import FAMILIES, encode_pair, load_model, load_tokenizer, merge_adapter, using_threads
+from tailored_llama.models import (
+    FAMILIES,
+    HEAD_POSITIONS,
+    add_adapter,
+    encode_pair,
+    load_model,
+    load_tokenizer,
+    merge_adapter,
+    packed_attention,
+    using_threads,
+)
 from tailored_llama.training import loop, tuning
 from tailored_llama.training.loop import Course, learning_rate
-from tailored_llama.training.losses import sample_losses
+from tailored_llama.training.losses import Sample, outcomes, sample_losses
+from tailored_llama.training.state import trained
 from tailored_llama.training.tuning import encode_sample
 
 QUICK = TuningConfig(epochs=3, learning_rate=2e-2, batch_size=4, dropout=0.1)
@@ -252,6 +264,44 @@ def test_where_memory_runs_out_a_step_is_begun_again_in_smaller_parts(
     monkeypatch.setattr("tailored_llama.training.losses.sample_losses", never)
     with pytest.raises(MemoryError):
         tune(tiny, prompts, quiet, folder("none"))
+
+
+def test_logits_are_bounded_forth_and_back_and_small_steps_read_the_head_once(tiny: Path) -> None:
+    tokenizer, model = load_tokenizer(tiny), add_adapter(load_model(tiny), QUICK.model_copy(update={"dropout": 0.0}))
+    texts = [letter * 150 for letter in "abcd"]
+    prompts = [Prompt(i, (text[:9],), (" " + text,), 0, (150,), is_ended=True) for i, text in enumerate(texts)]
+    samples, rows, kept = [encode_sample(tokenizer, 256, None, prompt) for prompt in prompts], list[int](), list[int]()
+    model.get_output_embeddings().register_forward_hook(lambda _, given, logits: rows.append(logits.shape[-2]))
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape[-1:] == (model.config.vocab_size,):
+            kept.append(len(tensor))
+        return tensor
+
+    def gradients(*batches: list[Sample]) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        rows.clear()
+        for batch in batches:
+            kept.clear()
+            with saved_tensors_hooks(keep, lambda tensor: tensor):
+                losses = sample_losses(model, batch)
+            torch.stack(losses).sum().backward()
+        return {name: parameter.grad.clone() for name, parameter in trained(model).items()}
+
+    with packed_attention(model):
+        alone = gradients(*([sample] for sample in samples))
+        assert rows == [152] * 4
+        assert sum(kept) >= 152
+        together = gradients(samples)
+    assert any(gradient.abs().max() > 1e-3 for gradient in alone.values())
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+    assert max(rows) <= HEAD_POSITIONS < 4 * 152
+    assert sum(kept) <= HEAD_POSITIONS
+    rows.clear()
+    found = outcomes(model, samples, QUICK, 2048)
+    assert sum(rows) == 4 * 152
+    assert max(rows) <= HEAD_POSITIONS
+    assert found == [outcomes(model, [sample], QUICK, 2048)[0] for sample in samples]
 
 
 def test_a_small_step_takes_one_thread_and_gives_the_others_back(
