@@ -67,7 +67,8 @@ def choice_losses(model: Any, batch: Sequence[Sample]) -> list[list[Tensor]]:
 
 def _nll(model: Any, states: Tensor, targets: Tensor) -> Tensor:
     """Negative log-likelihoods [positions] of target tokens, from the states before them."""
-    return cross_entropy(models.head_logits(model, states).float(), targets, reduction="none")
+    logits = models.head_logits(model, states)
+    return cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
 
 
 def add_gradients(now: Training, batch: Sequence[Sample]) -> float:
