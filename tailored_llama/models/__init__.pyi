@@ -26,6 +26,7 @@ from .convert import load_gguf_tokenizer as load_gguf_tokenizer
 from .convert import prepare_dense as prepare_dense
 from .convert import read_tokenizer as read_tokenizer
 from .convert import source_tokenizer as source_tokenizer
+from .devices import HEAD_POSITIONS as HEAD_POSITIONS
 from .devices import busy_threads as busy_threads
 from .devices import check_solver as check_solver
 from .devices import device_slot as device_slot
@@ -34,6 +35,7 @@ from .devices import passes_at_once as passes_at_once
 from .devices import pick_device as pick_device
 from .devices import side_by_side as side_by_side
 from .devices import solver_bytes as solver_bytes
+from .devices import tuning_bytes as tuning_bytes
 from .devices import using_threads as using_threads
 from .embedded import EMBEDDED_MODELS as EMBEDDED_MODELS
 from .families import FAMILIES as FAMILIES
@@ -50,7 +52,6 @@ from .load import load_model as load_model
 from .load import load_tokenizer as load_tokenizer
 from .load import stored_dtype as stored_dtype
 from .moments import layer_moments as layer_moments
-from .packing import HEAD_POSITIONS as HEAD_POSITIONS
 from .packing import Document as Document
 from .packing import batches as batches
 from .packing import context_length as context_length

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from tailored_llama.config import ExecutionConfig, Reconstruction
+from tailored_llama.config import AdapterConfig, ExecutionConfig, Reconstruction
 from tailored_llama.errors import InputError
 from tailored_llama.memory import free_memory
 from tailored_llama.models.checkpoints import Structure
@@ -27,6 +27,7 @@ Result = TypeVar("Result")
 # another pass instead, and where it would have nothing else to do. With fewer, waking it takes longer than it saves.
 _OF_MANY, _OF_ONE = 2**29, 2**26
 _AT_MOST = 16  # passes at once, each with activations of its own
+HEAD_POSITIONS = 256  # with logits in memory at once: 131 MB in float32 for 128,000 vocabulary entries
 BALANCED = "balanced"  # all GPUs of the machine
 EVERY = 0.5  # seconds between two looks for a free device
 
@@ -103,6 +104,22 @@ def solver_bytes(structure: Structure) -> int:
     attention, channels = structure.layer.heads * structure.head_dim, structure.layer.channels
     sums = 4 * (attention**2 + channels**2) + 4 * structure.hidden_size * (attention + channels)
     return sums + 8 * max(attention, channels) ** 2
+
+
+def tuning_bytes(structure: Structure, adapter: AdapterConfig, tokens: int, recompute: bool) -> int:
+    """Most memory that tuning takes beside the weights, in passes of so many tokens, nearly all of it in float32.
+
+    Of each number that is trained there are five: itself, its gradient, two of AdamW, and the best one so far. A layer
+    keeps for the gradients of each token what its projections, norms and products read; with `recompute` one layer
+    does, and the others keep their hidden states. Logits have log-probabilities and gradients of their size.
+    """
+    hidden, channels, layers = structure.hidden_size, structure.layer.channels, structure.depth
+    queries, keys = (structure.head_dim * heads for heads in (structure.layer.heads, structure.layer.kv_heads))
+    outside = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "o_proj": queries}  # the side that is not hidden
+    trained = adapter.rank * layers * sum(hidden + outside.get(target, channels) for target in adapter.targets)
+    inside = 16 * channels + 24 * (hidden + queries) + 8 * keys
+    kept = tokens * (inside + 4 * layers * hidden if recompute else layers * inside)
+    return 5 * 4 * trained + kept + 3 * 4 * min(tokens, HEAD_POSITIONS) * structure.size.vocab_size
 
 
 def check_solver(structure: Structure, method: Reconstruction, device: str) -> None:

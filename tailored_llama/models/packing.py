@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tailored_llama.memory import out_of_memory
 from tailored_llama.models.attention import ATTENTION, Block, Header, Row
-from tailored_llama.models.devices import side_by_side, threads_each
+from tailored_llama.models.devices import HEAD_POSITIONS, side_by_side, threads_each
 from tailored_llama.models.families import family_of
 from tailored_llama.models.load import head_logits
 
@@ -29,7 +29,6 @@ Result = TypeVar("Result")
 # Rows of few lengths find their kernels compiled.
 _ROW_MULTIPLE = 32
 _PROBABILITY_ROWS = 8  # on a CPU: with more, memory of this size is freed and faulted in again, which takes longer
-HEAD_POSITIONS = 256  # with logits in memory at once: 131 MB in float32 for 128,000 vocabulary entries
 
 
 @dataclass(frozen=True)

@@ -34,23 +34,34 @@ _LAYERS = "model.layers."
 
 
 def open_model(
-    folder: Path, execution: ExecutionConfig, scratch: Path, adapter: Path | None = None, whole: str | None = None
+    folder: Path,
+    execution: ExecutionConfig,
+    scratch: Path,
+    adapter: Path | None = None,
+    whole: str | None = None,
+    beside: int = 0,
 ) -> Any:
     """Load a checkpoint for work that goes layer by layer: streamed or whole, as `execution.streaming` says.
 
     `auto` streams weights that are larger than the free memory; several devices have the same share of them. Hidden
     states that do not fit go to `scratch`, a folder on disk. An adapter is merged, which needs the whole model; `whole`
-    names any other work that does. With `always` it is an InputError.
+    names any other work that does, and `beside` the bytes that it takes beside the weights. With `always` it is an
+    InputError. With `auto`, a warning says what it takes and what is free.
+
+    The host's memory is not counted for weights that go to a GPU: their files are mapped.
     """
     devices, asked = devices_of(execution.device), execution.streaming
-    if asked == "always" or (asked == "auto" and weight_bytes(folder) > len(devices) * min(map(free_memory, devices))):
+    needs = weight_bytes(folder) + beside
+    free = len(devices) * min(map(free_memory, devices)) if asked == "auto" else needs
+    if asked == "always" or needs > free:
         kind = read_structure(folder).model_type
         whole = "an adapter" if adapter else whole if family_of(kind).packed else f"a model of type {kind}"
         if not whole:
             return stream_model(folder, devices[0], scratch)
         if asked == "always":
             raise InputError(f"execution.streaming: got 'always' with {whole}; allowed: auto or never")
-        _log.warning("%s: its weights do not fit into memory, but %s cannot be streamed", folder, whole)
+        figures = folder, needs / 1e9, free / 1e9, whole
+        _log.warning("%s: takes up to %.1f GB of memory, %.1f are free, but %s cannot be streamed", *figures)
     return load_model(folder, adapter, execution.device)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from tailored_llama import models
 from tailored_llama.config import WRITTEN, Metric, Work, part_of
@@ -34,8 +35,12 @@ def tune(pruned: Path, prompts: Mapping[str, Path], *, settings: TuneSettings, w
     """
     adapter, execution = settings.adapter, work.execution
     torch.manual_seed(settings.seed)
-    base = models.open_model(pruned, execution, work.out, whole="tuning")
-    shots, held_out, examples = _samples(pruned, prompts, settings, models.context_length(base))
+    structure, config = models.read_structure(pruned), AutoConfig.from_pretrained(pruned).get_text_config()
+    shots, held_out, examples = _samples(pruned, prompts, settings, config.max_position_embeddings)
+    longest = max(map(len, shots))
+    tokens = max(longest, min(adapter.micro_batch_tokens, adapter.batch_size * longest))
+    needs = models.tuning_bytes(structure, adapter, tokens, execution.recompute_activations)
+    base = models.open_model(pruned, execution, work.out, whole="tuning", beside=needs)
     model = models.add_adapter(base, adapter)
     course = Course(shots, held_out, settings.seed, adapter.epochs, adapter.patience)
     measured, (untuned, kept) = train(model, course, adapter, work)  # a new adapter changes nothing

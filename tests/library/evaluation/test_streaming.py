@@ -117,7 +117,7 @@ def test_what_needs_the_whole_model_is_refused_or_loaded_whole(
     monkeypatch.setattr(streaming, "free_memory", lambda device: 1000)
     with caplog.at_level(logging.WARNING):
         whole = score(tiny, benchmark_and_prompts, folder("whole"), AUTO, adapter=adapter)
-    assert "its weights do not fit into memory, but an adapter cannot be streamed" in caplog.text
+    assert "takes up to 0.0 GB of memory, 0.0 are free, but an adapter cannot be streamed" in caplog.text
     assert whole == score(tiny, benchmark_and_prompts, folder("never"), RESIDENT, adapter=adapter)
 
 

@@ -32,6 +32,7 @@ from tailored_llama.models import (
     load_tokenizer,
     merge_adapter,
     packed_attention,
+    streaming,
     using_threads,
 )
 from tailored_llama.training import loop, tuning
@@ -302,6 +303,46 @@ def test_logits_are_bounded_forth_and_back_and_small_steps_read_the_head_once(ti
     assert sum(rows) == 4 * 152
     assert max(rows) <= HEAD_POSITIONS
     assert found == [outcomes(model, [sample], QUICK, 2048)[0] for sample in samples]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "qwen3"])
+def test_tuning_tells_if_less_is_free_than_it_holds_and_not_if_plenty_is(
+    tmp_path: Path,
+    prompts: Path,
+    folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    architecture: str,
+    recompute: bool,
+) -> None:
+    wide = {"hidden_size": 64, "intermediate_size": 256, "head_dim": 32, "initializer_range": 0.02, "pad_token_id": 0}
+    checkpoint = save_tiny_llama(tmp_path / "model", architecture=architecture, **wide)
+    real, held = sample_losses, list[int]()
+
+    def losses(model: Any, batch: Any) -> Any:
+        here: dict[int, torch.Tensor] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            here[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            found = real(model, batch)
+        for parameter in model.parameters():
+            here[parameter.untyped_storage().data_ptr()] = parameter
+        held.append(sum(tensor.untyped_storage().nbytes() for tensor in here.values()))
+        return found
+
+    monkeypatch.setattr("tailored_llama.training.losses.sample_losses", losses)
+    execution = ExecutionConfig(device="cpu", recompute_activations=recompute)
+    tune(checkpoint, prompts, QUICK.model_copy(update={"dropout": 0.0}), folder("whole"), execution=execution)
+    assert "cannot be streamed" not in caplog.text
+    for free, told in ((max(held), True), (3 * max(held), False)):
+        caplog.clear()
+        monkeypatch.setattr(streaming, "free_memory", lambda device, free=free: free)
+        tune(checkpoint, prompts, QUICK, folder(f"free-{free}"), execution=execution)
+        assert ("but tuning cannot be streamed" in caplog.text) is told
 
 
 def test_a_small_step_takes_one_thread_and_gives_the_others_back(
