@@ -7,6 +7,7 @@ import pytest
 
 from compositions import compose
 from flows.compositions import FLOWS
+from helpers import write_own_benchmark
 from tailored_llama.config import build_config
 from tailored_llama.pipeline import COMPOSITIONS
 from tailored_llama.store import REPORTS
@@ -40,6 +41,7 @@ def made(config: dict[str, Any], name: str, root: Path, is_flow: bool, execution
 
 @pytest.mark.parametrize("name", OWN)
 def test_all_executors_make_the_same(own_run: dict[str, Any], name: str, tmp_path: Path, workers: Any) -> None:
+    write_own_benchmark(tmp_path / "data", train=80)  # enough for a search to choose with
     plain = made(own_run, name, tmp_path / "plain", False, {})
     assert len(plain) > 5
     for number, (executor, how) in enumerate(EXECUTORS.items()):

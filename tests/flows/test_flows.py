@@ -10,7 +10,7 @@ import pytest
 from compositions import built, compose, kinds, status_of
 from flows.__main__ import app
 from flows.compositions import FLOWS, tailor
-from helpers import as_toml
+from helpers import as_toml, write_own_benchmark
 from services import ROOT
 from tailored_llama.config import load_config, validate_config
 from tailored_llama.errors import InputError
@@ -32,6 +32,7 @@ def test_a_flow_runs_to_its_end_and_all_of_it_is_found_without_prefect(
     path, root = tmp_path / "run.toml", own_run["store"]["root"]
     if name == "smallest":
         own_run["store"]["export"] = str(tmp_path / "models")
+        write_own_benchmark(tmp_path / "data", train=80)  # enough to choose with
     path.write_text(as_toml(own_run).join(STUDIES[name]))
     assert status_of(app, [name, str(path)]) == 0
     (page,) = (Path(line[8:]) for line in capsys.readouterr().out.splitlines() if line.startswith("report: "))

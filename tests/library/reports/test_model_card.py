@@ -12,7 +12,7 @@ from tailored_llama.config import BenchmarkConfig, ModelConfig, exports, validat
 from tailored_llama.data.builtin import SEVEN
 from tailored_llama.data.templates import shipped
 from tailored_llama.errors import InputError
-from tailored_llama.models import Base, ModelSource, base_of, cards, find_model, write_card
+from tailored_llama.models import Base, ModelSource, base_of, find_model, sources, write_card
 from tailored_llama.models.cards import merged_card
 from tailored_llama.reports.cards import _settings, prompt_of
 from tailored_llama.store import FINISHED, ArtifactStore, place, sha256_file
@@ -81,7 +81,7 @@ def test_a_hub_model_s_card_is_read_where_it_was_fetched(tmp_path: Path, monkeyp
     commit = "1" * 40
     (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}')
     for folder, licence, half in ((tmp_path, {"license": "gemma"}, "bfloat16"), (None, {}, None)):
-        monkeypatch.setattr(cards, "hub_file", lambda *names, folder=folder: folder and folder / names[-1])
+        monkeypatch.setattr(sources, "hub_file", lambda *names, folder=folder: folder and folder / names[-1])
         base = base_of(ModelSource("hub", "owner/name", commit))
         assert base == Base("owner/name", f"the Hugging Face Hub, commit {commit}", "owner/name", licence, half)
 
