@@ -143,7 +143,7 @@ def gguf(
         ),
     ] = None,
 ) -> None:
-    """Write a checkpoint as a GGUF file, for llama.cpp and Ollama."""
+    """Write a checkpoint as a GGUF file, for llama.cpp."""
     kind = as_gguf_type(gguf_type)
     for file in [out, *([imatrix] if imatrix and data else [])]:
         check_new_file(file)

@@ -113,7 +113,7 @@ def served(*, settings: evaluation.ScoreSettings, checkpoint: Artifact, gguf: Ar
 def speed(*, settings: None = None, gguf: Artifact) -> None: ...
 
 
-@stage(GGUF, 8, lambda: serving.export_gguf, on_device=True)
+@stage(GGUF, 9, lambda: serving.export_gguf, on_device=True)
 def gguf(
     *,
     settings: serving.GgufSettings,
@@ -123,11 +123,11 @@ def gguf(
 ) -> None: ...
 
 
-@stage("source", 5, lambda: serving.copy_source)
+@stage("source", 6, lambda: serving.copy_source)
 def source(*, settings: serving.SourceSettings, checkpoint: Artifact, prompts: Artifacts) -> None: ...
 
 
-@stage(FINISHED, 9, lambda: reporting.export_model)
+@stage(FINISHED, 10, lambda: reporting.export_model)
 def finished(
     *,
     settings: reporting.ExportSettings,

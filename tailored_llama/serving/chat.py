@@ -1,24 +1,19 @@
-"""The prompt of a job in what is shipped: chat template, grammar and Modelfile; and how to ask for one answer."""
+"""The prompt of a job in what is shipped: chat template and grammar; and how to ask for one answer."""
 
 import json
-import re
 import shlex
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
 
-from tailored_llama.data import LAYOUT, Chat, Turns
-from tailored_llama.errors import InputError
+from tailored_llama.data import LAYOUT, Chat
 from tailored_llama.models import load_tokenizer, special_around, with_end
 from tailored_llama.serving.server import GRAMMAR, TEMPLATE
 
 SCHEMA = "schema.json"
-_PROMPT, _SYSTEM = "\ue010", "\ue011"  # private characters, in place of two messages
-_FIELDS = {_PROMPT: "{{ .Prompt }}", _SYSTEM: "{{ .System }}"}  # of Ollama
 
 
 def write_chat_template(folder: Path, chat: Chat, tokenizer: Any = None) -> None:
@@ -92,38 +87,6 @@ def shipped_chat(chat: Chat, folder: Path) -> Chat:
     return replace(chat, schema=schema, answers=chat.answers if (folder / GRAMMAR).is_file() else ())
 
 
-def modelfile(file: str, chat: Chat | None = None, tokenizer: Any = None) -> str:
-    """Ollama's Modelfile, with the prompt as template; an answer has no more tokens than the longest may have."""
-    lines = [f"FROM ./{file}", "PARAMETER temperature 0"]
-    if chat:
-        if template := _one_turn(chat, tokenizer) if chat.template else _in_go(_PROMPT.join(chat.parts)):
-            lines.append(f'TEMPLATE """{template}"""')
-        ends = filter(None, (*chat.stop, chat.end))
-        lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in ends]
-        lengths = [len(tokenizer.encode(answer, add_special_tokens=False)) for answer in chat.answers]
-        if most := max(lengths, default=chat.new_tokens):
-            lines.append(f"PARAMETER num_predict {most}")
-    return "\n".join(lines) + "\n"
-
-
-def _one_turn(chat: Chat, tokenizer: Any) -> str:
-    """A base's chat template of one turn, and after a system message, as Ollama's; empty: it does not write it once."""
-    user, system = {"role": "user", "content": _PROMPT}, {"role": "system", "content": _SYSTEM}
-    asked = {1: "", 2: ""}
-    for messages in ([user], [system, user]):
-        with suppress(InputError):
-            text = Turns(tokenizer, chat.template).ask("Modelfile", messages)
-            if all(text.count(message["content"]) == 1 for message in messages):
-                asked[len(messages)] = _in_go(text.removeprefix(special_around(tokenizer, "a")[0]))  # which Ollama adds
-    return "{{ if .System }}" + asked[2] + "{{ else }}" + asked[1] + "{{ end }}" if all(asked.values()) else asked[1]
-
-
-def _in_go(text: str) -> str:
-    """A text as Ollama's template, which is Go's; JSON's strings are Go's as well."""
-    parts = filter(None, re.split(f"([{_PROMPT}{_SYSTEM}])", text))
-    return "".join(_FIELDS.get(part) or "{{ " + json.dumps(part, ensure_ascii=False) + " }}" for part in parts)
-
-
 def written_options(stop: Sequence[str], new_tokens: int, schema: Any) -> dict[str, Any]:
     """What goes with the request of a written answer: what ends it, and the schema of one in JSON."""
     options: dict[str, Any] = {"stop": [*stop]} if stop else {}
@@ -155,10 +118,9 @@ def how_to_ask(name: str, chat: Chat | None, file: Path | None = None) -> str:
     values: dict[str, Any] = {"name": name, "chat": chat, "file": file and file.name}
     values["port"] = port = 8080 if file else 8000  # of llama-server and of vllm, unless they are told
     values["beside"] = bool(file and file.with_name(TEMPLATE).is_file())
-    values["ollama"] = file.with_name("Modelfile").read_text(encoding="utf-8") if file else ""
     if chat:
         shown = chat.with_words()
         values |= {"messages": [{"role": "user", "content": shown.message}], "options": _options(shown, file)}
-        values |= {"curl": curl_call(chat, file, f"http://127.0.0.1:{port}"), "message": shlex.quote(shown.message)}
+        values["curl"] = curl_call(chat, file, f"http://127.0.0.1:{port}")
     template = (Path(__file__).parent / "templates" / "how_to_ask.md.j2").read_text(encoding="utf-8")
     return Environment(trim_blocks=True, lstrip_blocks=True).from_string(template).render(values).strip()

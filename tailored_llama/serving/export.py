@@ -28,7 +28,7 @@ from tailored_llama.models import (
     unfused,
     write_shards,
 )
-from tailored_llama.serving.chat import how_to_ask, modelfile, write_chat_template, write_grammar, write_schema
+from tailored_llama.serving.chat import how_to_ask, write_chat_template, write_grammar, write_schema
 from tailored_llama.serving.converter import is_converted
 from tailored_llama.serving.gguf import write_gguf
 from tailored_llama.serving.gguf_layout import layout_of, restored, written_shapes
@@ -46,7 +46,7 @@ def export_gguf(
     settings: GgufSettings,
     work: Work,
 ) -> dict[str, Any]:
-    """Stage: write a checkpoint as `NAME-TYPE.gguf`, an adapter merged in first, with `Modelfile` and `README.md`.
+    """Stage: write a checkpoint as `NAME-TYPE.gguf`, an adapter merged in first, with `README.md`.
 
     `prompts` are those of the model's benchmarks: its weights are rounded for them in fewer than eight bits, its chat
     template asks them, and `grammar.gbnf` or `schema.json` allows their answers. If no chat asks all of them, the
@@ -69,7 +69,7 @@ def export_gguf(
         job = job_of(source, prompts or {}, work.execution) if rounded else None
         written = write_gguf(source, gguf_type=settings.type, out=out / file, name=name, by=job, progress=work.progress)
     copy_licence(checkpoint, out)
-    _write_around(out / file, chat, load_tokenizer(checkpoint), written.padded_channels)
+    _write_around(out / file, chat, written.padded_channels)
     return {"bytes": written.size, "padded_channels": written.padded_channels}
 
 
@@ -87,21 +87,19 @@ def copy_source(
         EMBEDDED_MODELS[source.name].write(work.downloads, file, out)
     else:
         shutil.copyfile(path, file)
-    tokenizer = load_tokenizer(checkpoint)
     if chat := read_chat(*prompts.values()):
-        write_chat_template(out, chat, tokenizer)
-    _write_around(file, chat, tokenizer)
+        write_chat_template(out, chat, load_tokenizer(checkpoint))
+    _write_around(file, chat)
     return {"bytes": file.stat().st_size}
 
 
-def _write_around(file: Path, chat: Chat | None, tokenizer: Any, padded_channels: int = 0) -> None:
+def _write_around(file: Path, chat: Chat | None, padded_channels: int = 0) -> None:
     """Write what a server needs beside a GGUF file, and a card."""
     name, out = file.stem.rpartition("-")[0], file.parent
     if chat:
         write_grammar(out, chat)
         write_schema(out, chat)
         write_chat(out, chat)
-    (out / "Modelfile").write_text(modelfile(file.name, chat, tokenizer), encoding="utf-8")
     about = f"{padded_channels:,} MLP channels of zeros are included. " if padded_channels else ""
     card = f"""# {name} for llama.cpp
 

@@ -1,4 +1,4 @@
-"""A checkpoint as a GGUF file, for llama.cpp and what is built on it (Ollama, LM Studio).
+"""A checkpoint as a GGUF file, for llama.cpp and what is built on it (such as LM Studio).
 
 Every number is written and quantised by the package `gguf`.
 """

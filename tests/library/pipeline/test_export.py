@@ -296,8 +296,8 @@ def test_a_gguf_file_is_exported_beside_the_checkpoint(exporting: dict[str, Any]
     assert fields["tokenizer.chat_template"] == template
     assert template.endswith("{{ ('' + messages[-1]['content'] + '').rstrip() }}")
     assert (folder / "grammar.gbnf").read_text() == 'root ::= " red" | " blue" | " green" | " black"\n'
-    assert "FROM ./colours-0.2-f32.gguf" in (folder / "Modelfile").read_text()
-    assert "ollama create colours-0.2 -f Modelfile" in (folder / "README.md").read_text()
+    assert not (folder / "Modelfile").exists()
+    assert f"llama-server -m {file.name}" in (folder / "README.md").read_text()
 
     written = file.stat().st_mtime
     exporting["store"]["export_formats"] = ["gguf:f32", "gguf:q8_0", "gguf:q4_0"]

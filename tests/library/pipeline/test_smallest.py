@@ -114,7 +114,6 @@ def test_the_smallest_proven_model_is_shipped_and_found_again(run: dict[str, Any
     template = "{% set unread = messages[0]['content'] %}{{ 'Question: ' + messages[-1]['content'] + '\\nAnswer:' }}"
     assert open_gguf(file, file.name).fields["tokenizer.chat_template"].contents() == template
     assert '"content": "the words of the question"' in (shipped / "README.md").read_text()
-    assert 'TEMPLATE """{{ "Question: " }}{{ .Prompt }}{{ "\\nAnswer:" }}"""' in (shipped / "Modelfile").read_text()
 
     before = built(run["store"]["root"])
     assert answer_to(run) == answer

@@ -14,10 +14,9 @@ from transformers import PreTrainedTokenizerFast
 import helpers
 from llama_server import LlamaServer, llama_server
 from tailored_llama.config import BenchmarkConfig, Work, validate_config
-from tailored_llama.data import BenchmarkSource, Chat, load_benchmark, read_chat, read_prompts
+from tailored_llama.data import BenchmarkSource, load_benchmark, read_chat, read_prompts
 from tailored_llama.models import encode, encode_pair, load_tokenizer
 from tailored_llama.serving import GgufSettings, export_gguf, write_chat_template
-from tailored_llama.serving.chat import modelfile
 from tailored_llama.training.tuning import encode_sample
 
 ENDS = ("", " ", "\n", '"', "'", "\\n", " é☃", "{x}{{ y }}", "<|end|>")
@@ -106,9 +105,8 @@ def test_the_card_s_request_gets_one_of_the_answers(folder: Callable[[str], Path
         prompts, out = jobs[job], folder(job)
         model = chatting if job == "turns" else checkpoint
         export_gguf(model, None, {"job": prompts}, settings=GgufSettings("f16", "job"), work=Work(out))
-        card, modelfile = (out / "README.md").read_text(), (out / "Modelfile").read_text()
+        card = (out / "README.md").read_text()
         assert ("--grammar-file grammar.gbnf" in card) == bool(answers)
-        assert "{{ .Prompt }}" in modelfile
         with llama_server(out / "job-f16.gguf") as server:
             said = {asked_by_card(server, card, row["text"]) for row in ROWS}
         assert said <= {*(answers or (" the words of the first choice", " the words of the second choice"))}
@@ -126,7 +124,6 @@ def test_a_server_with_the_schema_writes_json_of_it(folder: Callable[[str], Path
     settings, work = GgufSettings("f16", "job"), Work(out := folder("out"))
     export_gguf(checkpoint, adapter, {"job": prompts}, settings=settings, work=work)
     schema = json.loads((out / "schema.json").read_text())
-    assert "stop" not in (out / "Modelfile").read_text()
     with llama_server(out / "job-f16.gguf") as server:
         for row in rows[:4]:
             text = asked_by_card(server, (out / "README.md").read_text(), row["prompt"])
@@ -140,7 +137,6 @@ def test_what_no_chat_can_ask_keeps_the_base_s_template(folder: Callable[[str], 
     assert read_chat(*two.values()) is None
     export_gguf(checkpoint, None, two, settings=GgufSettings("f16", "job"), work=Work(out := folder("out")))
     assert "a chat gives other answers" in (out / "README.md").read_text()
-    assert "TEMPLATE" not in (out / "Modelfile").read_text()
     with llama_server(out / "job-f16.gguf") as server:
         assert server.ask("/apply-template", {"messages": [{"role": "user", "content": "x"}]})["prompt"] == (
             "<|user|>user said: x<|end|>"
@@ -152,39 +148,6 @@ BRACKETS = (
     "{% elif m['role'] == 'system' %}{{ '<<' + m['content'] + '>>' + strftime_now('%Y') }}"
     "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
 )
-
-
-TEXT: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
-
-
-def by_ollama(modelfile: str, prompt: str, system: str = "") -> str:
-    """What the template of a Modelfile writes, as Go would."""
-    (template,) = re.findall(r'^TEMPLATE """(.*)"""$', modelfile, re.MULTILINE)
-    if is_either := re.fullmatch(r"{{ if \.System }}(.*){{ else }}(.*){{ end }}", template):
-        template = is_either[1 if system else 2]
-    fields = {".Prompt": prompt, ".System": system}
-    parts = re.findall(r'{{ (\.\w+|"(?:[^"\\]|\\.)*") }}', template)
-    assert template == "".join(f"{{{{ {part} }}}}" for part in parts)
-    return "".join(fields[part] if part in fields else json.loads(part) for part in parts)
-
-
-NO_SYSTEM = (
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('none') }}{% endif %}{{ messages[0]['content'] }}:"
-)
-
-
-def test_ollama_gets_the_base_s_template_if_that_writes_the_message_once() -> None:
-    tokenizer = helpers.bpe_tokenizer()
-
-    def written(template: str) -> str:
-        return modelfile("a.gguf", Chat(("",), "{user}", (), (), (), 8, template=template, end="<|end|>"), tokenizer)
-
-    assert by_ollama(written(helpers.CHATML), "x", "y") == (
-        "<|im_start|>system\ny<|im_end|>\n<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
-    )
-    assert by_ollama(written(NO_SYSTEM), "x", "y") == by_ollama(written(NO_SYSTEM), "x") == "x:"
-    for template in ("{{ messages[0]['content'] }}" * 2, "always the same", "{{ raise_exception('no') }}"):
-        assert "TEMPLATE" not in written(template)
 
 
 def dialogue(i: int, system: str, turns: int) -> list[dict[str, str]]:
@@ -238,12 +201,6 @@ def test_messages_are_asked_by_the_base_s_chat_template(
     assert (after.eos_token, chat.end) == (end, end)
     assert json.loads((checkpoint / "generation_config.json").read_text())["eos_token_id"][0] == after.eos_token_id
     gap = " " if template == BRACKETS else ""
-    for system in ("", 'Be\n"so".'):
-        told = [{"role": "system", "content": system}] if system else []
-        expected = after.apply_chat_template([*told, {"role": "user", "content": "a b"}], **TEXT)
-        asked_by_ollama = by_ollama((out / "Modelfile").read_text(), "a b", system)
-        assert asked_by_ollama == expected.removeprefix("<s>" if tokenizer is helpers.spm_tokenizer else "")
-    assert f'\nPARAMETER stop "{end}"\n' in (out / "Modelfile").read_text()
     with llama_server(out / "turns-f16.gguf", 512) as server:
         for prompt in asked:
             messages = dialogue(prompt.example, systems[prompt.example % len(systems)], 1 + prompt.example % 3)
