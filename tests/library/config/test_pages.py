@@ -1,19 +1,16 @@
-"""The pages keep up with the code: configurations load; the settings, commands and options that they name exist."""
+"""The pages keep up with the code: configurations load, and the settings that they name exist."""
 
 import csv
 import re
-import shlex
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.main import get_command
 
 import claims
 import generated
-from tailored_llama.cli.main import app
 from tailored_llama.config import Section, SmallestConfig, SweepConfig, validate_as
 from tailored_llama.data import load_template
 
@@ -140,19 +137,3 @@ def test_a_setting_exists(page: Path) -> None:
     named = re.findall(rf"(?<![\w./-])((?:{'|'.join(SECTIONS)})\.[a-z_]+)(?![\w(/.])", page.read_text())
     files = re.compile(r"\.(toml|md|py|csv|parquet|json|html|gguf|txt)$")
     assert {name for name in named if not files.search(name)} <= KNOWN
-
-
-@current_pages
-def test_a_command_and_its_options_exist(page: Path) -> None:
-    for block in blocks(page, "sh"):
-        for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith("tailored-llama "):
-                check_command(shlex.split(line, comments=True)[1:])
-
-
-def check_command(words: Sequence[str]) -> None:
-    command: Any = get_command(app)
-    while hasattr(command, "commands") and not words[0].startswith("-"):
-        command, words = command.commands[words[0]], words[1:]
-    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
-    assert {word.split("=")[0] for word in words if word.startswith("-")} <= known, words
