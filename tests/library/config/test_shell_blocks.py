@@ -77,12 +77,14 @@ class Blocks:
 
     def problems(self) -> Iterator[str]:
         for line, block in self.blocks:
+            is_pinned = False  # what follows is of a commit
             for words in commands(block):
-                if words[:2] == ["git", "checkout"]:  # the rest is of that commit
+                if words[:2] == ["git", "checkout"]:
+                    is_pinned = True
                     if not is_in_history(words[2]):
                         yield f"line {line}: git checkout {words[2]}: not in the history"
-                    break
-                yield from (f"line {line}: {shlex.join(words)}: {problem}" for problem in self.check(words))
+                elif not is_pinned:
+                    yield from (f"line {line}: {shlex.join(words)}: {problem}" for problem in self.check(words))
 
     def check(self, words: list[str]) -> Iterator[str]:
         """What is wrong with a command."""
@@ -240,3 +242,10 @@ def test_what_has_left_is_found(command: str, problem: str) -> None:
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     pinned = f"git checkout {head.stdout.strip() or '0000000'}\n{command}"
     assert not list(Blocks(page(pinned)).problems())
+
+
+def test_a_commit_outside_the_history_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"rev-parse": (0, "false"), "merge-base": (1, "")}
+    monkeypatch.setattr(subprocess, "run", lambda words, **_: subprocess.CompletedProcess(words, *answers[words[1]]))
+    (problem,) = Blocks("```sh\ngit checkout 0123456\nfrobnicate\n```\n").problems()
+    assert problem == "line 1: git checkout 0123456: not in the history"
