@@ -8,7 +8,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Completed
 
 from tailored_llama.config import ExecutionConfig, RunConfig, StoreConfig, resolve
-from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun, WaitingForLabels, plan_run
+from tailored_llama.pipeline import COMPOSITIONS, IncompleteRun, WaitingForLabels, plan_run, steps
 from tailored_llama.store import ArtifactRef
 from tasks._dispatch import THREADED, Ordered, nodes_of
 from tasks._pages import keep_report, show_labels, show_plan
@@ -21,7 +21,7 @@ def run_name() -> str:
     model = config.model.short_name
     if only := flow_run.parameters.get("only"):
         return f"{only}, {model}"
-    ratios = ", ".join(f"{ratio:g}" for ratio in config.pruning.ratios)
+    ratios = ", ".join(steps.digits(ratio) for ratio in config.pruning.ratios)
     first, *more = [benchmark.name for benchmark in config.benchmarks]
     return f"{flow_run.flow_name} {model} @ {ratios}: {first}{f' and {len(more)} more' if more else ''}"
 

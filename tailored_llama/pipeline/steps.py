@@ -54,10 +54,15 @@ class Dense:
     counts: Artifact | None
 
 
-def at(ratio: float) -> str:
+def digits(ratio: float) -> str:
     """What names a ratio: two digits, or all six that tell it from others."""
     short = f"{ratio:.2f}"
-    return f"@ {short if float(short) == ratio else f'{ratio:g}'}"
+    return short if float(short) == ratio else f"{ratio:g}"
+
+
+def at(ratio: float) -> str:
+    """The end of the name of what is made at a ratio."""
+    return f"@ {digits(ratio)}"
 
 
 def load_examples(benchmark: BenchmarkConfig) -> Node:

@@ -64,6 +64,9 @@ def test_pruned_tuned_compared_saved_and_exported(
     assert table["examples"].nunique() == 1
 
     saved = AutoModelForCausalLM.from_pretrained(tuned.save(tmp_path / "saved"))
+    cards = [(folder / "README.md").read_text() for folder in (small.save(tmp_path / "untuned"), tmp_path / "saved")]
+    assert ["The model has not been tuned since." in card for card in cards] == [True, False]
+    assert ["A LoRA adapter has been merged into it since." in card for card in cards] == [False, True]
     loaded, tokenizer = tuned.load()
     text = tokenizer("one two", return_tensors="pt")
     assert saved(**text).logits.equal(loaded(**text).logits)
