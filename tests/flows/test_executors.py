@@ -30,7 +30,8 @@ def made(config: dict[str, Any], name: str, root: Path, is_flow: bool, execution
     """The artifacts of a composition in an empty store, but for its report, which tells times."""
     kind = COMPOSITIONS[name].kind
     own = build_config(
-        kind, config | OWN[name] | {"store": {"root": str(root), "reports": None}, "execution": execution}
+        kind,
+        config | OWN[name] | {"store": {"root": str(root), "reports": None, "export": None}, "execution": execution},
     )
     if is_flow:
         FLOWS[name](own)

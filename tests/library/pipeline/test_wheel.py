@@ -56,4 +56,4 @@ def test_the_command_has_help_and_the_examples(installed: Path, tmp_path: Path) 
 def test_it_runs_a_configuration(installed: Path, tmp_path: Path, own_run: dict[str, Any]) -> None:
     (tmp_path / "run.toml").write_text(as_toml(own_run))
     said = run(installed, tmp_path, installed / "bin" / "tailored-llama", "run", "run.toml")
-    assert said.endswith(f"report: {tmp_path / 'reports' / 'run' / 'report.html'}\n")
+    assert said.endswith(f"report: {tmp_path / 'reports' / 'tailor-run' / 'report.html'}\n")
