@@ -114,9 +114,23 @@ def test_a_generated_page_says_what_the_code_and_the_tables_say(page: str) -> No
 def test_a_search_that_a_page_shows_is_that_of_the_results(page: str, table: str) -> None:
     line = r"^\S+\s+(?:–|(\d+)\s%)\s(as it is|\w+)\s+(\d+)\sMB\s+([−\d.]+)\s(.+)$"  # some of the spaces do not break
     shown = re.findall(line, (ROOT / page).read_text(), flags=re.MULTILINE)
-    with (ROOT / "docs/results" / table).open(newline="") as file:
-        rows = [list(row.values())[1:6] for row in csv.DictReader(file)]
+    rows = [list(row.values())[1:6] for row in results(table)]
     assert [[cell.replace("−", "-") for cell in row] for row in shown[: len(rows)]] == rows  # a page's first one
+
+
+@pytest.mark.parametrize(("base", "table"), [("Gemma", "search.csv"), ("SmolLM2", "fields-search.csv")])
+def test_prune_or_quantise_shows_candidates_of_the_newest_searches(base: str, table: str) -> None:
+    shown, of_search = (
+        [[row[column] for column in ("MB", "removed %", "type", "loss on the choosing rows, points")] for row in rows]
+        for rows in ([r for r in results("prune-or-quantise.csv") if r["base"].startswith(base)], results(table))
+    )
+    assert shown
+    assert not [row for row in shown if row not in of_search]
+
+
+def results(table: str) -> list[dict[str, str]]:
+    with (ROOT / "docs/results" / table).open(newline="") as file:
+        return [*csv.DictReader(file)]
 
 
 @pytest.mark.parametrize("field", ["error", "seeds", "examples", "commit", "command"])
