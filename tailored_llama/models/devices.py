@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 # Multiplications of one projection (tokens × hidden²) that are worth another thread: where that thread could compute
 # another pass instead, and where it would have nothing else to do. With fewer, waking it takes longer than it saves.
 # Timing the first steps of a tuning instead would let the clock decide its bytes: with two threads, torch's attention
-# adds up texts of 4n + 1 tokens in another order.
+# adds up texts of some lengths (9, 13, 17, 21 tokens) in another order.
 _OF_MANY, _OF_ONE = 2**29, 2**26
 _AT_MOST = 16  # passes at once, each with activations of its own
 HEAD_POSITIONS = 256  # with logits in memory at once: 131 MB in float32 for 128,000 vocabulary entries
